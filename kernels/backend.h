@@ -1,0 +1,299 @@
+// Every operation a backend performs, with its shapes: the first header to read.
+//
+// Conventions. T = B * S tokens (B sequences of S), D model width, H heads, K key-value heads, E
+// head size, V vocabulary (Vp padded). Views are row-major, of any row stride unless "contiguous"
+// is said. Activations, values and their gradients share one compute dtype (F32 on the CPU, F64 in
+// the CPU's gradient tests, BF16 on CUDA); sums run in at least fp32. "Adds" means out += result.
+// Operations are asynchronous on their stream; no operation allocates. A broken shape is a CHECK.
+//
+// The CPU backend (kernels/cpu) is the specification: tests compare other backends with it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/base/device.h"
+#include "kernels/base/tensor_view.h"
+#include "kernels/sparse/layout.h"
+
+namespace filigree {
+
+// ---------------------------------------------------------------------------- dense operations
+
+// out[M, N] (+)= op(a) * op(b) + bias, where op transposes its operand if asked. `bias` [N] may be
+// empty.
+struct MatMulArgs {
+  ConstTensorView a;  // [M, K], or [K, M] if transpose_a
+  ConstTensorView b;  // [K, N], or [N, K] if transpose_b
+  TensorView out;     // [M, N]
+  bool transpose_a = false;
+  bool transpose_b = false;
+  bool accumulate = false;
+  ConstTensorView bias;
+};
+
+// out[n] += sum over rows of in[:, n].
+struct ColumnSumArgs {
+  ConstTensorView in;  // [T, N]
+  TensorView out;      // [N], gradient dtype
+};
+
+// y = x * rsqrt(mean(x^2) + epsilon) * gain. `rstd` [T] F32 (F64 for F64) is kept for backward.
+struct RmsNormArgs {
+  ConstTensorView x;     // [T, D]
+  ConstTensorView gain;  // [D]
+  TensorView y;          // [T, D]
+  TensorView rstd;       // [T]
+  double epsilon = 1e-6;
+};
+struct RmsNormBackwardArgs {
+  ConstTensorView x, dy;  // [T, D]
+  ConstTensorView gain;   // [D]
+  ConstTensorView rstd;   // [T]
+  TensorView dx;          // [T, D]; adds (the residual's gradient is there already)
+  TensorView dgain;       // [D]; adds
+};
+
+// y = (x - mean) * rstd * gain + bias.
+struct LayerNormArgs {
+  ConstTensorView x;           // [T, D]
+  ConstTensorView gain, bias;  // [D]
+  TensorView y;                // [T, D]
+  TensorView mean, rstd;       // [T]
+  double epsilon = 1e-5;
+};
+struct LayerNormBackwardArgs {
+  ConstTensorView x, dy;       // [T, D]
+  ConstTensorView gain;        // [D]
+  ConstTensorView mean, rstd;  // [T]
+  TensorView dx;               // [T, D]; adds
+  TensorView dgain, dbias;     // [D]; adds
+};
+
+// y = silu(gate) * up.
+struct SwiGluArgs {
+  ConstTensorView gate, up;  // [T, F]
+  TensorView y;              // [T, F]
+};
+struct SwiGluBackwardArgs {
+  ConstTensorView gate, up, dy;  // [T, F]
+  TensorView dgate, dup;         // [T, F]; overwrites; may alias gate and up
+};
+
+// y = gelu(x), tanh form (Hugging Face's gelu_new).
+struct GeluArgs {
+  ConstTensorView x;  // [T, F]
+  TensorView y;       // [T, F]
+};
+struct GeluBackwardArgs {
+  ConstTensorView x, dy;  // [T, F]
+  TensorView dx;          // [T, F]; overwrites; may alias dy
+};
+
+// out = a + b, any shape; out may alias a or b.
+struct AddArgs {
+  ConstTensorView a, b;
+  TensorView out;
+};
+
+class DenseOps {
+ public:
+  virtual ~DenseOps() = default;
+  virtual void MatMul(const MatMulArgs& args, Stream& stream) = 0;
+  virtual void ColumnSum(const ColumnSumArgs& args, Stream& stream) = 0;
+  virtual void RmsNorm(const RmsNormArgs& args, Stream& stream) = 0;
+  virtual void RmsNormBackward(const RmsNormBackwardArgs& args, Stream& stream) = 0;
+  virtual void LayerNorm(const LayerNormArgs& args, Stream& stream) = 0;
+  virtual void LayerNormBackward(const LayerNormBackwardArgs& args, Stream& stream) = 0;
+  virtual void SwiGlu(const SwiGluArgs& args, Stream& stream) = 0;
+  virtual void SwiGluBackward(const SwiGluBackwardArgs& args, Stream& stream) = 0;
+  virtual void Gelu(const GeluArgs& args, Stream& stream) = 0;
+  virtual void GeluBackward(const GeluBackwardArgs& args, Stream& stream) = 0;
+  virtual void Add(const AddArgs& args, Stream& stream) = 0;
+};
+
+// --------------------------------------------------------------------------- sparse operations
+
+// A layout as the backend's kernels read it: index buffers on the device, transposed index,
+// schedules. Made once a layout by PrepareLayout, owned by the caller.
+class PreparedLayout {
+ public:
+  explicit PreparedLayout(SparseLayout layout) : layout_(std::move(layout)) {}
+  virtual ~PreparedLayout() = default;
+  const SparseLayout& layout() const { return layout_; }
+  // Device bytes of the indices and schedules it holds.
+  virtual size_t bytes() const = 0;
+
+ private:
+  SparseLayout layout_;
+};
+
+// Blocked products. W is the weight [out, in] that `weight` (blocked) and `values` [stored]
+// describe. y = x * W^T + bias; rows of W without blocks give y = bias (or zero).
+struct SpmmArgs {
+  const PreparedLayout* weight = nullptr;
+  ConstTensorView values;  // [stored_count]
+  ConstTensorView x;       // [T, in]
+  TensorView y;            // [T, out]; overwrites
+  ConstTensorView bias;    // [out] or empty
+};
+// dx (+)= dy * W, from the same stored blocks.
+struct SpmmTransposedArgs {
+  const PreparedLayout* weight = nullptr;
+  ConstTensorView values;  // [stored_count]
+  ConstTensorView dy;      // [T, out]
+  TensorView dx;           // [T, in]
+  bool accumulate = false;
+};
+// dvalues += the stored cells of dy^T * x (SDDMM); edge padding receives zero.
+struct SddmmArgs {
+  const PreparedLayout* weight = nullptr;
+  ConstTensorView dy;  // [T, out]
+  ConstTensorView x;   // [T, in]
+  TensorView dvalues;  // [stored_count], gradient dtype
+};
+
+// dense[out, in] = stored values at their cells, zero elsewhere. Any layout kind.
+struct ScatterStoredArgs {
+  const PreparedLayout* weight = nullptr;
+  ConstTensorView values;  // [stored_count]
+  TensorView dense;        // [out, in]
+};
+// values (+)= the stored cells of dense; edge padding receives zero.
+struct GatherStoredArgs {
+  const PreparedLayout* weight = nullptr;
+  ConstTensorView dense;  // [out, in]
+  TensorView values;      // [stored_count]
+  bool accumulate = false;
+};
+
+class SparseOps {
+ public:
+  virtual ~SparseOps() = default;
+  virtual std::unique_ptr<PreparedLayout> PrepareLayout(const SparseLayout& layout) = 0;
+  virtual void Spmm(const SpmmArgs& args, Stream& stream) = 0;
+  virtual void SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) = 0;
+  virtual void Sddmm(const SddmmArgs& args, Stream& stream) = 0;
+  virtual void ScatterStored(const ScatterStoredArgs& args, Stream& stream) = 0;
+  virtual void GatherStored(const GatherStoredArgs& args, Stream& stream) = 0;
+};
+
+// ------------------------------------------------------------------------------------ attention
+
+// Rotate-half RoPE in place on x [T, heads * E]: position p = row % seq_len + first_position, pair
+// (j, j + E/2) turned by p * theta^(-2j/E). `inverse` turns back (the backward pass).
+struct RopeArgs {
+  TensorView x;
+  int64_t seq_len = 0;
+  int64_t heads = 0;
+  double theta = 10000.0;
+  int64_t first_position = 0;
+  bool inverse = false;
+};
+
+// Causal softmax(q k^T / sqrt(E)) v within each sequence; query head h reads key-value head h / (H
+// / K).
+struct AttentionArgs {
+  ConstTensorView q;     // [T, H * E]
+  ConstTensorView k, v;  // [T, K * E]
+  TensorView out;        // [T, H * E]
+  TensorView lse;        // [T, H] log-sum-exp of the scaled scores, F32 (F64 for F64)
+  int64_t seq_len = 0, heads = 0, kv_heads = 0;
+};
+struct AttentionBackwardArgs {
+  ConstTensorView q, k, v, out, dout;  // as above
+  ConstTensorView lse;                 // [T, H]
+  TensorView dq, dk, dv;               // as q, k, v; overwrites
+  int64_t seq_len = 0, heads = 0, kv_heads = 0;
+};
+
+class AttentionOps {
+ public:
+  virtual ~AttentionOps() = default;
+  virtual void Rope(const RopeArgs& args, Stream& stream) = 0;
+  virtual void Attention(const AttentionArgs& args, Stream& stream) = 0;
+  virtual void AttentionBackward(const AttentionBackwardArgs& args, Stream& stream) = 0;
+};
+
+// --------------------------------------------------------------------------- embedding and loss
+
+// out[t] = table[tokens[t]] + positions[t % seq_len + first_position]; `positions` may be empty.
+struct EmbeddingArgs {
+  ConstTensorView tokens;     // [T] I32, each in [0, V)
+  ConstTensorView table;      // [Vp, D]
+  ConstTensorView positions;  // [max positions, D] or empty
+  TensorView out;             // [T, D]
+  int64_t seq_len = 0;
+  int64_t first_position = 0;
+};
+// dtable[token] += sum of dout over its occurrences, in a fixed order; dpositions likewise.
+struct EmbeddingBackwardArgs {
+  ConstTensorView tokens;
+  ConstTensorView dout;   // [T, D]
+  TensorView dtable;      // [Vp, D]; adds
+  TensorView dpositions;  // or empty; adds
+  int64_t seq_len = 0;
+};
+
+// Per-token loss -log softmax(logits)[target] over the first `vocab_size` columns; columns beyond
+// are padding of logit -inf. A target of -1 is masked: loss 0, gradient 0. When `loss_scale` is not
+// zero the logits are overwritten by loss_scale * (softmax - onehot), padding columns by zero.
+struct CrossEntropyArgs {
+  TensorView logits;        // [T, Vp]
+  ConstTensorView targets;  // [T] I32
+  TensorView losses;        // [T] F32 (F64 for F64)
+  int64_t vocab_size = 0;
+  double loss_scale = 0;  // 1 / global valid tokens in training, 0 in evaluation
+};
+
+class LossOps {
+ public:
+  virtual ~LossOps() = default;
+  virtual void Embedding(const EmbeddingArgs& args, Stream& stream) = 0;
+  virtual void EmbeddingBackward(const EmbeddingBackwardArgs& args, Stream& stream) = 0;
+  virtual void CrossEntropy(const CrossEntropyArgs& args, Stream& stream) = 0;
+};
+
+// ------------------------------------------------------------------------------------ optimizer
+
+// AdamW (Loshchilov & Hutter 2019) over contiguous elements; bias-corrected; decoupled decay:
+//   g = grad * scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+//   w = w - lr * (m / (1-b1^step) / (sqrt(v / (1-b2^step)) + epsilon) + weight_decay * w)
+// `master` is updated and `values` receives it rounded; both may be the same memory. `step` counts
+// from 1. `scale` is read on the device (one F32: clip factor); where it is not finite, nothing is
+// written.
+struct AdamWArgs {
+  TensorView values;      // compute dtype
+  TensorView master;      // F32 (F64 for F64)
+  ConstTensorView grads;  // gradient dtype
+  TensorView m, v;        // F32 (F64 for F64)
+  ConstTensorView scale;  // [1] F32
+  double lr = 0, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0;
+  int64_t step = 1;
+};
+
+// out[0] += sum of squares of `in`, F64, in a fixed order.
+struct SumOfSquaresArgs {
+  ConstTensorView in;
+  TensorView out;  // [1] F64
+};
+
+class OptimizerOps {
+ public:
+  virtual ~OptimizerOps() = default;
+  virtual void AdamW(const AdamWArgs& args, Stream& stream) = 0;
+  virtual void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) = 0;
+};
+
+// ---------------------------------------------------------------------------------- the backend
+
+class Backend : public DenseOps,
+                public SparseOps,
+                public AttentionOps,
+                public LossOps,
+                public OptimizerOps {
+ public:
+  virtual Device& device() = 0;
+};
+
+}  // namespace filigree

@@ -1,0 +1,94 @@
+// Devices: where memory lives and where operations run. CPU and CUDA implement this one interface.
+//
+// Asynchrony is explicit: every copy and every operation takes a Stream, and there is no default
+// stream. On the CPU, streams run inline and events are always complete, so the same host code is
+// correct on both. No managed memory, no hidden copies.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "kernels/base/tensor_view.h"
+
+namespace filigree {
+
+class Stream;
+
+// A point in a stream's work.
+class Event {
+ public:
+  virtual ~Event() = default;
+  // Marks everything submitted to `stream` so far.
+  virtual void Record(Stream& stream) = 0;
+  // True once the marked work is done (also before the first Record).
+  virtual bool Done() const = 0;
+  virtual void Synchronize() = 0;
+};
+
+// An ordered queue of work on a device.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  // Work submitted from now on starts after `event`.
+  virtual void Wait(const Event& event) = 0;
+  virtual void Synchronize() = 0;
+};
+
+// Device (or pinned host) memory with one owner; move-only; frees itself.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  using Deleter = void (*)(void* owner, void* data, size_t bytes, const std::string& kind);
+  DeviceBuffer(void* data, size_t bytes, std::string kind, void* owner, Deleter deleter)
+      : data_(data), bytes_(bytes), kind_(std::move(kind)), owner_(owner), deleter_(deleter) {}
+  DeviceBuffer(DeviceBuffer&& other) noexcept { *this = std::move(other); }
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept;
+  ~DeviceBuffer() { Free(); }
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  // The buffer as a vector of `count` elements from `first_byte` on.
+  TensorView View(DType dtype, int64_t count, size_t first_byte = 0) const;
+
+ private:
+  void Free();
+
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  std::string kind_;
+  void* owner_ = nullptr;
+  Deleter deleter_ = nullptr;
+};
+
+// Bytes held now and at the peak, by kind ("values", "grads", "master", "moments", "layouts",
+// "compute_copies", "activations", "scratch"), as `plan` and the metrics print them.
+struct MemoryUsage {
+  std::map<std::string, size_t> bytes_by_kind;
+  size_t total_bytes = 0;
+  size_t peak_bytes = 0;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual std::string_view name() const = 0;
+  // The dtype of activations and of the values that compute reads: F32 on the CPU, BF16 on CUDA.
+  virtual DType compute_dtype() const = 0;
+  // Uninitialised memory, aligned to 256 bytes. Running out of it is fatal: the message says what
+  // was needed and what was free. The device must outlive its buffers.
+  virtual DeviceBuffer Allocate(size_t bytes, std::string_view kind) = 0;
+  // Host memory that asynchronous copies can read and write.
+  virtual DeviceBuffer AllocatePinned(size_t bytes, std::string_view kind) = 0;
+  // Same shape and dtype on both sides; either may be host or device memory; rows may be strided.
+  virtual void CopyAsync(TensorView dst, ConstTensorView src, Stream& stream) = 0;
+  virtual void ZeroAsync(TensorView dst, Stream& stream) = 0;
+  virtual std::unique_ptr<Stream> NewStream() = 0;
+  virtual std::unique_ptr<Event> NewEvent() = 0;
+  virtual MemoryUsage memory_usage() const = 0;
+};
+
+}  // namespace filigree
