@@ -180,14 +180,13 @@ class SparseOps {
 
 // ------------------------------------------------------------------------------------ attention
 
-// Rotate-half RoPE in place on x [T, heads * E]: position p = row % seq_len + first_position, pair
+// Rotate-half RoPE in place on x [T, heads * E]: position p = row % seq_len, pair
 // (j, j + E/2) turned by p * theta^(-2j/E). `inverse` turns back (the backward pass).
 struct RopeArgs {
   TensorView x;
   int64_t seq_len = 0;
   int64_t heads = 0;
   double theta = 10000.0;
-  int64_t first_position = 0;
   bool inverse = false;
 };
 
@@ -217,14 +216,13 @@ class AttentionOps {
 
 // --------------------------------------------------------------------------- embedding and loss
 
-// out[t] = table[tokens[t]] + positions[t % seq_len + first_position]; `positions` may be empty.
+// out[t] = table[tokens[t]] + positions[t % seq_len]; `positions` may be empty.
 struct EmbeddingArgs {
   ConstTensorView tokens;     // [T] I32, each in [0, V)
   ConstTensorView table;      // [Vp, D]
   ConstTensorView positions;  // [max positions, D] or empty
   TensorView out;             // [T, D]
   int64_t seq_len = 0;
-  int64_t first_position = 0;
 };
 // dtable[token] += sum of dout over its occurrences, in a fixed order; dpositions likewise.
 struct EmbeddingBackwardArgs {
