@@ -1,0 +1,62 @@
+// Communication between ranks. Implementations: one process (SingleProcess), MPI on the host, NCCL.
+//
+// Bulk collectives take views (counts are elements, never bytes), start when `ready` is complete
+// and return Work; the buffers must stay alive and untouched until Work::Wait. All ranks call the
+// same collectives in the same order. Every rank receives the same bits. A failed call of the
+// library underneath is fatal and takes the peers down.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "kernels/base/device.h"
+#include "kernels/base/tensor_view.h"
+
+namespace filigree {
+
+enum class ReduceOp { kSum, kMin, kMax };
+
+// A collective under way.
+class Work {
+ public:
+  virtual ~Work() = default;
+  // Work submitted to `stream` from now on sees the result. On the host this blocks.
+  virtual void Wait(Stream& stream) = 0;
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  // Rank and number of ranks on this host.
+  virtual int local_rank() const = 0;
+  virtual int local_size() const = 0;
+  virtual const std::string& host() const = 0;
+
+  // In place, element-wise over all ranks. F64, F32, BF16 (summed in F32), I64.
+  virtual std::unique_ptr<Work> AllReduce(TensorView data, ReduceOp op, const Event& ready) = 0;
+  // out [n] = this rank's slice of the element-wise result over `in` [size() * n]. `out` may be
+  // exactly that slice of `in`; the other slices of `in` are undefined afterwards.
+  virtual std::unique_ptr<Work> ReduceScatter(TensorView in, TensorView out, ReduceOp op,
+                                              const Event& ready) = 0;
+  // out [size() * n] = the ranks' `in` [n] in order of rank. `in` may be exactly this rank's slice.
+  virtual std::unique_ptr<Work> AllGather(ConstTensorView in, TensorView out,
+                                          const Event& ready) = 0;
+  virtual std::unique_ptr<Work> Broadcast(TensorView data, int root, const Event& ready) = 0;
+
+  // Small values in host memory; blocking.
+  virtual void AllReduceHost(std::span<double> values, ReduceOp op) = 0;
+  virtual void AllReduceHost(std::span<int64_t> values, ReduceOp op) = 0;
+  // Every rank's copy of `text` becomes root's.
+  virtual void BroadcastHost(std::string* text, int root) = 0;
+  virtual void Barrier() = 0;
+
+  // Ends all ranks with this exit code, without waiting for anything.
+  [[noreturn]] virtual void Abort(int exit_code) = 0;
+};
+
+}  // namespace filigree

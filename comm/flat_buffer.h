@@ -1,0 +1,67 @@
+// The trainable state of a model as flat arrays over a FlatLayout.
+//
+//   values  compute dtype, whole     what the forward pass reads
+//   grads   gradient dtype, whole    what backward adds into
+//   master  F32 (F64), own shard     the value that AdamW updates
+//   m, v    F32 (F64), own shard     first and second moments
+//
+// Where `values` already have the master's dtype and there is one shard, master is `values` itself
+// and costs nothing; under ZeRO-1 in that dtype, master is the rank's own slices of `values`.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "comm/flat_layout.h"
+#include "kernels/base/device.h"
+
+namespace filigree {
+
+class FlatBuffer {
+ public:
+  FlatBuffer() = default;
+  // Allocates and zeroes everything on `stream`. `shard` is the rank under ZeRO-1, else 0.
+  FlatBuffer(Device& device, FlatLayout layout, int shard, DType value_dtype, DType grad_dtype,
+             Stream& stream);
+
+  const FlatLayout& layout() const { return layout_; }
+  int shard() const { return shard_; }
+
+  TensorView values() const { return values_; }  // [total_count]
+  TensorView grads() const { return grads_; }    // [total_count]
+  TensorView Values(int segment) const;          // [segment count]
+  TensorView Grads(int segment) const;
+
+  // Pieces the shard owns: the same range of every array. `master` may alias values.
+  TensorView Master(const OwnedRange& range) const;
+  TensorView M(const OwnedRange& range) const;
+  TensorView V(const OwnedRange& range) const;
+  // True where master has memory of its own.
+  bool has_master() const { return master_.bytes() > 0; }
+  const std::vector<OwnedRange>& owned() const { return owned_; }
+
+ private:
+  FlatLayout layout_;
+  int shard_ = 0;
+  std::vector<OwnedRange> owned_;
+  DeviceBuffer values_buffer_, grads_buffer_, master_, m_, v_;
+  TensorView values_, grads_;
+  DType master_dtype_ = DType::kF32;
+};
+
+// Which array of the state.
+enum class StateKind { kMaster, kM, kV };
+
+// The whole array of one segment, gathered on every rank from the shards that own its pieces: the
+// common step of checkpoints and of topology or phase changes. Host memory, `count` elements of the
+// master's dtype. Collective over `communicator`.
+std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, StateKind kind,
+                                     Communicator& communicator, Stream& stream);
+// The inverse: each rank keeps its own pieces of `whole` (master, which also refreshes values, m or
+// v).
+void ScatterSegment(FlatBuffer& buffer, int segment, StateKind kind,
+                    std::span<const std::byte> whole, Stream& stream);
+
+}  // namespace filigree

@@ -1,0 +1,80 @@
+// Where each parameter lies in the flat buffers, how these are cut into buckets, and who owns what.
+//
+// Pure arithmetic on element counts. Parameters occupy segments in order of creation (forward
+// order); each segment begins at a multiple of kSegmentAlignment, so quantisation blocks begin
+// where parameters begin. Consecutive segments of the same traffic kind form buckets of about
+// `bucket_elements`; a bucket is padded to a multiple of shards * kSegmentAlignment and shard r
+// owns slice r of every bucket. With ZeRO-0 there is one shard: every rank owns everything.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/base/status.h"
+
+namespace filigree {
+
+inline constexpr int64_t kSegmentAlignment = 256;  // elements
+
+// Sparsified and dense parameters travel in separate buckets, so that their bytes are counted
+// apart.
+enum class TrafficKind : uint8_t { kDense, kSparsified };
+
+struct SegmentSpec {
+  int64_t count = 0;  // stored elements
+  TrafficKind kind = TrafficKind::kDense;
+};
+
+struct Segment {
+  int64_t offset = 0;  // elements from the start of the flat buffer
+  int64_t count = 0;
+  int bucket = 0;
+};
+
+struct Bucket {
+  int64_t offset = 0;
+  int64_t count = 0;  // padding included; a multiple of shards * kSegmentAlignment
+  int first_segment = 0, segment_count = 0;
+  TrafficKind kind = TrafficKind::kDense;
+};
+
+// A piece of one segment inside the slice that a shard owns.
+struct OwnedRange {
+  int segment = 0;
+  int64_t segment_begin = 0;  // first element of the piece, counted from the segment's start
+  int64_t flat_begin = 0;     // the same, counted from the start of the flat buffer
+  int64_t shard_begin = 0;    // the same, counted from the start of the shard's own buffers
+  int64_t count = 0;
+};
+
+class FlatLayout {
+ public:
+  FlatLayout() = default;
+  // `shards`: 1 (ZeRO-0) or the number of ranks (ZeRO-1).
+  static FlatLayout Build(const std::vector<SegmentSpec>& specs, int shards,
+                          int64_t bucket_elements);
+
+  int shards() const { return shards_; }
+  int64_t total_count() const { return total_count_; }  // padding included
+  int64_t shard_count() const { return total_count_ / shards_; }
+  const std::vector<Segment>& segments() const { return segments_; }
+  const std::vector<Bucket>& buckets() const { return buckets_; }
+
+  // The slice of a bucket that a shard owns: offset in the flat buffer, and in the shard's own
+  // buffers (which hold the slices of all buckets one after the other).
+  struct Slice {
+    int64_t flat_offset = 0, shard_offset = 0, count = 0;
+  };
+  Slice slice(int bucket, int shard) const;
+
+  // All pieces of segments that a shard owns, in order.
+  std::vector<OwnedRange> OwnedRanges(int shard) const;
+
+ private:
+  int shards_ = 1;
+  int64_t total_count_ = 0;
+  std::vector<Segment> segments_;
+  std::vector<Bucket> buckets_;
+};
+
+}  // namespace filigree
