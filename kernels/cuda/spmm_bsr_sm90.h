@@ -1,0 +1,56 @@
+// Block-sparse products Y = X W^T and dX = dY W on Hopper, from the same stored blocks.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/block_schedule.h"
+
+namespace filigree {
+
+struct SpmmDesc {
+  BlockShape block;
+  bool transposed = false;  // false: Y = X W^T; true: dX = dY W
+  int64_t tokens = 0;
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  int64_t block_count = 0;
+
+  int64_t input_width() const { return transposed ? out_features : in_features; }
+  int64_t output_width() const { return transposed ? in_features : out_features; }
+  int tile_features() const { return transposed ? block.cols : block.rows; }
+};
+
+// A pure function of the problem and of the number of multiprocessors.
+struct SpmmConfig {
+  int cluster = 1;  // CTAs along the tokens that share each weight slice by multicast
+  SpmmTiling tiling;
+};
+
+// Device pointers; all arrays are owned by the caller and must outlive the launch.
+struct SpmmArgs {
+  const __nv_bfloat16* values = nullptr;  // [block_count, block.rows, block.cols]
+  const __nv_bfloat16* input = nullptr;   // [tokens, input_width], row stride input_stride
+  __nv_bfloat16* output = nullptr;        // [tokens, output_width], written whole
+  int64_t input_stride = 0;
+  int64_t output_stride = 0;
+  const SpmmStep* steps = nullptr;  // BuildSpmmSchedule(pattern, transposed, tokens, tiling)
+  const SpmmTile* tiles = nullptr;
+  const int32_t* worker_begin = nullptr;
+};
+
+struct SpmmVariant {
+  const char* name;
+  bool (*can_implement)(const SpmmDesc&);
+  SpmmConfig (*config)(const SpmmDesc&, int multiprocessors);
+  void (*launch)(const SpmmDesc&, const SpmmConfig&, const SpmmArgs&, cudaStream_t);
+};
+
+bool CanImplementSpmmBsrSm90(const SpmmDesc& desc);
+SpmmConfig ConfigSpmmBsrSm90(const SpmmDesc& desc, int multiprocessors);
+void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const SpmmArgs& args,
+                       cudaStream_t stream);
+
+}  // namespace filigree

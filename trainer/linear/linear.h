@@ -1,0 +1,115 @@
+// A linear map y = x W^T + bias whose weight W [out, in] is stored in some parameterisation.
+//
+// The model sees only this interface; optimizer, exchange and checkpoints see only the parameters.
+// To add a parameterisation: one file here and one row in registry.cc; the tests loop over the
+// registry.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/base/status.h"
+#include "trainer/parameter.h"
+#include "trainer/spec.h"
+
+namespace filigree {
+
+// What a model asks for.
+struct LinearSpec {
+  std::string name;  // "layers.3.attention.q"; parameters are name + ".weight" and name + ".bias"
+  int64_t out = 0, in = 0;
+  bool bias = false;
+  double init_std = 0.02;
+};
+
+// A parameter's memory in the flat buffers.
+struct BoundParameter {
+  TensorView values;  // [segment_count], compute dtype
+  TensorView grads;   // [segment_count], gradient dtype
+};
+
+// Floating-point operations per token of one forward pass; a training step takes three times as
+// many (forward, input gradient, weight gradient). See ARCHITECTURE.md, "Names", for the three
+// kinds.
+struct LinearFlops {
+  double dense_equivalent = 0, method = 0, executed = 0;
+};
+
+// Memory beyond values, gradients and optimizer state.
+struct LinearMemory {
+  int64_t layout_bytes = 0;        // indices
+  int64_t compute_copy_bytes = 0;  // expanded weights that compute reads
+  int64_t scratch_bytes = 0;       // needed during one backward; shared by all linears (maximum)
+};
+
+class Linear {
+ public:
+  virtual ~Linear() = default;
+
+  // In creation order: what the flat buffers must hold. Layouts are already drawn.
+  virtual std::vector<Parameter> Parameters() const = 0;
+  // Gives the linear its memory: `parameters` in the order of Parameters(), `scratch` of at least
+  // memory().scratch_bytes, both outliving the linear's use.
+  virtual void Bind(std::span<const BoundParameter> parameters, TensorView scratch) = 0;
+
+  // Values -> what compute reads. Call after every change of the values, before Forward.
+  virtual void Materialize(Stream& stream) = 0;
+  // y [T, out] = x [T, in] W^T + bias. Views may be strided.
+  virtual void Forward(ConstTensorView x, TensorView y, Stream& stream) = 0;
+  // Adds the gradients of weight and bias into grads; dx [T, in] (+)= dy W unless dx is empty.
+  virtual void Backward(ConstTensorView x, ConstTensorView dy, TensorView dx, bool accumulate_dx,
+                        Stream& stream) = 0;
+
+  virtual LinearFlops flops() const = 0;
+  virtual LinearMemory memory(DType compute_dtype) const = 0;
+};
+
+// One row of the registry.
+struct Parameterisation {
+  std::string_view name;
+  std::string_view summary;
+  // Problems of this spec for a weight [out, in] ("sparsity 0.999 leaves no block of ..."), or OK.
+  Status (*validate)(const LinearSpec& linear, const SparsitySpec& sparsity);
+  std::unique_ptr<Linear> (*create)(const LinearSpec& linear, const SparsitySpec& sparsity,
+                                    uint64_t seed, Backend& backend);
+};
+
+// All rows, and one by name (nullptr where there is none).
+std::span<const Parameterisation> Parameterisations();
+const Parameterisation* FindParameterisation(std::string_view name);
+
+// The first entry of `sparsity` whose patterns match the weight's name; a dense spec where none
+// does.
+SparsitySpec MatchSparsity(std::string_view weight_name, const std::vector<SparsitySpec>& sparsity);
+
+// A sequence of linears that share their input (q, k, v; gate, up): y's columns are the parts'
+// outputs side by side, dx is the sum of the parts'. Topology, checkpoints and export see only the
+// parts.
+class LinearGroup {
+ public:
+  explicit LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<int64_t> widths);
+
+  int64_t out() const { return offsets_.back(); }
+  // The columns of part i in a [T, out()] view.
+  template <typename View>
+  View Part(View y, int i) const {
+    return y.Cols(offsets_[i], offsets_[i + 1] - offsets_[i]);
+  }
+  std::span<const std::unique_ptr<Linear>> parts() const { return parts_; }
+
+  void Materialize(Stream& stream);
+  void Forward(ConstTensorView x, TensorView y, Stream& stream);
+  void Backward(ConstTensorView x, ConstTensorView dy, TensorView dx, Stream& stream);
+
+ private:
+  std::vector<std::unique_ptr<Linear>> parts_;
+  std::vector<int64_t> offsets_;  // parts + 1
+};
+
+}  // namespace filigree

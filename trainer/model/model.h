@@ -1,0 +1,76 @@
+// A decoder-only language model with explicit forward and backward passes (no autograd).
+//
+// Order of use: Create, lay parameters() out in a FlatBuffer, Bind, ReserveActivations, then per
+// micro-batch ForwardLoss or ForwardBackward. Gradients add into the flat buffer's grads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "comm/flat_buffer.h"
+#include "kernels/backend.h"
+#include "trainer/linear/linear.h"
+#include "trainer/parameter.h"
+#include "trainer/spec.h"
+
+namespace filigree {
+
+// One micro-batch on the device: B sequences of S tokens, row-major.
+struct MicroBatch {
+  ConstTensorView tokens;   // [B * S] I32
+  ConstTensorView targets;  // [B * S] I32, -1 masked; empty for Logits
+  int64_t seq_len = 0;
+};
+
+// Called by the model with an index into parameters(). Either may be empty.
+struct ParameterHooks {
+  // Before the first read of a parameter after ValuesChanged (ZeRO-1: wait for its all-gather).
+  std::function<void(int parameter)> before_use;
+  // Backward has added its last contribution of this micro-batch to the parameter's gradient.
+  std::function<void(int parameter)> grad_ready;
+};
+
+// Forward operations per token at sequence length S, for the whole model: linears by the three
+// kinds, attention counted in full (4 S D a layer, not halved for causality) and logits 2 V D in
+// each.
+LinearFlops ForwardFlopsPerToken(const class Model& model, int64_t seq_len);
+
+class Model {
+ public:
+  // `sparsity` entries were validated. Layouts are drawn from `seed` unless `layouts` gives them by
+  // parameter name (a resumed run).
+  static std::unique_ptr<Model> Create(const ModelSpec& spec,
+                                       const std::vector<SparsitySpec>& sparsity, uint64_t seed,
+                                       Backend& backend);
+  virtual ~Model() = default;
+
+  virtual const ModelSpec& spec() const = 0;
+  // In creation order (embedding first, head last).
+  virtual const std::vector<Parameter>& parameters() const = 0;
+  virtual std::vector<const Linear*> linears() const = 0;
+
+  // Gives parameters their memory: parameter i is segment i of `buffer`, which must outlive the
+  // model's use. Compute copies and backward scratch are allocated here.
+  virtual void Bind(FlatBuffer& buffer) = 0;
+
+  // Device bytes of activations for micro-batches of at most B x S, without allocating; training
+  // also counts what backward needs.
+  virtual size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const = 0;
+  virtual void ReserveActivations(int64_t sequences, int64_t seq_len, bool training) = 0;
+
+  virtual void set_hooks(ParameterHooks hooks) = 0;
+  // Values were written from outside: every linear is materialised again before its next use.
+  virtual void ValuesChanged() = 0;
+
+  // Per-token losses [B * S] of the batch.
+  virtual void ForwardLoss(const MicroBatch& batch, TensorView losses, Stream& stream) = 0;
+  // The same, then gradients of loss_scale * sum of losses are added into grads.
+  virtual void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,
+                               Stream& stream) = 0;
+  // Logits [B * S, V] of the batch, as a view of the activation arena, valid until the next pass.
+  virtual ConstTensorView Logits(const MicroBatch& batch, Stream& stream) = 0;
+};
+
+}  // namespace filigree

@@ -1,0 +1,48 @@
+// A parameter: one trainable array, its logical shape and the layout of what is stored of it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/sparse/layout.h"
+
+namespace filigree {
+
+enum class InitKind { kNormal, kZeros, kOnes };
+
+// Names are neutral between model families and shown to users: "embedding.weight",
+// "position_embedding.weight", "layers.3.attention_norm.weight",
+// "layers.3.attention.{q,k,v,o}.weight", "layers.3.mlp_norm.weight",
+// "layers.3.mlp.{gate,up,down}.weight", "final_norm.weight", "head.weight", and ".bias" beside any
+// of them.
+struct Parameter {
+  std::string name;
+  // Logical shape: [n] or [out, in]. Vocabulary matrices are logically [V, D].
+  std::vector<int64_t> shape;
+  // Which cells are stored; dense unless a parameterisation says otherwise. [n] is seen as [1, n].
+  SparseLayout layout;
+  // Elements of the segment beyond the layout's stored cells: rows that pad the vocabulary. They
+  // follow the stored ones, start at zero and stay there.
+  int64_t padding_count = 0;
+  // Decoupled weight decay touches matrices only.
+  bool decay = false;
+  // Attention and feed-forward matrices: what `sparsity` in configs, logs and metrics is counted
+  // over.
+  bool sparsifiable = false;
+  InitKind init = InitKind::kNormal;
+  double init_std = 0.02;
+
+  int64_t logical_count() const {
+    int64_t count = 1;
+    for (int64_t extent : shape) count *= extent;
+    return count;
+  }
+  int64_t segment_count() const { return layout.stored_count() + padding_count; }
+};
+
+// The value a parameter starts from at a logical index: a pure function of (seed, name, index), so
+// it is the same for any layout, parameterisation and number of ranks.
+double InitialValue(const Parameter& parameter, uint64_t seed, int64_t logical_index);
+
+}  // namespace filigree

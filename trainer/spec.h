@@ -1,0 +1,134 @@
+// The resolved configuration as plain structs: complete, validated, every default filled in.
+//
+// trainer/config makes a RunSpec from run.proto; everything else in trainer/ reads these structs
+// and never sees protobuf.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace filigree {
+
+enum class ModelFamily { kLlama, kGpt2 };
+enum class Recompute { kNone, kActivations, kLayer };
+
+// A decoder-only transformer. Letters as in ARCHITECTURE.md.
+struct ModelSpec {
+  ModelFamily family = ModelFamily::kLlama;
+  int64_t layers = 0;             // L
+  int64_t width = 0;              // D
+  int64_t heads = 0;              // H
+  int64_t kv_heads = 0;           // K
+  int64_t head_size = 0;          // E
+  int64_t feed_forward = 0;       // F
+  int64_t vocab_size = 0;         // V
+  int64_t padded_vocab_size = 0;  // Vp >= V
+  int64_t max_positions = 0;
+  bool tied_head = false;
+  double rope_theta = 10000;
+  double norm_epsilon = 1e-6;
+  double init_std = 0.02;
+  Recompute recompute = Recompute::kNone;
+
+  bool operator==(const ModelSpec&) const = default;
+};
+
+// How the weights that match are stored and computed.
+struct SparsitySpec {
+  std::vector<std::string> include, exclude;  // globs over parameter names
+  std::string parameterisation = "dense";
+  double sparsity = 0;
+  int64_t block_out = 32, block_in = 32;
+  std::string rule = "static_random";
+  std::string distribution = "uniform";
+
+  bool operator==(const SparsitySpec&) const = default;
+};
+
+struct DataSourceSpec {
+  std::string glob;
+  double weight = 1;
+};
+
+struct DataSpec {
+  enum class Layout { kPacked, kOneDocumentPerRow };
+  enum class BareDtype { kNotBare, kU16, kU32 };
+  std::vector<DataSourceSpec> train;
+  std::string validation;  // glob; empty: none
+  std::string prepared;    // directory with the tokenizer; empty: none
+  BareDtype bare_dtype = BareDtype::kNotBare;
+  Layout layout = Layout::kPacked;
+  bool shuffle = true;
+  int64_t loss_after_token = -1;
+  int64_t delimiter_token = -1;
+  int64_t padding_token = -1;
+};
+
+struct BatchSpec {
+  int64_t seq_len = 0;                // S
+  int64_t tokens_per_step = 0;        // over all ranks; a multiple of seq_len
+  int64_t micro_batch_sequences = 0;  // B
+  int64_t sequences_per_step() const { return tokens_per_step / seq_len; }
+};
+
+struct OptimizerSpec {
+  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1, clip_norm = 1.0;
+};
+
+enum class ScheduleShape { kCosine, kLinear, kConstant, kWsd };
+
+struct ScheduleSpec {
+  double lr = 3e-4;
+  ScheduleShape shape = ScheduleShape::kCosine;
+  int64_t warmup_steps = 0;
+  double final_lr_fraction = 0.1;
+  double wsd_decay_fraction = 0.2;
+};
+
+enum class Moments { kFresh, kKeep };
+
+struct PhaseSpec {
+  std::string name;
+  int64_t first_step = 0;  // steps are counted over the whole run, from 0
+  int64_t steps = 0;
+  Moments moments = Moments::kFresh;
+  DataSpec data;
+  BatchSpec batch;
+  OptimizerSpec optimizer;
+  ScheduleSpec schedule;
+  std::vector<SparsitySpec> sparsity;
+};
+
+struct EvaluationSpec {
+  int64_t every_steps = 250;
+  int64_t tokens = 1048576;
+  std::vector<std::string> sample_prompts;
+  int64_t sample_tokens = 40;
+};
+
+struct RunSpec {
+  std::string name;
+  uint64_t seed = 1234;
+  ModelSpec model;
+  std::vector<PhaseSpec> phases;
+  EvaluationSpec evaluation;
+  int zero_stage = 1;
+  double bucket_megabytes = 25;
+  int cpu_threads = 0;
+  int required_ranks = 0;
+  int64_t checkpoint_every_steps = 1000;
+  int64_t checkpoint_keep_last = 3;
+  int64_t log_every_steps = 10;
+  bool tensorboard = true;
+  double peak_tflops = 0;
+
+  int64_t total_steps() const {
+    return phases.empty() ? 0 : phases.back().first_step + phases.back().steps;
+  }
+  // The phase that performs step `step` (0-based); the last one for the step after the end.
+  const PhaseSpec& PhaseOf(int64_t step) const;
+  int PhaseIndexOf(int64_t step) const;
+};
+
+}  // namespace filigree
