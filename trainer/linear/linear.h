@@ -76,8 +76,13 @@ struct Parameterisation {
   std::string_view summary;
   // Problems of this spec for a weight [out, in] ("sparsity 0.999 leaves no block of ..."), or OK.
   Status (*validate)(const LinearSpec& linear, const SparsitySpec& sparsity);
+  // The initial layout of the weight: a pure function of its arguments. Dense where nothing is
+  // sparse.
+  SparseLayout (*draw_layout)(const LinearSpec& linear, const SparsitySpec& sparsity,
+                              uint64_t seed);
+  // A linear over a given layout (drawn, or read from a checkpoint).
   std::unique_ptr<Linear> (*create)(const LinearSpec& linear, const SparsitySpec& sparsity,
-                                    uint64_t seed, Backend& backend);
+                                    SparseLayout layout, Backend& backend);
 };
 
 // All rows, and one by name (nullptr where there is none).

@@ -6,7 +6,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "comm/flat_buffer.h"
@@ -39,10 +41,11 @@ LinearFlops ForwardFlopsPerToken(const class Model& model, int64_t seq_len);
 
 class Model {
  public:
-  // `sparsity` entries were validated. Layouts are drawn from `seed` unless `layouts` gives them by
-  // parameter name (a resumed run).
+  // `sparsity` entries were validated. A weight's layout is the one that `layouts` gives for its
+  // name (a resumed run), else drawn from `seed`.
   static std::unique_ptr<Model> Create(const ModelSpec& spec,
                                        const std::vector<SparsitySpec>& sparsity, uint64_t seed,
+                                       const std::map<std::string, SparseLayout>& layouts,
                                        Backend& backend);
   virtual ~Model() = default;
 
