@@ -106,6 +106,7 @@ __device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
   for (int index = tile_begin; index < tile_end; ++index) {
     const SpmmTile tile = LoadTile(params.tiles, index);
     const int token = tile.token_begin + static_cast<int>(rank) * Shape::kTokens;
+    if (tile.step_count == 0) continue;
     SpmmStep step = LoadStep(params.steps, tile.step_begin);
     for (int i = 0; i < tile.step_count; ++i) {
       const SpmmStep next = LoadStep(params.steps, tile.step_begin + min(i + 1, tile.step_count - 1));
@@ -274,6 +275,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 0) {
       Produce<kTransposed, kFeatures, kCluster>(params, ring, barriers, rank, tile_begin, tile_end);
     }
+    __syncwarp();
   } else {
     ClaimRegisters<232>();
     Consume<kTransposed, kFeatures, kCluster>(params, ring, barriers, rank, warpgroup - 1,

@@ -1,0 +1,56 @@
+// Weight gradient of a block-sparse product on Hopper: dW = dY^T X on the stored blocks only.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/block_schedule.h"
+
+namespace filigree {
+
+struct SddmmDesc {
+  BlockShape block;
+  int64_t tokens = 0;
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+};
+
+struct SddmmConfig {
+  int workers = 132;  // CTAs; the schedule is built for as many
+};
+
+// Device pointers; all arrays are owned by the caller and must outlive the launch.
+struct SddmmArgs {
+  const __nv_bfloat16* output_grad = nullptr;  // dY [tokens, out_features]
+  const __nv_bfloat16* input = nullptr;        // X [tokens, in_features]
+  float* gradient = nullptr;                   // [block_count, block.rows, block.cols]
+  float* partials = nullptr;                   // SddmmPartialBytes(slot_count) of scratch
+  int64_t output_grad_stride = 0;
+  int64_t input_stride = 0;
+  bool accumulate = false;  // true: gradient += dW; false: gradient = dW
+  const SddmmUnit* units = nullptr;  // BuildSddmmSchedule(pattern, tokens, workers)
+  const SddmmSegment* segments = nullptr;
+  const int32_t* worker_begin = nullptr;
+  const SddmmReduction* reductions = nullptr;
+  int reduction_count = 0;
+};
+
+struct SddmmVariant {
+  const char* name;
+  bool (*can_implement)(const SddmmDesc&);
+  SddmmConfig (*config)(const SddmmDesc&, int multiprocessors);
+  void (*launch)(const SddmmDesc&, const SddmmConfig&, const SddmmArgs&, cudaStream_t);
+};
+
+// A partial holds the accumulators of a CTA: 256 threads x 128 fp32.
+inline constexpr int64_t kSddmmPartialFloats = 256 * 128;
+inline int64_t SddmmPartialBytes(int slot_count) { return slot_count * kSddmmPartialFloats * 4; }
+
+bool CanImplementSddmmBsrSm90(const SddmmDesc& desc);
+SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& desc, int multiprocessors);
+void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config, const SddmmArgs& args,
+                        cudaStream_t stream);
+
+}  // namespace filigree
