@@ -1,24 +1,25 @@
 // The step-addressed data loader: which tokens a step sees is a pure function of the options and of
-// how many samples were consumed before it. There is no loader state to save; ranks merely partition
-// the list of samples, so the order of data is the same at any world size.
+// how many samples were consumed before it. There is no loader state to save; ranks merely
+// partition the list of samples, so the order of data is the same at any world size.
 //
 // A sample is one row of `seq_len` input tokens and `seq_len` targets (the next token; -1 = masked,
 // not counted in the loss).
 //
-// Epochs: a source of n samples shows each of them exactly once in every n consecutive draws from it
-// that begin at a multiple of n; epoch e visits them in the order RandomPermutation(seed,
+// Epochs: a source of n samples shows each of them exactly once in every n consecutive draws from
+// it that begin at a multiple of n; epoch e visits them in the order RandomPermutation(seed,
 // RngStream("data_order", source index, e), n), or in file order where `shuffle` is off.
 //
-// Mixtures: sample i belongs to source s by an exact interleaving (s takes floor((i+1)p) - floor(ip)
-// of the samples its predecessors left), so after n samples source s has given n times its share of
-// the weights, to within the number of sources, and each source keeps its own exact epochs.
+// Mixtures: sample i belongs to source s by an exact interleaving (s takes floor((i+1)p) -
+// floor(ip) of the samples its predecessors left), so after n samples source s has given n times
+// its share of the weights, to within the number of sources, and each source keeps its own exact
+// epochs.
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "data/token_dataset.h"
@@ -28,20 +29,24 @@ namespace filigree {
 
 struct DataSource {
   std::string glob;
-  // Share of the samples, relative to the other sources. All zero: by size, so that one epoch of the
-  // mixture visits every sample of every source once.
+  // Share of the samples, relative to the other sources. All zero: by size, so that one epoch of
+  // the mixture visits every sample of every source once.
   double weight = 0.0;
 };
 
 enum class SampleLayout {
   // Sample w predicts tokens w * seq_len + 1 .. (w + 1) * seq_len of the source (it reads one more
-  // token than it predicts). Targets are disjoint; samples run across documents and shards; the tail
+  // token than it predicts). Targets are disjoint; samples run across documents and shards; the
+  // tail
   // shorter than a sample is dropped.
   kPacked,
-  // Sample d is document d: its first seq_len + 1 tokens. The tail of a longer document is dropped; a
-  // shorter one is followed by the delimiter as last target (unless it ends with it) and then padded
-  // with `pad_id`, targets masked. With seq_len n - 1 this predicts what a truncation to n tokens
-  // does.
+  // Sample d is document d: its first seq_len + 1 tokens. The tail of a longer document is dropped;
+  // a
+  // shorter one ends with the delimiter (added unless it is there) as its last target, and
+  // positions
+  // behind it hold `pad_id`, targets masked. With seq_len n - 1 this predicts what a truncation to
+  // n
+  // tokens does.
   kOneDocumentPerRow,
 };
 
@@ -64,8 +69,8 @@ struct DataLoaderOptions {
 // Immutable once open; moved, not copied; reads may run on several threads at once.
 class DataLoader {
  public:
-  // Opens every source and checks every token id. InvalidInput: the options contradict themselves, a
-  // shard is bad (see token_shard.h), an id is beyond the vocabulary, or a source is shorter than
+  // Opens every source and checks every token id. InvalidInput: the options contradict themselves,
+  // a shard is bad (see token_shard.h), an id is beyond the vocabulary, or a source is shorter than
   // one sample.
   static StatusOr<DataLoader> Open(DataLoaderOptions options);
 
@@ -97,11 +102,12 @@ class DataLoader {
 
  private:
   struct Source {
+    explicit Source(TokenDataset opened) : dataset(std::move(opened)) {}
     TokenDataset dataset;
     int64_t samples = 0;
     int64_t dropped_tokens = 0;
-    uint64_t share = 0;                 // of what the sources before it left, in units of 2^-62
-    std::vector<int64_t> row_starts;    // kOneDocumentPerRow: samples + 1 document boundaries
+    uint64_t share = 0;               // of what the sources before it left, in units of 2^-62
+    std::vector<int64_t> row_starts;  // kOneDocumentPerRow: samples + 1 document boundaries
   };
 
   DataLoader() = default;
@@ -110,8 +116,10 @@ class DataLoader {
   int64_t DrawsFrom(int source, int64_t samples) const;
   int64_t FindSamplesPerEpoch() const;
   int64_t RowOf(const Draw& draw) const;
-  void ReadPacked(const Source& source, int64_t row, int32_t* scratch) const;
-  void ReadDocument(const Source& source, int64_t row, int32_t* tokens, int32_t* targets) const;
+  // Read at most seq_len + 1 tokens into `window` and return how many.
+  int64_t ReadPacked(const Source& source, int64_t row, int32_t* window) const;
+  int64_t ReadDocument(const Source& source, int64_t row, int32_t* window) const;
+  void WriteRow(const int32_t* window, int64_t length, int32_t* tokens, int32_t* targets) const;
 
   DataLoaderOptions options_;
   std::vector<Source> sources_;

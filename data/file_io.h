@@ -34,7 +34,8 @@ class MappedFile {
   int64_t size_ = 0;
 };
 
-// The paths that match a shell pattern (*, ?, [..], {a,b}, ~), sorted bytewise; empty where none does.
+// The paths that match a shell pattern (*, ?, [..], {a,b}, ~), sorted bytewise; empty where none
+// does.
 std::vector<std::string> ExpandGlob(const std::string& pattern);
 
 // The whole file as bytes.

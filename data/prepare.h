@@ -1,16 +1,17 @@
 // `filigree prepare`: text to token shards, a tokenizer and a manifest.
 //
 // The output directory holds train_000000.bin..., val_000000.bin... (llm.c form, every document
-// preceded by the delimiter), tokenizer.model or tokenizer.json, and manifest.json. It appears whole
-// or not at all: everything is written to a directory beside it and renamed.
+// preceded by the delimiter), tokenizer.model or tokenizer.json, and manifest.json. It appears
+// whole or not at all: everything is written to a directory beside it and renamed.
 //
 // Training and validation documents are disjoint: documents of equal content count once, and whole
-// documents go to one split or the other. Documents are ordered by a hash of (seed, content), and the
-// first ones whose bytes add up to `val_fraction` of the text are held out, at least one in each
-// split. A corpus of one single document is cut near its end instead. A tokenizer that is trained
-// sees training documents only. Same inputs and options, same bytes.
+// documents go to one split or the other. Documents are ordered by a hash of (seed, content), and
+// the first ones whose bytes add up to `val_fraction` of the text are held out, at least one in
+// each split. A corpus of one single document is cut near its end instead. A tokenizer that is
+// trained sees training documents only. Same inputs and options, same bytes.
 //
-// Memory holds one document (a few megabytes of small ones at a time) and 40 bytes for each document.
+// Memory holds one document (a few megabytes of small ones at a time) and 40 bytes for each
+// document.
 #pragma once
 
 #include <cstdint>
@@ -42,9 +43,9 @@ struct PrepareResult {
   double seconds = 0;
 };
 
-// InvalidInput (exit code 2): bad options, unreadable or empty inputs, an output directory that cannot
-// be written or that holds something else. Logs what a person should know: duplicates dropped,
-// invalid UTF-8 replaced.
+// InvalidInput (exit code 2): bad options, unreadable or empty inputs, an output directory that
+// cannot be written or that holds something else. Logs what a person should know: duplicates
+// dropped, invalid UTF-8 replaced.
 StatusOr<PrepareResult> Prepare(const PrepareOptions& options);
 
 }  // namespace filigree

@@ -3,9 +3,11 @@
 // Formats read (all little-endian):
 //   llm.c     1024-byte header of 256 int32 {magic, version, token count, 0...}, then the tokens:
 //             magic 20240520 version 1: uint16; magic 20240801 version 7: uint32. Filigree's own.
-//   Megatron  PREFIX.idx ("MMIDIDX\0\0", version 1, dtype, sequence lengths, byte pointers, document
+//   Megatron  PREFIX.idx ("MMIDIDX\0\0", version 1, dtype, sequence lengths, byte pointers,
+//   document
 //             index) beside PREFIX.bin. Element types u8, u16, i32, i64.
-//   nanoGPT   bare uint16 (or uint32) without any header. Nothing in such a file says what it is, so
+//   nanoGPT   bare uint16 (or uint32) without any header. Nothing in such a file says what it is,
+//   so
 //             it is read only where the caller names its element type.
 #pragma once
 

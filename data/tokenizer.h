@@ -26,16 +26,16 @@ class Tokenizer {
 
   // The ids of UTF-8 text, without delimiters.
   virtual std::vector<int32_t> Encode(std::string_view text) const = 0;
-  // The text of ids. Delimiters and control ids give nothing; an id beyond the vocabulary (a model's
-  // padded rows) gives U+FFFD.
+  // The text of ids. Delimiters and control ids give nothing; an id beyond the vocabulary (a
+  // model's padded rows) gives U+FFFD.
   virtual std::string Decode(std::span<const int32_t> ids) const = 0;
 
   virtual int32_t vocab_size() const = 0;
   // -1 where the tokenizer has none.
   virtual int32_t bos_id() const = 0;
   virtual int32_t eos_id() const = 0;
-  // Prepended to every document: bos for SentencePiece (eos where it has no bos, as T5), end of text
-  // for bytes. Generation begins with it and stops at it.
+  // Prepended to every document: bos for SentencePiece (eos where it has no bos, as T5), end of
+  // text for bytes. Generation begins with it and stops at it.
   virtual int32_t delimiter_id() const = 0;
 
   // "byte" or "sentencepiece".
@@ -53,9 +53,9 @@ std::unique_ptr<Tokenizer> MakeByteTokenizer();
 StatusOr<std::unique_ptr<Tokenizer>> MakeSentencePieceTokenizer(std::string model_bytes,
                                                                 const std::string& place);
 
-// Trains a SentencePiece BPE model of exactly `vocab_size` ids on pieces of text: byte fallback, ids
-// unk 0, bos 1, eos 2, digits apart, no normalisation (newlines, tabs and runs of spaces survive), a
-// space before the text as llama has it. Deterministic. Each piece must be at most
+// Trains a SentencePiece BPE model of exactly `vocab_size` ids on pieces of text: byte fallback,
+// ids unk 0, bos 1, eos 2, digits apart, no normalisation (newlines, tabs and runs of spaces
+// survive), a space before the text as llama has it. Deterministic. Each piece must be at most
 // kMaxTrainingPieceBytes; a few megabytes in all take seconds.
 // InvalidInput: the text has too little in it for vocab_size, or vocab_size is too small.
 inline constexpr int64_t kMaxTrainingPieceBytes = 4096;

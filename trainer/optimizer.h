@@ -1,0 +1,43 @@
+// One AdamW update over the pieces of the flat buffers that this rank owns.
+//
+// The optimizer knows no sparsity: gradients, moments and master hold stored values only, so a zero costs
+// nothing here. Clipping is by the global norm of the stored gradients of all ranks.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "comm/gradient_exchange.h"
+#include "kernels/backend.h"
+#include "trainer/parameter.h"
+#include "trainer/spec.h"
+
+namespace filigree {
+
+class Optimizer {
+ public:
+  // All referenced objects must outlive the optimizer. Parameter i is segment i of `buffer`.
+  Optimizer(const std::vector<Parameter>& parameters, FlatBuffer& buffer, GradientExchange& exchange,
+            Backend& backend);
+
+  struct Result {
+    double grad_norm = 0;  // before clipping; may be non-finite
+    bool skipped = false;  // a non-finite gradient on some rank: no value was changed
+  };
+  // Reads the exchanged gradients, updates master, moments and values of the owned pieces. `step` counts
+  // the updates since the moments were fresh, from 1. The values of other shards are still old afterwards.
+  Result Step(const OptimizerSpec& spec, double lr, int64_t step, Stream& stream);
+
+ private:
+  double GradNorm(Stream& stream);
+
+  const std::vector<Parameter>& parameters_;
+  FlatBuffer& buffer_;
+  GradientExchange& exchange_;
+  Backend& backend_;
+  DeviceBuffer scalars_;  // [0]: F64 sum of squares; [8]: F32 scale
+  double host_sum_ = 0;
+  float host_scale_ = 0;
+};
+
+}  // namespace filigree

@@ -1,0 +1,73 @@
+#include "trainer/resume.h"
+
+#include <sstream>
+
+namespace filigree {
+namespace {
+
+Status CheckFits(const CheckpointInfo& info, const RunSpec& run, const std::string& path) {
+  RETURN_IF_ERROR(CheckSameModel(info.model, run.model, path));
+  if (info.has_moments && info.seed != run.seed) {
+    return InvalidInput(path + ": was trained with seed " + std::to_string(info.seed) +
+                        ", the config says " + std::to_string(run.seed) +
+                        "; set seed: " + std::to_string(info.seed) + " or choose another --out");
+  }
+  if (info.step > run.total_steps()) {
+    return InvalidInput(path + ": is at step " + std::to_string(info.step) +
+                        ", beyond the config's " + std::to_string(run.total_steps()) +
+                        " steps; lengthen a phase or choose another --out");
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const std::string& path) {
+  std::ostringstream differences;
+  const auto compare = [&](const char* field, auto a, auto b) {
+    if (a == b) return;
+    if (differences.tellp() > 0) differences << ", ";
+    differences << field << " " << a << " (config: " << b << ")";
+  };
+  const auto family = [](ModelFamily f) { return f == ModelFamily::kLlama ? "LLAMA" : "GPT2"; };
+  compare("family", std::string(family(checkpoint.family)), std::string(family(run.family)));
+  compare("layers", checkpoint.layers, run.layers);
+  compare("width", checkpoint.width, run.width);
+  compare("heads", checkpoint.heads, run.heads);
+  compare("kv_heads", checkpoint.kv_heads, run.kv_heads);
+  compare("head_size", checkpoint.head_size, run.head_size);
+  compare("feed_forward", checkpoint.feed_forward, run.feed_forward);
+  compare("vocab_size", checkpoint.vocab_size, run.vocab_size);
+  compare("tied_head", checkpoint.tied_head, run.tied_head);
+  compare("rope_theta", checkpoint.rope_theta, run.rope_theta);
+  compare("norm_epsilon", checkpoint.norm_epsilon, run.norm_epsilon);
+  if (run.family == ModelFamily::kGpt2) {
+    compare("max_positions", checkpoint.max_positions, run.max_positions);
+  }
+  if (differences.tellp() == 0) return OkStatus();
+  return InvalidInput(path + ": holds another model: " + differences.str() +
+                      "; use the config it was trained with, or choose another --out");
+}
+
+StatusOr<std::unique_ptr<CheckpointReader>> FindStart(const RunSpec& run,
+                                                      const std::string& run_dir,
+                                                      const std::string& resume) {
+  std::string path;
+  const std::string newest = NewestCheckpoint(run_dir);
+  if (resume == "auto") {
+    path = newest;
+  } else if (resume == "none") {
+    if (!newest.empty()) {
+      return InvalidInput(run_dir + ": already holds checkpoints (" + newest +
+                          "); leave out --resume none to go on from there, or choose another --out");
+    }
+  } else {
+    ASSIGN_OR_RETURN(path, ResolveCheckpoint(resume));
+  }
+  if (path.empty()) return std::unique_ptr<CheckpointReader>();
+  ASSIGN_OR_RETURN(auto reader, CheckpointReader::Open(path));
+  RETURN_IF_ERROR(CheckFits(reader->info(), run, path));
+  return reader;
+}
+
+}  // namespace filigree

@@ -1,0 +1,184 @@
+#include "trainer/training_state.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "trainer/agree.h"
+
+namespace filigree {
+namespace {
+
+constexpr double kBytesPerMegabyte = 1e6;
+constexpr std::pair<StateKind, CheckpointArray> kArrays[] = {
+    {StateKind::kMaster, CheckpointArray::kMaster},
+    {StateKind::kM, CheckpointArray::kM},
+    {StateKind::kV, CheckpointArray::kV}};
+
+std::span<const float> AsFloats(const std::vector<std::byte>& bytes) {
+  return {reinterpret_cast<const float*>(bytes.data()), bytes.size() / sizeof(float)};
+}
+
+void ScatterFloats(FlatBuffer& buffer, int segment, StateKind kind,
+                   const std::vector<float>& values, Stream& stream) {
+  ScatterSegment(buffer, segment, kind, std::as_bytes(std::span<const float>(values)), stream);
+}
+
+// Moves stored values from one layout of a parameter to another; cells new to it start at zero.
+class Remap {
+ public:
+  Remap(const Parameter& from, const Parameter& to) : count_(to.segment_count()) {
+    if (!(from.layout == to.layout)) slots_ = IndexRemap(from.layout, to.layout);
+    same_ = slots_.empty();
+  }
+  std::vector<float> Apply(std::span<const float> from) const {
+    std::vector<float> to(count_, 0.0f);
+    if (same_) {
+      std::copy_n(from.begin(), std::min(from.size(), to.size()), to.begin());
+    } else {
+      for (size_t slot = 0; slot < slots_.size(); ++slot) {
+        if (slots_[slot] >= 0) to[slot] = from[slots_[slot]];
+      }
+    }
+    return to;
+  }
+
+ private:
+  int64_t count_;
+  bool same_ = false;
+  std::vector<int64_t> slots_;
+};
+
+int FindParameter(const std::vector<Parameter>& parameters, const std::string& name) {
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    if (parameters[i].name == name) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+}  // namespace
+
+SparsityCount CountSparsity(const std::vector<Parameter>& parameters) {
+  SparsityCount count;
+  for (const Parameter& parameter : parameters) {
+    if (!parameter.sparsifiable) continue;
+    count.logical += parameter.logical_count();
+    count.nonzero += parameter.layout.nonzero_count();
+  }
+  return count;
+}
+
+FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
+                            int world_size, DType grad_dtype) {
+  std::vector<SegmentSpec> specs;
+  for (const Parameter& parameter : parameters) {
+    const bool sparsified = parameter.layout.kind() != LayoutKind::kDense;
+    specs.push_back({.count = parameter.segment_count(),
+                     .kind = sparsified ? TrafficKind::kSparsified : TrafficKind::kDense});
+  }
+  const auto bucket_elements =
+      static_cast<int64_t>(run.bucket_megabytes * kBytesPerMegabyte / SizeOf(grad_dtype));
+  return FlatLayout::Build(specs, run.zero_stage == 1 ? world_size : 1, bucket_elements);
+}
+
+TrainingState::TrainingState(const RunSpec& run, int phase,
+                             const std::map<std::string, SparseLayout>& layouts,
+                             Communicator& communicator, Backend& backend, Stream& stream)
+    : run_(run), phase_(phase), communicator_(communicator), backend_(backend) {
+  model_ = Model::Create(run.model, run.phases[phase].sparsity, run.seed, layouts, backend);
+  FlatLayout layout =
+      LayOutParameters(model_->parameters(), run, communicator.size(), DType::kF32);
+  const int shard = layout.shards() > 1 ? communicator.rank() : 0;
+  buffer_ = std::make_unique<FlatBuffer>(backend.device(), std::move(layout), shard,
+                                         backend.device().compute_dtype(), DType::kF32, stream);
+  model_->Bind(*buffer_);
+  const BatchSpec& batch = run.phases[phase].batch;
+  model_->ReserveActivations(batch.micro_batch_sequences, batch.seq_len, /*training=*/true);
+  exchange_ = std::make_unique<GradientExchange>(*buffer_, communicator);
+  optimizer_ =
+      std::make_unique<Optimizer>(model_->parameters(), *buffer_, *exchange_, backend);
+}
+
+void TrainingState::InitializeValues(Stream& stream) {
+  for (size_t i = 0; i < parameters().size(); ++i) {
+    const Parameter& parameter = parameters()[i];
+    const std::vector<int64_t> logical = parameter.layout.LogicalIndices();
+    std::vector<float> values(parameter.segment_count(), 0.0f);
+    const auto stored = static_cast<int64_t>(logical.size());
+#pragma omp parallel for
+    for (int64_t slot = 0; slot < stored; ++slot) {
+      if (logical[slot] < 0) continue;  // the padding of an edge block
+      values[slot] = static_cast<float>(InitialValue(parameter, run_.seed, logical[slot]));
+    }
+    ScatterFloats(*buffer_, static_cast<int>(i), StateKind::kMaster, values, stream);
+  }
+  model_->ValuesChanged();
+}
+
+Status TrainingState::Load(const CheckpointReader& reader, bool moments, Stream& stream) {
+  const bool with_moments = moments && reader.info().has_moments;
+  for (size_t i = 0; i < parameters().size(); ++i) {
+    const Parameter& to = parameters()[i];
+    const int source = FindParameter(reader.info().parameters, to.name);
+    CHECK(source >= 0) << to.name << " is missing from " << reader.directory();
+    const Remap remap(reader.info().parameters[source], to);
+    for (const auto& [kind, array] : kArrays) {
+      if (kind != StateKind::kMaster && !with_moments) continue;
+      ASSIGN_OR_RETURN(const std::vector<float> values, reader.ReadSegment(source, array));
+      ScatterFloats(*buffer_, static_cast<int>(i), kind, remap.Apply(values), stream);
+    }
+  }
+  model_->ValuesChanged();
+  return OkStatus();
+}
+
+void TrainingState::TakeOver(TrainingState& previous, Stream& stream) {
+  const bool keep_moments = run_.phases[phase_].moments == Moments::kKeep;
+  for (size_t i = 0; i < parameters().size(); ++i) {
+    const Parameter& to = parameters()[i];
+    const int source = FindParameter(previous.parameters(), to.name);
+    CHECK(source >= 0) << to.name << " has no counterpart in the phase before";
+    const Remap remap(previous.parameters()[source], to);
+    for (const auto& [kind, array] : kArrays) {
+      if (kind != StateKind::kMaster && !keep_moments) continue;
+      const std::vector<std::byte> bytes =
+          GatherSegment(*previous.buffer_, source, kind, communicator_, stream);
+      ScatterFloats(*buffer_, static_cast<int>(i), kind, remap.Apply(AsFloats(bytes)), stream);
+    }
+  }
+  model_->ValuesChanged();
+}
+
+Status TrainingState::WriteArrays(CheckpointWriter* writer, Stream& stream) {
+  Status status;  // every rank takes part in every gather, whatever rank 0's disk says
+  for (size_t i = 0; i < parameters().size(); ++i) {
+    for (const auto& [kind, array] : kArrays) {
+      const std::vector<std::byte> bytes =
+          GatherSegment(*buffer_, static_cast<int>(i), kind, communicator_, stream);
+      if (writer && status.ok()) status = writer->Add(static_cast<int>(i), array, AsFloats(bytes));
+    }
+  }
+  return status;
+}
+
+Status TrainingState::Save(const std::string& directory, const CheckpointInfo& progress,
+                           const std::string& tokenizer_dir, Stream& stream) {
+  std::unique_ptr<CheckpointWriter> writer;
+  Status status;
+  if (communicator_.rank() == 0) {
+    CheckpointInfo info = progress;
+    info.parameters = parameters();
+    auto begun = CheckpointWriter::Begin(directory, std::move(info), tokenizer_dir);
+    if (begun.ok()) {
+      writer = std::move(begun).value();
+    } else {
+      status = begun.status();
+    }
+  }
+  RETURN_IF_ERROR(AgreeOnStatus(status, communicator_));
+  status = WriteArrays(writer.get(), stream);
+  if (writer && status.ok()) status = writer->Commit();
+  return AgreeOnStatus(status, communicator_);
+}
+
+}  // namespace filigree
