@@ -58,8 +58,7 @@ bool Train(const std::vector<std::pair<std::string, std::string>>& options,
            const std::vector<std::string>& pieces, std::string* model_bytes, std::string* error) {
   PieceIterator iterator(pieces);
   const std::unordered_map<std::string, std::string> arguments(options.begin(), options.end());
-  const auto status =
-      sentencepiece::SentencePieceTrainer::Train(arguments, &iterator, model_bytes);
+  const auto status = sentencepiece::SentencePieceTrainer::Train(arguments, &iterator, model_bytes);
   *error = status.ok() ? "" : status.ToString();
   return status.ok();
 }

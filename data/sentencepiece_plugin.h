@@ -1,10 +1,10 @@
 // The boundary between filigree and libfiligree_sentencepiece.so.
 //
-// Distributions build libsentencepiece with a private copy of an old protobuf runtime whose symbols it
-// exports. In one process with another protobuf runtime in the global scope, either library calls into
-// the other and the process dies. So everything that touches SentencePiece lives in a plugin, loaded
-// with dlopen(RTLD_LOCAL) when a model is first needed, and filigree itself links protobuf statically
-// and exports nothing. The plugin depends on no other part of filigree.
+// Distributions build libsentencepiece with a private copy of an old protobuf runtime whose symbols
+// it exports. In one process with another protobuf runtime in the global scope, either library
+// calls into the other and the process dies. So everything that touches SentencePiece lives in a
+// plugin, loaded with dlopen(RTLD_LOCAL) when a model is first needed, and filigree itself links
+// protobuf statically and exports nothing. The plugin depends on no other part of filigree.
 //
 // Built by the same compiler, so C++ standard types may cross.
 #pragma once
@@ -34,7 +34,8 @@ class SentencePieceModel {
 struct SentencePiecePlugin {
   // Null, and the reason in `error`, where the bytes are no model.
   SentencePieceModel* (*load)(std::string_view model_bytes, std::string* error);
-  // Trains on pieces of text with the trainer's own option names. False, and the reason, on failure.
+  // Trains on pieces of text with the trainer's own option names. False, and the reason, on
+  // failure.
   bool (*train)(const std::vector<std::pair<std::string, std::string>>& options,
                 const std::vector<std::string>& pieces, std::string* model_bytes,
                 std::string* error);

@@ -39,7 +39,7 @@ class TextInput {
                                   const std::string& json_key);
 
   const std::vector<std::string>& files() const { return files_; }
-  // Paths that led to a file already listed.
+  // Paths that led to a file or directory already listed.
   int64_t duplicate_paths() const { return duplicate_paths_; }
   int64_t bytes() const { return bytes_; }
 

@@ -1,4 +1,5 @@
-// Ranks decide together: an error on one is an error on all, so that nobody waits for a peer that left.
+// Ranks decide together: an error on one is an error on all, so that nobody waits for a peer that
+// left.
 #pragma once
 
 #include "comm/communicator.h"

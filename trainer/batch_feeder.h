@@ -14,8 +14,8 @@ class BatchFeeder {
   // Room for micro-batches of at most `sequences` x `seq_len`. `device` must outlive the feeder.
   BatchFeeder(Device& device, int64_t sequences, int64_t seq_len);
 
-  // Copies `rows` rows of tokens and targets ([rows, seq_len]; targets may be nullptr: all masked) to the
-  // device. The host arrays may be reused at once.
+  // Copies `rows` rows of tokens and targets ([rows, seq_len]; targets may be nullptr: all masked)
+  // to the device. The host arrays may be reused at once.
   MicroBatch Feed(const int32_t* tokens, const int32_t* targets, int64_t rows, int64_t seq_len,
                   Stream& stream);
   // Where the losses of a micro-batch of `rows` rows go on the device: [rows * seq_len].

@@ -18,10 +18,11 @@ struct EvaluationResult {
   double perplexity() const;
 };
 
-// The loss over the first samples of `data` (in file order, about `max_tokens` of them; 0: one epoch),
-// in micro-batches of `sequences` rows, which `model` must have reserved. The ranks share the samples and
-// return the same result. Collective.
-EvaluationResult Evaluate(Model& model, const DataLoader& data, int64_t max_tokens, int64_t sequences,
-                          BatchFeeder& feeder, Communicator& communicator, Stream& stream);
+// The loss over the first samples of `data` (in file order, about `max_tokens` of them; 0: one
+// epoch), in micro-batches of `sequences` rows, which `model` must have reserved. The ranks share
+// the samples and return the same result. Collective.
+EvaluationResult Evaluate(Model& model, const DataLoader& data, int64_t max_tokens,
+                          int64_t sequences, BatchFeeder& feeder, Communicator& communicator,
+                          Stream& stream);
 
 }  // namespace filigree

@@ -36,8 +36,7 @@ std::string Generate(Model& model, const Tokenizer& tokenizer, const std::string
                      const SamplingOptions& options, Device& device, Stream& stream) {
   std::vector<int32_t> context = {tokenizer.delimiter_id()};
   for (int32_t id : tokenizer.Encode(prompt)) context.push_back(id);
-  const auto most = std::min<int64_t>(model.spec().max_positions,
-                                      static_cast<int64_t>(context.size()) + options.tokens);
+  const int64_t most = options.max_context > 0 ? options.max_context : model.spec().max_positions;
   BatchFeeder feeder(device, 1, most);
   std::vector<float> logits(model.spec().vocab_size);
   for (int64_t i = 0; i < options.tokens; ++i) {

@@ -1,7 +1,7 @@
 // One AdamW update over the pieces of the flat buffers that this rank owns.
 //
-// The optimizer knows no sparsity: gradients, moments and master hold stored values only, so a zero costs
-// nothing here. Clipping is by the global norm of the stored gradients of all ranks.
+// The optimizer knows no sparsity: gradients, moments and master hold stored values only, so a zero
+// costs nothing here. Clipping is by the global norm of the stored gradients of all ranks.
 #pragma once
 
 #include <cstdint>
@@ -17,15 +17,16 @@ namespace filigree {
 class Optimizer {
  public:
   // All referenced objects must outlive the optimizer. Parameter i is segment i of `buffer`.
-  Optimizer(const std::vector<Parameter>& parameters, FlatBuffer& buffer, GradientExchange& exchange,
-            Backend& backend);
+  Optimizer(const std::vector<Parameter>& parameters, FlatBuffer& buffer,
+            GradientExchange& exchange, Backend& backend);
 
   struct Result {
     double grad_norm = 0;  // before clipping; may be non-finite
     bool skipped = false;  // a non-finite gradient on some rank: no value was changed
   };
-  // Reads the exchanged gradients, updates master, moments and values of the owned pieces. `step` counts
-  // the updates since the moments were fresh, from 1. The values of other shards are still old afterwards.
+  // Reads the exchanged gradients, updates master, moments and values of the owned pieces. `step`
+  // counts the updates since the moments were fresh, from 1. The values of other shards are still
+  // old afterwards.
   Result Step(const OptimizerSpec& spec, double lr, int64_t step, Stream& stream);
 
  private:

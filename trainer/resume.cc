@@ -58,8 +58,9 @@ StatusOr<std::unique_ptr<CheckpointReader>> FindStart(const RunSpec& run,
     path = newest;
   } else if (resume == "none") {
     if (!newest.empty()) {
-      return InvalidInput(run_dir + ": already holds checkpoints (" + newest +
-                          "); leave out --resume none to go on from there, or choose another --out");
+      return InvalidInput(
+          run_dir + ": already holds checkpoints (" + newest +
+          "); leave out --resume none to go on from there, or choose another --out");
     }
   } else {
     ASSIGN_OR_RETURN(path, ResolveCheckpoint(resume));

@@ -10,10 +10,12 @@
 
 namespace filigree {
 
-// `resume` is "auto" (the newest complete checkpoint of RUN, if any), "none" (fresh weights; refused where
-// RUN has checkpoints already, so that nothing is overwritten) or the path of a checkpoint or run. Returns
-// nullptr for fresh weights. The checkpoint must fit the run: same model, same seed, step within the run.
-StatusOr<std::unique_ptr<CheckpointReader>> FindStart(const RunSpec& run, const std::string& run_dir,
+// `resume` is "auto" (the newest complete checkpoint of RUN, if any), "none" (fresh weights;
+// refused where RUN has checkpoints already, so that nothing is overwritten) or the path of a
+// checkpoint or run. Returns nullptr for fresh weights. The checkpoint must fit the run: same
+// model, same seed, step within the run.
+StatusOr<std::unique_ptr<CheckpointReader>> FindStart(const RunSpec& run,
+                                                      const std::string& run_dir,
                                                       const std::string& resume);
 
 // OK where a checkpoint of `checkpoint` can go on as `run`; else every difference by name.

@@ -9,12 +9,13 @@
 
 namespace filigree {
 
-// Says whether RUN can be written, without writing: an existing directory with write permission, or a path
-// whose nearest existing ancestor is one.
+// Says whether RUN can be written, without writing: an existing directory with write permission, or
+// a path whose nearest existing ancestor is one.
 Status CheckWritable(const std::string& run_dir);
 
-// Creates RUN and its folders, opens RUN/log.txt as the log file and stores the effective configuration. The
-// configuration of an earlier start that differs is kept beside it as config.<n>.textproto.
+// Creates RUN and its folders, opens RUN/log.txt as the log file and stores the effective
+// configuration. The configuration of an earlier start that differs is kept beside it as
+// config.<n>.textproto.
 Status OpenRunDirectory(const std::string& run_dir, const std::string& config_text);
 
 // RUN/layers.json: sparsity, stored and logical count of every sparsifiable weight, for the report.

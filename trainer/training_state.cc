@@ -86,8 +86,7 @@ TrainingState::TrainingState(const RunSpec& run, int phase,
                              Communicator& communicator, Backend& backend, Stream& stream)
     : run_(run), phase_(phase), communicator_(communicator), backend_(backend) {
   model_ = Model::Create(run.model, run.phases[phase].sparsity, run.seed, layouts, backend);
-  FlatLayout layout =
-      LayOutParameters(model_->parameters(), run, communicator.size(), DType::kF32);
+  FlatLayout layout = LayOutParameters(model_->parameters(), run, communicator.size(), DType::kF32);
   const int shard = layout.shards() > 1 ? communicator.rank() : 0;
   buffer_ = std::make_unique<FlatBuffer>(backend.device(), std::move(layout), shard,
                                          backend.device().compute_dtype(), DType::kF32, stream);
@@ -95,8 +94,7 @@ TrainingState::TrainingState(const RunSpec& run, int phase,
   const BatchSpec& batch = run.phases[phase].batch;
   model_->ReserveActivations(batch.micro_batch_sequences, batch.seq_len, /*training=*/true);
   exchange_ = std::make_unique<GradientExchange>(*buffer_, communicator);
-  optimizer_ =
-      std::make_unique<Optimizer>(model_->parameters(), *buffer_, *exchange_, backend);
+  optimizer_ = std::make_unique<Optimizer>(model_->parameters(), *buffer_, *exchange_, backend);
 }
 
 void TrainingState::InitializeValues(Stream& stream) {

@@ -1,7 +1,8 @@
 // Everything a phase trains: the model, its flat state, the exchange and the optimizer.
 //
-// State moves parameter by parameter, each gathered whole on the host, remapped and scattered to the ranks
-// that own its pieces: into and out of checkpoints, and from one phase's layouts to the next's.
+// State moves parameter by parameter, each gathered whole on the host, remapped and scattered to
+// the ranks that own its pieces: into and out of checkpoints, and from one phase's layouts to the
+// next's.
 #pragma once
 
 #include <cstdint>
@@ -22,14 +23,16 @@ namespace filigree {
 // Stored values and zeros over the sparsifiable weights, counted from the layouts.
 struct SparsityCount {
   int64_t logical = 0, nonzero = 0;
-  double sparsity() const { return logical == 0 ? 0 : 1.0 - static_cast<double>(nonzero) / logical; }
+  double sparsity() const {
+    return logical == 0 ? 0 : 1.0 - static_cast<double>(nonzero) / logical;
+  }
 };
 SparsityCount CountSparsity(const std::vector<Parameter>& parameters);
 
 class TrainingState {
  public:
-  // The state of phase `phase` with fresh initial values; layouts by parameter name where given, else
-  // drawn. `run`, `communicator` and `backend` must outlive it.
+  // The state of phase `phase` with fresh initial values; layouts by parameter name where given,
+  // else drawn. `run`, `communicator` and `backend` must outlive it.
   TrainingState(const RunSpec& run, int phase, const std::map<std::string, SparseLayout>& layouts,
                 Communicator& communicator, Backend& backend, Stream& stream);
 
@@ -42,11 +45,11 @@ class TrainingState {
 
   // Initial values as functions of the run's seed. Constructed states hold zeros.
   void InitializeValues(Stream& stream);
-  // Values and, where `moments` is set and the checkpoint has them, moments. Cells that the checkpoint does
-  // not store start at zero, cells that this state does not store are dropped.
+  // Values and, where `moments` is set and the checkpoint has them, moments. Cells that the
+  // checkpoint does not store start at zero, cells that this state does not store are dropped.
   Status Load(const CheckpointReader& reader, bool moments, Stream& stream);
-  // Takes values (and moments, if the phase keeps them) over from the state of the phase before: cells
-  // stored in both keep theirs, new ones start at zero. Collective.
+  // Takes values (and moments, if the phase keeps them) over from the state of the phase before:
+  // cells stored in both keep theirs, new ones start at zero. Collective.
   void TakeOver(TrainingState& previous, Stream& stream);
   // Writes RUN/checkpoints/step_... ; collective, all ranks return the same status.
   Status Save(const std::string& directory, const CheckpointInfo& progress,
@@ -66,7 +69,7 @@ class TrainingState {
 };
 
 // The flat layout of a model's parameters under the run's ZeRO stage and bucket size.
-FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size,
-                            DType grad_dtype);
+FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
+                            int world_size, DType grad_dtype);
 
 }  // namespace filigree

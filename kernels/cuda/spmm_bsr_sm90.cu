@@ -332,13 +332,14 @@ bool CanImplementSpmmBsrSm90(const SpmmDesc& desc) {
 SpmmConfig ConfigSpmmBsrSm90(const SpmmDesc& desc, int multiprocessors) {
   SpmmConfig config;
   const int cta_tokens = desc.tile_features() == 128 ? 256 : 512;
-  config.cluster = desc.tokens > cta_tokens ? 2 : 1;
+  config.cluster = 1;
   config.tiling.workers = multiprocessors / config.cluster;
   config.tiling.tile_tokens = cta_tokens * config.cluster;
-  // The input panel of a token group should stay in half of the L2: about 16 MB.
+  // The input panel of a token group: 8 MB stays in the L2 beside weights and output. Tuned on an
+  // H100: 2 to 8 MB are equal, 32 MB is 20 % slower.
   const int64_t tile_bytes = desc.input_width() * config.tiling.tile_tokens * 2;
   config.tiling.token_group =
-      static_cast<int>(std::clamp<int64_t>((int64_t{16} << 20) / tile_bytes, 1, 16));
+      static_cast<int>(std::clamp<int64_t>((int64_t{8} << 20) / tile_bytes, 1, 16));
   return config;
 }
 

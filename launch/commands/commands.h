@@ -1,0 +1,77 @@
+// The subcommands of `filigree`, one file each. main.cc parses the command line into these structs;
+// a command returns a Status whose exit code follows the contract, and prints its result itself.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/base/status.h"
+
+namespace filigree {
+
+// Text to token shards, tokenizer and manifest.
+struct PrepareCommand {
+  std::vector<std::string> inputs;
+  std::string tokenizer, out;
+  double val_fraction = 0.01;
+  int64_t shard_tokens = 100'000'000;
+  std::string json_key = "text";
+  uint64_t seed = 0;
+  Status Run() const;
+};
+
+// Memory, operations and traffic of a run before it starts.
+struct PlanCommand {
+  std::string config;
+  std::vector<std::string> overrides;
+  int ranks = 1;
+  bool json = false;
+  Status Run() const;
+};
+
+struct TrainCommand {
+  std::string config, out, resume = "auto";
+  std::vector<std::string> overrides;
+  Status Run() const;
+};
+
+// Loss and perplexity of a run, checkpoint or Hugging Face directory.
+struct EvalCommand {
+  std::string what, data, logits;
+  int64_t seq_len = 0, tokens = 0;
+  std::string bare_dtype;
+  bool json = false;
+  Status Run() const;
+};
+
+struct GenerateCommand {
+  std::string what, prompt;
+  int64_t tokens = 100, top_k = 40;
+  double temperature = 0.8;
+  uint64_t seed = 0;
+  Status Run() const;
+};
+
+struct ExportCommand {
+  std::string what, out, dtype = "bf16";
+  Status Run() const;
+};
+
+struct ImportCommand {
+  std::string hf_dir, out;
+  Status Run() const;
+};
+
+struct InspectCommand {
+  std::string path;
+  Status Run() const;
+};
+
+struct ReportCommand {
+  std::vector<std::string> runs;
+  std::string out;
+  Status Run() const;
+};
+
+}  // namespace filigree

@@ -1,0 +1,147 @@
+// filigree: one binary, a subcommand for each thing a user does. Parses, runs, prints one message
+// on error.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <functional>
+
+#include "launch/commands/commands.h"
+
+namespace filigree {
+namespace {
+
+constexpr int kUsageError = 2;
+
+// Each command binds its options and says what to run when it was chosen.
+using Runner = std::function<Status()>;
+
+void AddPrepare(CLI::App& app, PrepareCommand& c, Runner& run) {
+  CLI::App* sub = app.add_subcommand("prepare", "Turn text into token shards");
+  sub->add_option("--input", c.inputs, "Text or jsonl files (also .gz, .zst), directories or globs")
+      ->required();
+  sub->add_option("--tokenizer", c.tokenizer,
+                  "byte, sentencepiece:MODEL or train-sentencepiece:VOCAB_SIZE")
+      ->required();
+  sub->add_option("--out", c.out, "Directory to make")->required();
+  sub->add_option("--val-fraction", c.val_fraction, "Share of the text held out")
+      ->capture_default_str();
+  sub->add_option("--shard-tokens", c.shard_tokens, "Tokens a shard")->capture_default_str();
+  sub->add_option("--json-key", c.json_key, "The text's field in jsonl")->capture_default_str();
+  sub->add_option("--seed", c.seed, "Decides which documents are held out")->capture_default_str();
+  sub->callback([&] { run = [&] { return c.Run(); }; });
+}
+
+void AddPlan(CLI::App& app, PlanCommand& c, Runner& run) {
+  CLI::App* sub = app.add_subcommand("plan", "Parameters, memory, operations and traffic of a run");
+  sub->add_option("config", c.config, "A configs/*.textproto")->required();
+  sub->add_option("--override", c.overrides, "Text format merged over the config");
+  sub->add_option("--ranks", c.ranks, "Number of ranks")->capture_default_str();
+  sub->add_flag("--json", c.json, "Print JSON");
+  sub->callback([&] { run = [&] { return c.Run(); }; });
+}
+
+void AddTrain(CLI::App& app, TrainCommand& c, Runner& run) {
+  CLI::App* sub = app.add_subcommand("train", "Train; several ranks under mpirun");
+  sub->add_option("config", c.config, "A configs/*.textproto")->required();
+  sub->add_option("--out", c.out, "Run directory")->required();
+  sub->add_option("--override", c.overrides, "Text format merged over the config");
+  sub->add_option("--resume", c.resume, "auto, none, or a checkpoint's path")
+      ->capture_default_str();
+  sub->callback([&] { run = [&] { return c.Run(); }; });
+}
+
+void AddEval(CLI::App& app, EvalCommand& c, Runner& run) {
+  CLI::App* sub = app.add_subcommand("eval", "Loss and perplexity");
+  sub->add_option("what", c.what, "A run, a checkpoint or a Hugging Face directory")->required();
+  sub->add_option("--data", c.data, "Glob of token shards")->required();
+  sub->add_option("--seq-len", c.seq_len, "Window; default: the run's");
+  sub->add_option("--tokens", c.tokens, "At most this many; default: all");
+  sub->add_option("--bare-dtype", c.bare_dtype, "U16 or U32, for nanoGPT's headerless shards");
+  sub->add_option("--logits", c.logits,
+                  "Also write the first window's tokens and logits (safetensors)");
+  sub->add_flag("--json", c.json, "Print JSON");
+  sub->callback([&] { run = [&] { return c.Run(); }; });
+}
+
+void AddGenerate(CLI::App& app, GenerateCommand& c, Runner& run) {
+  CLI::App* sub = app.add_subcommand("generate", "Continue a prompt");
+  sub->add_option("what", c.what, "A run, a checkpoint or a Hugging Face directory")->required();
+  sub->add_option("--prompt", c.prompt, "Text to continue")->required();
+  sub->add_option("--tokens", c.tokens, "Tokens to add at most")->capture_default_str();
+  sub->add_option("--seed", c.seed, "Of the sampling")->capture_default_str();
+  sub->add_option("--temperature", c.temperature, "0: the likeliest token")->capture_default_str();
+  sub->add_option("--top-k", c.top_k, "0: the whole vocabulary")->capture_default_str();
+  sub->callback([&] { run = [&] { return c.Run(); }; });
+}
+
+void AddExport(CLI::App& app, ExportCommand& c, Runner& run) {
+  CLI::App* sub = app.add_subcommand("export", "Write a dense Hugging Face checkpoint");
+  sub->add_option("what", c.what, "A run or a checkpoint")->required();
+  sub->add_option("--out", c.out, "Directory to make")->required();
+  sub->add_option("--dtype", c.dtype, "bf16 or f32")
+      ->check(CLI::IsMember({"bf16", "f32"}))
+      ->capture_default_str();
+  sub->callback([&] { run = [&] { return c.Run(); }; });
+}
+
+void AddImport(CLI::App& app, ImportCommand& c, Runner& run) {
+  CLI::App* sub = app.add_subcommand("import", "Make a checkpoint from a Hugging Face directory");
+  sub->add_option("hf_dir", c.hf_dir, "A llama or GPT-2 directory")->required();
+  sub->add_option("--out", c.out, "Checkpoint directory to make")->required();
+  sub->callback([&] { run = [&] { return c.Run(); }; });
+}
+
+void AddInspect(CLI::App& app, InspectCommand& c, Runner& run) {
+  CLI::App* sub =
+      app.add_subcommand("inspect", "What a checkpoint, shard or safetensors file holds");
+  sub->add_option("path", c.path, "A run, checkpoint, token shard or .safetensors file")
+      ->required();
+  sub->callback([&] { run = [&] { return c.Run(); }; });
+}
+
+void AddReport(CLI::App& app, ReportCommand& c, Runner& run) {
+  CLI::App* sub = app.add_subcommand("report", "One HTML page about one or several runs");
+  sub->add_option("runs", c.runs, "Run directories")->required();
+  sub->add_option("--out", c.out, "The HTML file to write")->required();
+  sub->callback([&] { run = [&] { return c.Run(); }; });
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Filigree pretrains sparse language models on many GPUs (or CPU ranks).",
+               "filigree");
+  app.require_subcommand(1);
+  Runner run;
+  PrepareCommand prepare;
+  PlanCommand plan;
+  TrainCommand train;
+  EvalCommand eval;
+  GenerateCommand generate;
+  ExportCommand export_;
+  ImportCommand import_;
+  InspectCommand inspect;
+  ReportCommand report;
+  AddPrepare(app, prepare, run);
+  AddPlan(app, plan, run);
+  AddTrain(app, train, run);
+  AddEval(app, eval, run);
+  AddGenerate(app, generate, run);
+  AddExport(app, export_, run);
+  AddImport(app, import_, run);
+  AddInspect(app, inspect, run);
+  AddReport(app, report, run);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? 0 : kUsageError;
+  }
+  const Status status = run();
+  if (!status.ok() && !status.message().empty()) {
+    std::fprintf(stderr, "filigree: %s\n", status.message().c_str());
+  }
+  return status.exit_code();
+}
+
+}  // namespace
+}  // namespace filigree
+
+int main(int argc, char** argv) { return filigree::Main(argc, argv); }

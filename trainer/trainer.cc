@@ -1,0 +1,359 @@
+#include "trainer/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "kernels/base/log.h"
+#include "trainer/agree.h"
+#include "trainer/evaluator.h"
+#include "trainer/generator.h"
+#include "trainer/peak_flops.h"
+#include "trainer/phase_data.h"
+#include "trainer/resume.h"
+#include "trainer/run_directory.h"
+#include "trainer/schedule.h"
+#include "trainer/stop_signal.h"
+#include "trainer/train_log.h"
+#include "trainer/training_state.h"
+
+namespace filigree {
+namespace {
+
+// A run whose gradients stay non-finite this long will not recover by skipping.
+constexpr int kMaxConsecutiveSkips = 20;
+
+class Trainer {
+ public:
+  Trainer(const TrainOptions& options, Communicator& communicator, Backend& backend)
+      : options_(options),
+        run_(options.run),
+        communicator_(communicator),
+        backend_(backend),
+        stream_(backend.device().NewStream()),
+        event_(backend.device().NewEvent()) {}
+
+  Status Run();
+
+ private:
+  Status CheckWorld() const;
+  Status OpenInputs();
+  Status Start();
+  Status BuildState(const CheckpointReader* start);
+  Status EnterPhase(int phase);
+  Status RunPhase();
+  bool TakeBatch();
+  void TrainStep(StepMetrics* metrics);
+  void RunMicroBatches(double loss_scale);
+  Status AfterStep(const StepMetrics& metrics);
+  Status SaveCheckpoint();
+  void EvaluateAndSample();
+
+  const PhaseSpec& phase() const { return run_.phases[phase_]; }
+  int64_t step_in_phase() const { return step_ - phase().first_step; }
+  bool last_of_phase() const { return step_ == phase().first_step + phase().steps; }
+  bool Due(int64_t every) const { return last_of_phase() || (every > 0 && step_ % every == 0); }
+
+  const TrainOptions& options_;
+  const RunSpec& run_;
+  Communicator& communicator_;
+  Backend& backend_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<Event> event_;
+
+  std::unique_ptr<CheckpointReader> start_;
+  std::unique_ptr<Tokenizer> tokenizer_;  // nullptr where the data has none
+  std::string tokenizer_dir_;
+  std::unique_ptr<TrainLog> log_;  // rank 0 writes, the others' is silent
+
+  int64_t step_ = 0;    // optimizer steps done
+  int64_t tokens_ = 0;  // tokens seen by all ranks
+  int phase_ = 0;
+  PhaseData data_;
+  std::unique_ptr<Prefetcher> prefetcher_;
+  std::unique_ptr<BatchFeeder> feeder_;
+  std::unique_ptr<TrainingState> state_;
+
+  const SampleBatch* batch_ = nullptr;  // this rank's samples of the step
+  double valid_tokens_ = 0;             // of the step, over all ranks
+  double loss_sum_ = 0;
+  int64_t skipped_steps_ = 0;
+  int consecutive_skips_ = 0;
+  int64_t saved_step_ = -1;  // of the newest checkpoint
+};
+
+Status Trainer::CheckWorld() const {
+  if (run_.required_ranks > 0 && run_.required_ranks != communicator_.size()) {
+    return InvalidInput("parallel.ranks asks for " + std::to_string(run_.required_ranks) +
+                        " ranks, this run has " + std::to_string(communicator_.size()) +
+                        "; start it with mpirun -np " + std::to_string(run_.required_ranks));
+  }
+  return OkStatus();
+}
+
+// Everything that can be wrong outside is found here, before the run directory is touched.
+Status Trainer::OpenInputs() {
+  RETURN_IF_ERROR(CheckWorld());
+  if (communicator_.rank() == 0) RETURN_IF_ERROR(CheckWritable(options_.run_dir));
+  ASSIGN_OR_RETURN(start_, FindStart(run_, options_.run_dir, options_.resume));
+  for (const PhaseSpec& phase : run_.phases) {
+    RETURN_IF_ERROR(OpenPhaseData(phase, run_.model, run_.seed).status());
+  }
+  tokenizer_dir_ = run_.phases.front().data.prepared;
+  if (!tokenizer_dir_.empty()) {
+    ASSIGN_OR_RETURN(tokenizer_, LoadTokenizer(tokenizer_dir_));
+  }
+  return OkStatus();
+}
+
+Status Trainer::BuildState(const CheckpointReader* start) {
+  std::map<std::string, SparseLayout> layouts;
+  // An imported model has no layouts of its own: the phase's are drawn and its values gathered into
+  // them.
+  const bool resumed = start && start->info().has_moments;
+  if (resumed) {
+    for (const Parameter& parameter : start->info().parameters) {
+      layouts.emplace(parameter.name, parameter.layout);
+    }
+  }
+  state_ =
+      std::make_unique<TrainingState>(run_, phase_, layouts, communicator_, backend_, *stream_);
+  if (!start) {
+    state_->InitializeValues(*stream_);
+    return OkStatus();
+  }
+  return state_->Load(*start, /*moments=*/true, *stream_);
+}
+
+Status Trainer::Start() {
+  RETURN_IF_ERROR(AgreeOnStatus(OpenInputs(), communicator_));
+  if (start_) {
+    const CheckpointInfo& info = start_->info();
+    step_ = info.step;
+    tokens_ = info.tokens;
+    saved_step_ = step_;
+    phase_ =
+        info.has_moments ? std::min<int>(info.phase, static_cast<int>(run_.phases.size()) - 1) : 0;
+  }
+  RETURN_IF_ERROR(AgreeOnStatus(
+      start_ ? CheckLayouts(start_->info(), run_.phases[phase_]) : OkStatus(), communicator_));
+
+  Status opened;
+  if (communicator_.rank() == 0) opened = OpenRunDirectory(options_.run_dir, options_.config_text);
+  RETURN_IF_ERROR(AgreeOnStatus(opened, communicator_));
+  auto log = TrainLog::Open(run_, options_.run_dir, step_, communicator_.rank() == 0);
+  RETURN_IF_ERROR(AgreeOnStatus(log.status(), communicator_));
+  log_ = std::move(log).value();
+  if (start_)
+    LogInfo("going on from " + start_->directory() + " (step " + std::to_string(step_) + ")");
+  RETURN_IF_ERROR(AgreeOnStatus(BuildState(start_.get()), communicator_));
+  start_.reset();
+  return OkStatus();
+}
+
+Status Trainer::EnterPhase(int phase) {
+  const bool first_entry = !prefetcher_;
+  phase_ = phase;
+  auto data = OpenPhaseData(run_.phases[phase], run_.model, run_.seed);
+  RETURN_IF_ERROR(AgreeOnStatus(data.status(), communicator_));
+  prefetcher_.reset();
+  data_ = std::move(data).value();
+  prefetcher_ = std::make_unique<Prefetcher>(data_.train.get());
+  if (state_->phase() != phase) {
+    std::unique_ptr<TrainingState> previous = std::move(state_);
+    const std::map<std::string, SparseLayout> drawn;
+    state_ = std::make_unique<TrainingState>(run_, phase, drawn, communicator_, backend_, *stream_);
+    state_->TakeOver(*previous, *stream_);
+  }
+  state_->model().set_hooks({});
+  feeder_ = std::make_unique<BatchFeeder>(
+      backend_.device(), this->phase().batch.micro_batch_sequences, this->phase().batch.seq_len);
+  Status written =
+      log_->BeginPhase(phase, state_->model(), state_->buffer(), backend_, communicator_.size());
+  RETURN_IF_ERROR(AgreeOnStatus(written, communicator_));
+  LogInfo(data_.train->Describe());
+  // A resumed run evaluated this very state when it was saved.
+  if (!first_entry || step_ == this->phase().first_step) EvaluateAndSample();
+  return OkStatus();
+}
+
+// Reads the step's samples and counts its targets over all ranks. False: some rank was asked to
+// stop.
+bool Trainer::TakeBatch() {
+  const int64_t samples = phase().batch.sequences_per_step();
+  const SampleRange mine = PartitionSamples(samples, communicator_.rank(), communicator_.size());
+  const int64_t first = step_in_phase() * samples + mine.begin;
+  batch_ = &prefetcher_->Take(first, mine.count);
+  if (step_in_phase() + 1 < phase().steps) prefetcher_->Request(first + samples, mine.count);
+  const auto valid = std::count_if(batch_->targets.begin(), batch_->targets.end(),
+                                   [](int32_t target) { return target >= 0; });
+  double sums[] = {static_cast<double>(valid), StopRequested() ? 1.0 : 0.0};
+  communicator_.AllReduceHost(sums, ReduceOp::kSum);
+  valid_tokens_ = sums[0];
+  return sums[1] == 0;
+}
+
+// Forward and backward of this rank's samples. Parameters leave for the exchange during the last
+// micro-batch, so that is where the gradients become final.
+void Trainer::RunMicroBatches(double loss_scale) {
+  const int64_t seq_len = phase().batch.seq_len;
+  const int64_t sequences = phase().batch.micro_batch_sequences;
+  // A rank without samples runs one masked row: zero gradients, and the same order of collectives.
+  const std::vector<int32_t> no_tokens(batch_->count == 0 ? seq_len : 0, 0);
+  const int64_t count = std::max<int64_t>(batch_->count, 1);
+  Model& model = state_->model();
+  GradientExchange& exchange = state_->exchange();
+  ParameterHooks hooks;
+  hooks.before_use = [&](int parameter) { exchange.WaitValues(parameter, *stream_); };
+  loss_sum_ = 0;
+  for (int64_t done = 0; done < count; done += sequences) {
+    const int64_t rows = std::min(sequences, count - done);
+    if (done + rows == count) {
+      hooks.grad_ready = [&](int parameter) {
+        event_->Record(*stream_);
+        exchange.MarkReady(parameter, *event_);
+      };
+    }
+    model.set_hooks(hooks);
+    const int32_t* tokens =
+        batch_->count ? batch_->tokens.data() + done * seq_len : no_tokens.data();
+    const int32_t* targets = batch_->count ? batch_->targets.data() + done * seq_len : nullptr;
+    const MicroBatch batch = feeder_->Feed(tokens, targets, rows, seq_len, *stream_);
+    model.ForwardBackward(batch, loss_scale, feeder_->Losses(rows, seq_len), *stream_);
+    loss_sum_ += feeder_->SumLosses(rows * seq_len, *stream_);
+  }
+  hooks.grad_ready = nullptr;
+  model.set_hooks(hooks);
+}
+
+void Trainer::TrainStep(StepMetrics* metrics) {
+  const auto begin = std::chrono::steady_clock::now();
+  GradientExchange& exchange = state_->exchange();
+  backend_.device().ZeroAsync(state_->buffer().grads(), *stream_);
+  // A step whose targets are all masked has zero gradients, whatever they are divided by.
+  RunMicroBatches(1.0 / std::max(valid_tokens_, 1.0));
+  exchange.WaitGrads(*stream_);
+
+  const double lr = LearningRate(phase().schedule, step_in_phase(), phase().steps);
+  const int64_t updates = UpdatesSinceFreshMoments(run_, phase_, step_);
+  const Optimizer::Result update =
+      state_->optimizer().Step(phase().optimizer, lr, updates, *stream_);
+  if (!update.skipped) {
+    event_->Record(*stream_);
+    exchange.StartGatherValues(*event_);
+    state_->model().ValuesChanged();
+  }
+  skipped_steps_ += update.skipped;
+  consecutive_skips_ = update.skipped ? consecutive_skips_ + 1 : 0;
+
+  double loss_sum = loss_sum_;
+  communicator_.AllReduceHost(std::span<double>(&loss_sum, 1), ReduceOp::kSum);
+  const std::chrono::duration<double, std::milli> elapsed =
+      std::chrono::steady_clock::now() - begin;
+  metrics->loss = loss_sum / std::max(valid_tokens_, 1.0);
+  metrics->lr = lr;
+  metrics->grad_norm = update.grad_norm;
+  metrics->step_ms = elapsed.count();
+  metrics->exchanged_bytes = exchange.TakeBytes().total();
+  metrics->skipped_steps = skipped_steps_;
+}
+
+Status Trainer::SaveCheckpoint() {
+  if (saved_step_ == step_) return OkStatus();
+  CheckpointInfo info;
+  info.step = step_;
+  info.tokens = tokens_;
+  info.phase = phase_;
+  info.world_size = communicator_.size();
+  info.seed = run_.seed;
+  info.model = run_.model;
+  info.config_text = options_.config_text;
+  const std::string directory = CheckpointDirectory(options_.run_dir, step_);
+  RETURN_IF_ERROR(state_->Save(directory, info, tokenizer_dir_, *stream_));
+  Status removed;
+  if (communicator_.rank() == 0) {
+    std::vector<int64_t> phase_ends;
+    for (const PhaseSpec& phase : run_.phases) phase_ends.push_back(phase.first_step + phase.steps);
+    removed = RemoveOldCheckpoints(options_.run_dir, run_.checkpoint_keep_last, phase_ends);
+  }
+  RETURN_IF_ERROR(AgreeOnStatus(removed, communicator_));
+  saved_step_ = step_;
+  LogInfo("saved " + directory);
+  return OkStatus();
+}
+
+void Trainer::EvaluateAndSample() {
+  if (!data_.validation) return;
+  const EvaluationResult result =
+      Evaluate(state_->model(), *data_.validation, run_.evaluation.tokens,
+               phase().batch.micro_batch_sequences, *feeder_, communicator_, *stream_);
+  log_->Evaluation(step_, result);
+  if (!tokenizer_) return;
+  for (const std::string& prompt : run_.evaluation.sample_prompts) {
+    // Every rank generates: under ZeRO-1 the first pass waits for collectives.
+    SamplingOptions sampling;
+    sampling.tokens = run_.evaluation.sample_tokens;
+    sampling.seed = run_.seed;
+    sampling.max_context = phase().batch.seq_len;
+    LogInfo("sample: " +
+            Generate(state_->model(), *tokenizer_, prompt, sampling, backend_.device(), *stream_));
+  }
+}
+
+Status Trainer::AfterStep(const StepMetrics& metrics) {
+  RETURN_IF_ERROR(AgreeOnStatus(log_->Step(metrics), communicator_));
+  if (consecutive_skips_ >= kMaxConsecutiveSkips) {
+    return MachineError(
+        "the gradients were not finite in " + std::to_string(kMaxConsecutiveSkips) +
+        " consecutive steps up to step " + std::to_string(step_) +
+        "; lower schedule.lr, lengthen the warm-up or resume from an older checkpoint");
+  }
+  if (Due(run_.evaluation.every_steps)) EvaluateAndSample();
+  if (Due(run_.checkpoint_every_steps)) RETURN_IF_ERROR(SaveCheckpoint());
+  return OkStatus();
+}
+
+Status Trainer::RunPhase() {
+  while (!last_of_phase()) {
+    SetFatalStep(step_);
+    if (!TakeBatch()) {
+      RETURN_IF_ERROR(SaveCheckpoint());
+      return Interrupted("stopped by a signal after step " + std::to_string(step_) +
+                         "; the same command goes on from there");
+    }
+    StepMetrics metrics;
+    TrainStep(&metrics);
+    ++step_;
+    tokens_ += phase().batch.tokens_per_step;
+    metrics.step = step_;
+    metrics.tokens = tokens_;
+    RETURN_IF_ERROR(AfterStep(metrics));
+  }
+  return OkStatus();
+}
+
+Status Trainer::Run() {
+  WatchStopSignals();
+  RETURN_IF_ERROR(Start());
+  if (step_ == run_.total_steps()) {
+    LogInfo(options_.run_dir + " is complete: " + std::to_string(step_) + " steps done");
+    return OkStatus();
+  }
+  while (step_ < run_.total_steps()) {
+    RETURN_IF_ERROR(EnterPhase(run_.PhaseIndexOf(step_)));
+    RETURN_IF_ERROR(RunPhase());
+  }
+  log_->Finish();
+  SetFatalStep(-1);
+  return OkStatus();
+}
+
+}  // namespace
+
+Status Train(const TrainOptions& options, Communicator& communicator, Backend& backend) {
+  return Trainer(options, communicator, backend).Run();
+}
+
+}  // namespace filigree
