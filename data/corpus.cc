@@ -12,9 +12,6 @@
 namespace filigree {
 namespace {
 
-// What a tokenizer is trained on at most: about ten seconds of training.
-constexpr int64_t kTrainingSampleBytes = 16 << 20;
-
 bool IsContinuation(char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; }
 
 // Where to cut `text` at or before `limit`: behind the last line end in the second half, else
@@ -108,8 +105,10 @@ Status Corpus::ForEachText(const char* stage,
     }
     const double train_bytes = (1 - options_.val_fraction) * static_cast<double>(text.size());
     const size_t cut = CutBefore(text, static_cast<size_t>(train_bytes));
-    if (cut > 0) RETURN_IF_ERROR(visit(Split::kTrain, text.substr(0, cut)));
-    return cut < text.size() ? visit(Split::kVal, text.substr(cut)) : OkStatus();
+    // Text too short to be cut is all for training.
+    if (cut == 0 || cut == text.size()) return visit(Split::kTrain, text);
+    RETURN_IF_ERROR(visit(Split::kTrain, text.substr(0, cut)));
+    return visit(Split::kVal, text.substr(cut));
   };
   const auto counts = input_.ForEachDocument(visit_document);
   if (counts.ok() && next != records_.size()) {
@@ -119,8 +118,8 @@ Status Corpus::ForEachText(const char* stage,
   return counts.status();
 }
 
-StatusOr<std::vector<std::string>> Corpus::TokenizerTrainingPieces() const {
-  const double kept = static_cast<double>(kTrainingSampleBytes) / static_cast<double>(text_bytes_);
+StatusOr<std::vector<std::string>> Corpus::TokenizerTrainingPieces(int64_t budget_bytes) const {
+  const double kept = static_cast<double>(budget_bytes) / static_cast<double>(text_bytes_);
   const uint64_t stream = RngStream("tokenizer_sample");
   std::vector<std::string> pieces;
   uint64_t number = 0;

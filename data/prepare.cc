@@ -28,6 +28,10 @@ namespace {
 // Text encoded at a time by all threads together.
 constexpr int64_t kBatchBytes = 4 << 20;
 
+// What a tokenizer is trained on. Two kilobytes an id tokenize 11 MB of English as tightly as all
+// of it does (2048 ids: 0.1 % more tokens) in half the time; the upper bound is a minute's work.
+constexpr int64_t kTrainingBytesPerId = 2048, kMaxTrainingBytes = 32 << 20;
+
 constexpr std::string_view kModelPrefix = "sentencepiece:";
 constexpr std::string_view kTrainPrefix = "train-sentencepiece:";
 
@@ -304,7 +308,9 @@ StatusOr<PrepareResult> PrepareTo(const PrepareOptions& options, const std::stri
 
   ASSIGN_OR_RETURN(const auto partial, PartialDirectory::Create(out));
   if (tokenizer.ready == nullptr) {
-    ASSIGN_OR_RETURN(const std::vector<std::string> pieces, corpus.TokenizerTrainingPieces());
+    const int64_t budget =
+        std::min(kMaxTrainingBytes, kTrainingBytesPerId * tokenizer.train_vocab_size);
+    ASSIGN_OR_RETURN(const auto pieces, corpus.TokenizerTrainingPieces(budget));
     ASSIGN_OR_RETURN(std::string model,
                      TrainSentencePieceModel(pieces, tokenizer.train_vocab_size));
     ASSIGN_OR_RETURN(tokenizer.ready,

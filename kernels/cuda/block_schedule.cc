@@ -157,47 +157,139 @@ std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern) {
   return units;
 }
 
-// Fewer units than workers: unit u is divided into parts[u] token ranges of equal length.
+// A worker's own token range of a unit, and the pieces of it that other workers take over.
+struct OwnRange {
+  int unit = 0;
+  int begin = 0, end = 0;  // steps
+  int give = 0;            // steps still to be given away
+  std::vector<std::pair<int, int>> given;
+};
+
+// A place for `size` steps of the range that are not given away yet, nearest to where the sweep of
+// the taker stands; -1 if there is none.
+int FindPiece(const OwnRange& range, int size, int elapsed) {
+  std::vector<int> candidates = {std::min(range.begin + elapsed, range.end - size)};
+  for (const auto& [begin, end] : range.given) {
+    candidates.push_back(end);
+    candidates.push_back(begin - size);
+  }
+  for (int at : candidates) {
+    const bool inside = at >= range.begin && at + size <= range.end;
+    const bool clear = std::all_of(range.given.begin(), range.given.end(), [&](const auto& piece) {
+      return at + size <= piece.first || at >= piece.second;
+    });
+    if (inside && clear) return at;
+  }
+  return -1;
+}
+
+// What is left of a range, summed in the same accumulators across the gaps.
+void AppendRange(OwnRange range, int target, std::vector<SddmmSegment>* segments) {
+  std::sort(range.given.begin(), range.given.end());
+  range.given.push_back({range.end, range.end});
+  int at = range.begin;
+  for (const auto& [begin, end] : range.given) {
+    if (begin > at) segments->push_back({range.unit, at * kChunk, begin - at, kTargetCarry});
+    at = end;
+  }
+  segments->back().target = target;
+}
+
+// Into how many equal parts to divide each unit: all units of the greatest part length at a time, as
+// long as every part still gets a worker of its own.
+std::vector<int> CountParts(const std::vector<double>& cost, int workers, int max_parts) {
+  std::vector<int> parts(cost.size(), 1);
+  int used = static_cast<int>(cost.size());
+  while (true) {
+    double top = 0;
+    for (size_t u = 0; u < cost.size(); ++u) top = std::max(top, cost[u] / parts[u]);
+    std::vector<size_t> longest;
+    for (size_t u = 0; u < cost.size(); ++u) {
+      if (cost[u] / parts[u] >= top * 0.999) longest.push_back(u);
+    }
+    used += static_cast<int>(longest.size());
+    if (used > workers || parts[longest.front()] >= max_parts) return parts;
+    for (size_t u : longest) ++parts[u];
+  }
+}
+
+// Fewer units than workers: units are divided into token ranges, one a worker, and ranges longer than
+// the mean give pieces to the workers that are left idle or have shorter ones.
 void DivideUnits(int total_steps, int workers, const std::vector<double>& cost,
                  SddmmSchedule* schedule) {
-  const int units = static_cast<int>(cost.size());
-  const int max_parts = std::max(1, total_steps / kMinSliceSteps);
-  std::vector<int> parts(units, 1);
-  // Always divide the unit whose parts are longest, as long as workers are left.
-  using Part = std::pair<double, int>;
-  std::priority_queue<Part> longest;
-  for (int u = 0; u < units; ++u) longest.push({cost[u], -u});
-  int used = units;
-  while (used < workers) {
-    // Units as long as the longest must all be divided, or the division gains nothing.
-    std::vector<int> equal;
-    const double top = longest.top().first;
-    while (!longest.empty() && longest.top().first >= top * 0.999) {
-      equal.push_back(-longest.top().second);
-      longest.pop();
-    }
-    const bool possible = used + static_cast<int>(equal.size()) <= workers &&
-                          parts[equal.front()] < max_parts;
-    if (!possible) break;
-    used += static_cast<int>(equal.size());
-    for (int u : equal) longest.push({cost[u] / ++parts[u], -u});
-  }
-  std::vector<SddmmSegment> segments;
-  for (int u = 0; u < units; ++u) {
-    if (parts[u] > 1) {
-      schedule->reductions.push_back({u, schedule->slot_count, parts[u]});
-    }
+  const std::vector<int> parts =
+      CountParts(cost, workers, std::max(1, total_steps / kMinSliceSteps));
+  const double level = std::accumulate(cost.begin(), cost.end(), 0.0) * total_steps / workers;
+  std::vector<OwnRange> ranges;
+  std::vector<double> load(workers, 0.0);
+  for (size_t u = 0; u < cost.size(); ++u) {
     for (int k = 0; k < parts[u]; ++k) {
-      const int begin = static_cast<int>(int64_t{total_steps} * k / parts[u]);
-      const int end = static_cast<int>(int64_t{total_steps} * (k + 1) / parts[u]);
-      const int target = parts[u] > 1 ? schedule->slot_count++ : kTargetGradient;
-      segments.push_back({u, begin * kChunk, end - begin, target});
+      OwnRange range = {.unit = static_cast<int>(u),
+                        .begin = static_cast<int>(int64_t{total_steps} * k / parts[u]),
+                        .end = static_cast<int>(int64_t{total_steps} * (k + 1) / parts[u])};
+      const int length = range.end - range.begin;
+      range.give = std::max(0, static_cast<int>(length - level / cost[u]));
+      if (range.give < kMinSliceSteps) range.give = 0;
+      load[ranges.size()] = (length - range.give) * cost[u];
+      ranges.push_back(std::move(range));
     }
   }
-  std::tie(schedule->segments, schedule->worker_begin) =
-      Deal<SddmmSegment>(segments, workers, [&](const SddmmSegment& s) {
-        return s.step_count * cost[s.unit];
-      });
+
+  std::vector<int> takers(workers);
+  std::iota(takers.begin(), takers.end(), 0);
+  std::stable_sort(takers.begin(), takers.end(), [&](int a, int b) { return load[a] < load[b]; });
+  struct Taken {
+    int unit, begin, size;
+  };
+  std::vector<std::vector<Taken>> taken(workers);
+  size_t giver = 0;
+  for (int w : takers) {
+    while (giver < ranges.size() && (ranges[giver].give == 0 || load[w] + 1 < level)) {
+      OwnRange& range = ranges[giver];
+      if (range.give == 0) {
+        ++giver;
+        continue;
+      }
+      const double unit_cost = cost[range.unit];
+      int size = static_cast<int>(std::ceil((level - load[w]) / unit_cost));
+      size = std::min(std::max(size, kMinSliceSteps), range.give);
+      if (range.give - size < kMinSliceSteps) size = range.give;
+      const int at = FindPiece(range, size, static_cast<int>(load[w]));
+      range.give -= size;
+      if (at < 0) continue;  // no room in one piece: the owner keeps it
+      range.given.push_back({at, at + size});
+      taken[w].push_back({range.unit, at, size});
+      load[w] += size * unit_cost;
+    }
+  }
+
+  // The first range of a unit goes to the gradient itself, everything else through partial sums,
+  // numbered unit by unit.
+  std::vector<int> next_slot(cost.size());
+  std::vector<int> others(cost.size(), 0);
+  for (size_t u = 0; u < cost.size(); ++u) others[u] = parts[u] - 1;
+  for (const auto& list : taken) {
+    for (const Taken& piece : list) ++others[piece.unit];
+  }
+  for (size_t u = 0; u < cost.size(); ++u) {
+    next_slot[u] = schedule->slot_count;
+    if (others[u] == 0) continue;
+    schedule->reductions.push_back({static_cast<int>(u), schedule->slot_count, others[u]});
+    schedule->slot_count += others[u];
+  }
+  schedule->worker_begin = {0};
+  for (int w = 0; w < workers; ++w) {
+    if (w < static_cast<int>(ranges.size())) {
+      const OwnRange& range = ranges[w];
+      const int target = range.begin == 0 ? kTargetGradient : next_slot[range.unit]++;
+      AppendRange(range, target, &schedule->segments);
+    }
+    for (const Taken& piece : taken[w]) {
+      schedule->segments.push_back(
+          {piece.unit, piece.begin * kChunk, piece.size, next_slot[piece.unit]++});
+    }
+    schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
+  }
 }
 
 // The level to which `amount` fills up workers that are loaded unequally.
@@ -239,17 +331,20 @@ void OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
   for (int w = 0; w < workers; ++w) {
     double spare = level - load[w];
     std::vector<SddmmSegment> slices;
-    while (extra < units) {
+    while (extra < units && spare > 0) {
       const int u = order[extra];
-      int steps = std::min(static_cast<int>(std::ceil(spare / cost[u])), total_steps - reached);
+      // A slice too short to pay for its partial sum is made longer: workers further on get less.
+      int steps = std::max(kMinSliceSteps, static_cast<int>(std::ceil(spare / cost[u])));
       if (total_steps - reached - steps < kMinSliceSteps) steps = total_steps - reached;
-      const bool last_worker = w == workers - 1;
-      if (last_worker) steps = total_steps - reached;
-      if (steps < kMinSliceSteps && steps < total_steps - reached) break;
-      if (spare <= 0 && !last_worker) break;
-      if (reached == 0) schedule->reductions.push_back({u, schedule->slot_count, 0});
-      ++schedule->reductions.back().slot_count;
-      slices.push_back({u, reached * kChunk, steps, schedule->slot_count++});
+      if (reached == 0) {
+        slices.push_back({u, 0, steps, kTargetGradient});
+      } else {
+        if (schedule->reductions.empty() || schedule->reductions.back().unit != u) {
+          schedule->reductions.push_back({u, schedule->slot_count, 0});
+        }
+        ++schedule->reductions.back().slot_count;
+        slices.push_back({u, reached * kChunk, steps, schedule->slot_count++});
+      }
       spare -= steps * cost[u];
       reached += steps;
       if (reached == total_steps) {
@@ -280,6 +375,7 @@ void OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
     }
     schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
   }
+  CHECK_EQ(extra, units) << "slices left over";
 }
 
 }  // namespace

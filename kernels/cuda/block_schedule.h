@@ -91,12 +91,13 @@ struct SddmmSegment {
   int32_t unit;
   int32_t token_begin;
   int32_t step_count;  // steps of 64 tokens
-  int32_t target;      // a partial slot, or one of the two below
+  int32_t target;      // a partial slot, or one of those below
 };
 inline constexpr int32_t kTargetGradient = -1;     // overwrite or accumulate, as the call says
-inline constexpr int32_t kTargetGradientAdd = -2;  // continues a segment of the same worker
+inline constexpr int32_t kTargetGradientAdd = -2;  // on top of an earlier segment of this worker
+inline constexpr int32_t kTargetCarry = -3;        // keep the sums for the worker's next segment
 
-// Partial sums `slot_begin ..` of a unit, to be added in this order.
+// Partial sums `slot_begin ..` of a unit, to be added to its gradient in this order.
 struct SddmmReduction {
   int32_t unit;
   int32_t slot_begin;
@@ -113,9 +114,9 @@ struct SddmmSchedule {
 };
 
 // All workers sweep the tokens in the same direction at the same pace, so that both operands are read
-// from device memory about once. Fewer units than workers: the tokens of a unit are divided. More:
-// every worker owns whole units, and the ones left over are cut into slices that workers take up in
-// passing, at the moment their own sweep reaches the slice's tokens.
+// from device memory about once. Fewer units than workers: the tokens of a unit are divided, and long
+// ranges give pieces to idle workers. More: every worker owns whole units, and the ones left over are
+// cut into slices. Either way a worker takes a piece up when its own sweep reaches those tokens.
 SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers);
 
 }  // namespace filigree

@@ -11,8 +11,8 @@
 // Shared memory: a ring of stages {dY 64 tokens x kRows, X up to 4 or 8 boxes of 64 tokens x 64},
 //   then barriers.
 // Bytes from L2 per step of 64 tokens: (kRows + 64 * chunks) * 128. FLOPs: 2 * 64 * kRows * 64 *
-//   chunks. Deterministic: a unit that several CTAs share is written as partial sums, which
-//   SddmmReduceKernel adds in the order of their tokens.
+//   chunks. Deterministic: where several CTAs share a unit, one writes the gradient and the others
+//   partial sums, which SddmmReduceKernel adds in a fixed order.
 #include <algorithm>
 
 #include "kernels/cuda/cuda_check.h"
@@ -103,10 +103,11 @@ __device__ __forceinline__ void Produce(const SddmmParams& params, uint8_t* ring
   }
 }
 
-// Sums kChunks chunks over a segment; a slot is released one step late, when its reader has ended.
+// Sums kChunks chunks over a segment, from zero or, with `carry`, on top of the last one; a slot is released one step late, when its reader has ended.
 // With kChunks = 0 the warpgroup has no part in the unit and only lets the slots pass.
 template <int kRows, int kChunks>
-__device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, uint32_t ring,
+__device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, bool carry,
+                                           uint32_t ring,
                                            RingBarriers<SddmmShape<kRows>::kStages>& barriers,
                                            RingPosition<SddmmShape<kRows>::kStages>& position,
                                            int group) {
@@ -125,7 +126,8 @@ __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, ui
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         constexpr int kAdvance = kAdvanceTransposed >> 4;
-        Wgmma<64 * kChunks, 1, 1>(acc, a + k * kAdvance, b + k * kAdvance, step > 0 || k > 0);
+        Wgmma<64 * kChunks, 1, 1>(acc, a + k * kAdvance, b + k * kAdvance,
+                                 step > 0 || k > 0 || carry);
       }
       WgmmaCommit();
       WgmmaWait<1>();
@@ -194,19 +196,21 @@ __device__ __forceinline__ void Consume(const SddmmParams& params, uint32_t ring
                                         int group, int begin, int end) {
   RingPosition<SddmmShape<kRows>::kStages> position;
   float acc[128];
+  bool carry = false;
   for (int index = begin; index < end; ++index) {
     const SddmmSegment segment = LoadSegment(params.segments, index);
     const SddmmUnit& unit = params.units[segment.unit];
     const int count = unit.chunk_count[kRows == 128 ? 0 : group];
     const int steps = segment.step_count;
     switch (count) {
-      case 0: Accumulate<kRows, 0>(acc, steps, ring, barriers, position, group); break;
-      case 1: Accumulate<kRows, 1>(acc, steps, ring, barriers, position, group); break;
-      case 2: Accumulate<kRows, 2>(acc, steps, ring, barriers, position, group); break;
-      case 3: Accumulate<kRows, 3>(acc, steps, ring, barriers, position, group); break;
-      default: Accumulate<kRows, 4>(acc, steps, ring, barriers, position, group); break;
+      case 0: Accumulate<kRows, 0>(acc, steps, carry, ring, barriers, position, group); break;
+      case 1: Accumulate<kRows, 1>(acc, steps, carry, ring, barriers, position, group); break;
+      case 2: Accumulate<kRows, 2>(acc, steps, carry, ring, barriers, position, group); break;
+      case 3: Accumulate<kRows, 3>(acc, steps, carry, ring, barriers, position, group); break;
+      default: Accumulate<kRows, 4>(acc, steps, carry, ring, barriers, position, group); break;
     }
-    WriteSegment<kRows>(params, acc, segment, unit, count);
+    carry = segment.target == kTargetCarry;
+    if (!carry) WriteSegment<kRows>(params, acc, segment, unit, count);
   }
 }
 
@@ -236,12 +240,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// Adds the partial sums of a unit in order. Grid: (reductions, 4 chunks); block: 256 threads, each
+// Adds the partial sums of a unit in order, then the gradient that its first segment has written. Grid: (reductions, 4 chunks); block: 256 threads, each
 // with the accumulators of the consumer thread of that number. Bytes: 4 per partial value, read once.
 template <int kRows>
 __global__ void __launch_bounds__(kConsumers)
     SddmmReduceKernel(float* gradient, const float* partials, const SddmmUnit* units,
-                      const SddmmReduction* reductions, int block_cols, bool accumulate) {
+                      const SddmmReduction* reductions, int block_cols) {
   const SddmmReduction reduction = reductions[blockIdx.x];
   const SddmmUnit& unit = units[reduction.unit];
   const int thread = threadIdx.x;
@@ -260,8 +264,8 @@ __global__ void __launch_bounds__(kConsumers)
       sum[4 * j + 3] += part.w;
     }
   }
-  WriteChunk(GradientAddress<kRows>(gradient, unit, block_cols, thread, chunk), block_cols,
-             accumulate, sum);
+  WriteChunk(GradientAddress<kRows>(gradient, unit, block_cols, thread, chunk), block_cols, true,
+             sum);
 }
 
 template <int kRows>
@@ -278,8 +282,7 @@ void Launch(const SddmmParams& params, const SddmmConfig& config, const SddmmArg
   CUDA_CHECK(cudaGetLastError());
   if (args.reduction_count == 0) return;
   SddmmReduceKernel<kRows><<<dim3(args.reduction_count, 4), kConsumers, 0, stream>>>(
-      args.gradient, args.partials, args.units, args.reductions, params.block_cols,
-      args.accumulate);
+      args.gradient, args.partials, args.units, args.reductions, params.block_cols);
   CUDA_CHECK(cudaGetLastError());
 }
 

@@ -316,7 +316,6 @@ void LaunchCluster(const SpmmParams& params, const SpmmConfig& config, cudaStrea
   switch (config.cluster) {
     case 1: return LaunchKernel<kTransposed, kFeatures, 1>(params, workers, stream);
     case 2: return LaunchKernel<kTransposed, kFeatures, 2>(params, workers, stream);
-    case 4: return LaunchKernel<kTransposed, kFeatures, 4>(params, workers, stream);
     default: CHECK(false) << "cluster of " << config.cluster;
   }
 }

@@ -204,7 +204,7 @@ int CheckBlockSparse(bool verbose) {
       }
       // More units than multiprocessors: whole units and slices in passing.
       cases.push_back({{Layout::kRandom, block, 2048, 3072, 2001, 0.75, fill}, {}});
-      cases.push_back({{Layout::kRandom, block, 512, 640, 16384 + 5, 0.25, fill}, {.cluster = 4}});
+      cases.push_back({{Layout::kRandom, block, 512, 640, 16384 + 5, 0.25, fill}, {.cluster = 2}});
     }
   }
   int failures = 0;

@@ -72,8 +72,12 @@ __global__ void __launch_bounds__(64, 1) LoadOnlyKernel(const __grid_constant__ 
       const int steps = params.tiles[i].step_count;
       for (int s = 0; s < steps; ++s) {
         BarrierWait(&barriers.full[position.slot], position.parity);
-        for (int cta = 0; cta < kCluster; ++cta) {
-          BarrierArriveCluster(&barriers.empty[position.slot], cta);
+        if constexpr (kCluster == 1) {
+          BarrierArrive(&barriers.empty[position.slot]);
+        } else {
+          for (int cta = 0; cta < kCluster; ++cta) {
+            BarrierArriveCluster(&barriers.empty[position.slot], cta);
+          }
         }
         position.Advance();
       }

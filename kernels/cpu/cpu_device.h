@@ -1,0 +1,43 @@
+// Host memory as a Device. Streams run inline: an operation is done when its call returns, and
+// events are always complete.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "kernels/base/device.h"
+
+namespace filigree {
+
+class CpuDevice final : public Device {
+ public:
+  // F32 for every run; F64 for gradient tests against finite differences.
+  explicit CpuDevice(DType compute_dtype = DType::kF32);
+  // Every buffer must be gone.
+  ~CpuDevice() override;
+  CpuDevice(const CpuDevice&) = delete;
+  CpuDevice& operator=(const CpuDevice&) = delete;
+
+  std::string_view name() const override { return "cpu"; }
+  DType compute_dtype() const override { return compute_dtype_; }
+  DeviceBuffer Allocate(size_t bytes, std::string_view kind) override;
+  // The same as Allocate: all host memory can be copied.
+  DeviceBuffer AllocatePinned(size_t bytes, std::string_view kind) override;
+  void CopyAsync(TensorView dst, ConstTensorView src, Stream& stream) override;
+  void ZeroAsync(TensorView dst, Stream& stream) override;
+  std::unique_ptr<Stream> NewStream() override;
+  std::unique_ptr<Event> NewEvent() override;
+  MemoryUsage memory_usage() const override;
+
+ private:
+  static void Release(void* owner, void* data, size_t bytes, const std::string& kind);
+
+  const DType compute_dtype_;
+  mutable std::mutex mutex_;  // guards usage_
+  MemoryUsage usage_;
+};
+
+}  // namespace filigree

@@ -1,0 +1,36 @@
+#include <algorithm>
+#include <cstdio>
+
+#include "launch/commands/commands.h"
+#include "launch/commands/session.h"
+#include "trainer/export/open_model.h"
+#include "trainer/generator.h"
+#include "trainer/inference.h"
+
+namespace filigree {
+
+Status GenerateCommand::Run() const {
+  ASSIGN_OR_RETURN(Session session, OpenSession(0));
+  ASSIGN_OR_RETURN(const auto reader, OpenModel(what));
+  if (reader->tokenizer_dir().empty()) {
+    return InvalidInput(what +
+                        ": has no tokenizer; train with data.prepared set, or export from a run "
+                        "that was");
+  }
+  ASSIGN_OR_RETURN(const auto tokenizer, LoadTokenizer(reader->tokenizer_dir()));
+  SamplingOptions options;
+  options.tokens = tokens;
+  options.seed = seed;
+  options.temperature = temperature;
+  options.top_k = top_k;
+  const auto prompt_tokens = static_cast<int64_t>(tokenizer->Encode(prompt).size()) + 1;
+  options.max_context = std::min(reader->info().model.max_positions, prompt_tokens + tokens);
+  ASSIGN_OR_RETURN(const auto loaded, InferenceModel::Load(*reader, 1, options.max_context,
+                                                           *session.backend, *session.stream));
+  const std::string text =
+      Generate(loaded->model(), *tokenizer, prompt, options, *session.device, *session.stream);
+  if (session.communicator->rank() == 0) std::printf("%s\n", text.c_str());
+  return OkStatus();
+}
+
+}  // namespace filigree
