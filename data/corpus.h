@@ -35,8 +35,8 @@ class Corpus {
                      const std::function<Status(Split, std::string_view)>& visit) const;
 
   // Training text cut into pieces for TrainSentencePieceModel: all of it, or, where that is more
-  // than a few seconds' work, a fixed random sample.
-  StatusOr<std::vector<std::string>> TokenizerTrainingPieces() const;
+  // than budget_bytes, a random sample of about that size, drawn by the seed.
+  StatusOr<std::vector<std::string>> TokenizerTrainingPieces(int64_t budget_bytes) const;
 
   // Depends on the content and order of all documents, not on where they lie.
   const std::string& inputs_hash() const { return inputs_hash_; }

@@ -10,6 +10,12 @@ constexpr size_t kScaleOffset = sizeof(double);
 
 }  // namespace
 
+int64_t UpdatesSinceFreshMoments(const RunSpec& run, int phase, int64_t step) {
+  int fresh = phase;
+  while (fresh > 0 && run.phases[fresh].moments == Moments::kKeep) --fresh;
+  return step - run.phases[fresh].first_step + 1;
+}
+
 Optimizer::Optimizer(const std::vector<Parameter>& parameters, FlatBuffer& buffer,
                      GradientExchange& exchange, Backend& backend)
     : parameters_(parameters),

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "kernels/base/status.h"
-#include "trainer/config/load_config.h"
+#include "trainer/config/run_config.h"
 
 namespace filigree {
 

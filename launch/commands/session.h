@@ -17,7 +17,8 @@ struct Session {
   std::unique_ptr<Stream> stream;
 };
 
-// `cpu_threads` a rank; 0: the cores this process may use, shared with the ranks of this host.
+// `cpu_threads` a rank; 0: OMP_NUM_THREADS, else the cores this process may use, shared with the
+// ranks of this host.
 StatusOr<Session> OpenSession(int cpu_threads);
 
 // The status as this rank should report it: ranks other than 0 keep the code and drop the message.

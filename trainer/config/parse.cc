@@ -71,9 +71,13 @@ const EnumDescriptor* FindEnum(const Descriptor& message, const std::string& fie
 
 // Replaces the token at `offset`, so that the parse can go on behind it.
 void ReplaceToken(std::string* text, size_t offset, const std::string& replacement) {
-  const size_t end = text->find_first_of(" \t\r\n,;}]>#", offset + 1);
-  const size_t length = (end == std::string::npos ? text->size() : end) - offset;
-  text->replace(offset, length, replacement);
+  const char first = (*text)[offset];
+  const bool quoted = first == '"' || first == '\'';
+  size_t end =
+      quoted ? text->find(first, offset + 1) : text->find_first_of(" \t\r\n,;}]>#", offset + 1);
+  if (end == std::string::npos) end = text->size();
+  if (quoted && end < text->size()) ++end;
+  text->replace(offset, end - offset, replacement);
 }
 
 struct Repair {
@@ -85,8 +89,8 @@ struct Repair {
 Repair RepairNamedValue(std::string* text, const ParseError& error) {
   static const std::regex* const enum_value =
       new std::regex(R"re(Unknown enumeration value of "([^"]*)" for field "([^"]*)"\.)re");
-  static const std::regex* const bool_value = new std::regex(
-      R"re(Invalid value for boolean field "([^"]*)"\. Value: "([^"]*)"\.)re");
+  static const std::regex* const bool_value =
+      new std::regex(R"re(Invalid value for boolean field "([^"]*)"\. Value: "([^"]*)"\.)re");
   std::smatch match;
   std::string value, replacement, message;
   if (std::regex_match(error.message, match, *enum_value)) {
@@ -114,8 +118,11 @@ Repair RepairNamedValue(std::string* text, const ParseError& error) {
 
 Repair RepairValue(std::string* text, const ParseError& error) {
   static constexpr std::pair<const char*, const char*> kReplacements[] = {
-      {"Expected integer", "0"}, {"Integer out of range", "0"}, {"Expected double", "0"},
-      {"Expected string", "\"\""}, {"Invalid float number", "0"}};
+      {"Expected integer", "0"},
+      {"Integer out of range", "0"},
+      {"Expected double", "0"},
+      {"Expected string", "\"\""},
+      {"Invalid float number", "0"}};
   for (const auto& [prefix, replacement] : kReplacements) {
     if (error.message.rfind(prefix, 0) != 0) continue;
     const size_t offset = OffsetOf(*text, error);
@@ -135,8 +142,7 @@ std::string ExplainUnknownField(const std::string& message) {
       new std::regex(R"re(Message type "([^"]*)" has no field named "([^"]*)"\.)re");
   std::smatch match;
   if (!std::regex_match(message, match, *pattern)) return message;
-  const Descriptor* type =
-      RunConfig::descriptor()->file()->pool()->FindMessageTypeByName(match[1]);
+  const Descriptor* type = RunConfig::descriptor()->file()->pool()->FindMessageTypeByName(match[1]);
   if (!type) return message;
   std::vector<std::string> known;
   for (int i = 0; i < type->field_count(); ++i) known.push_back(type->field(i)->name());
@@ -181,8 +187,7 @@ int EditDistance(const std::string& a, const std::string& b) {
   return row.back();
 }
 
-}  // namespace
-
+// Empty where none is close.
 std::string ClosestName(const std::string& name, const std::vector<std::string>& known) {
   std::string closest;
   int best = std::max<int>(2, static_cast<int>(name.size()) / 2);
@@ -205,6 +210,8 @@ std::string JoinNames(const std::vector<std::string>& names) {
   return joined;
 }
 
+}  // namespace
+
 std::string SuggestName(const std::string& name, const std::vector<std::string>& known) {
   const std::string closest = ClosestName(name, known);
   return (closest.empty() ? std::string("; known names are ")
@@ -212,11 +219,12 @@ std::string SuggestName(const std::string& name, const std::vector<std::string>&
          JoinNames(known);
 }
 
-void ParseSource(const std::string& original, int source, RunConfig* config, Origins* origins,
+bool ParseSource(const std::string& original, int source, RunConfig* config, Origins* origins,
                  Problems* problems) {
   std::string text = original;
-  // Each round repairs one bad value of the text, which then no longer stops the parse.
-  while (true) {
+  // Each round repairs one bad value of the text, which then no longer stops the parse. The limit
+  // guards against a repair that does not help.
+  for (int round = 0;; ++round) {
     ErrorList list;
     TextFormat::ParseInfoTree tree;
     TextFormat::Parser parser;
@@ -224,7 +232,7 @@ void ParseSource(const std::string& original, int source, RunConfig* config, Ori
     parser.WriteLocationsTo(&tree);
     parser.AllowUnknownField(true);
     const bool complete = parser.ParseFromString(text, config);
-    if (!complete && !list.errors.empty()) {
+    if (!complete && !list.errors.empty() && round < 100) {
       const Repair repair = RepairValue(&text, list.errors.front());
       if (repair.line > 0) {
         problems->AddSyntax({source, repair.line}, repair.message);
@@ -238,7 +246,7 @@ void ParseSource(const std::string& original, int source, RunConfig* config, Ori
       problems->AddSyntax({source, warning.line + 1}, ExplainUnknownField(warning.message));
     }
     NoteOrigins(*config, &tree, source, "", origins);
-    return;
+    return complete;
   }
 }
 

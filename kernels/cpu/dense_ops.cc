@@ -1,0 +1,143 @@
+#include <algorithm>
+
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/matrix.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/row_sums.h"
+#include "kernels/cpu/simd_kernels.h"
+
+namespace filigree {
+namespace {
+
+// Multiplications worth a thread of their own.
+constexpr int64_t kProductGrain = 1 << 20;
+
+template <typename T>
+void MatMulOf(const MatMulArgs& args) {
+  const int64_t m = args.out.rows(), n = args.out.cols();
+  const int64_t k = args.transpose_a ? args.a.rows() : args.a.cols();
+  const auto a = args.transpose_a ? AsMatrix<T>(args.a, k, m, "a") : AsMatrix<T>(args.a, m, k, "a");
+  const auto b = args.transpose_b ? AsMatrix<T>(args.b, n, k, "b") : AsMatrix<T>(args.b, k, n, "b");
+  const auto out = AsMatrix<T>(args.out, m, n, "out");
+  const T* bias = args.bias.empty() ? nullptr : AsVector<T>(args.bias, n, "bias");
+  const auto& simd = Simd<T>();
+
+  // The rows [i0, i1) and columns [j0, j1) of the product.
+  const auto multiply = [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+    const bool keep = args.accumulate || bias != nullptr;
+    for (int64_t i = i0; i < i1 && (bias != nullptr || k == 0); ++i) {
+      T* row = out.row(i);
+      if (!args.accumulate) std::fill(row + j0, row + j1, T(0));
+      if (bias != nullptr) simd.add(row + j0, bias + j0, row + j0, j1 - j0);
+    }
+    if (k == 0) return;
+    Gemm(args.transpose_a, args.transpose_b, i1 - i0, j1 - j0, k, T(1),
+         args.transpose_a ? a.data + i0 : a.row(i0), a.stride,
+         args.transpose_b ? b.row(j0) : b.data + j0, b.stride, keep ? T(1) : T(0),
+         out.row(i0) + j0, out.stride);
+  };
+  if (m == 0 || n == 0) return;
+  const int64_t depth = std::max<int64_t>(k, 1);
+  if (m >= n) {
+    ParallelFor(m, CeilDiv(kProductGrain, n * depth),
+                [&](int64_t begin, int64_t end) { multiply(begin, end, 0, n); });
+  } else {
+    ParallelFor(n, CeilDiv(kProductGrain, m * depth),
+                [&](int64_t begin, int64_t end) { multiply(0, m, begin, end); });
+  }
+}
+
+// Calls fn(row) for all rows, spread over threads.
+template <typename Fn>
+void ForEachRow(int64_t rows, int64_t cols, const Fn& fn) {
+  ParallelFor(rows, RowGrain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) fn(i);
+  });
+}
+
+template <typename T>
+void ColumnSumOf(const ColumnSumArgs& args) {
+  const int64_t rows = args.in.rows(), cols = args.in.cols();
+  const auto in = AsMatrix<T>(args.in, rows, cols, "in");
+  const auto& simd = Simd<T>();
+  SumOverRows(rows, cols, AsVector<T>(args.out, cols, "out"),
+              [&](int64_t begin, int64_t end, T* partial) {
+                for (int64_t i = begin; i < end; ++i) simd.add(partial, in.row(i), partial, cols);
+              });
+}
+
+template <typename T>
+void SwiGluOf(const SwiGluArgs& args) {
+  const int64_t rows = args.y.rows(), cols = args.y.cols();
+  const auto gate = AsMatrix<T>(args.gate, rows, cols, "gate");
+  const auto up = AsMatrix<T>(args.up, rows, cols, "up");
+  const auto y = AsMatrix<T>(args.y, rows, cols, "y");
+  ForEachRow(rows, cols,
+             [&](int64_t i) { Simd<T>().swiglu(gate.row(i), up.row(i), y.row(i), cols); });
+}
+
+template <typename T>
+void SwiGluBackwardOf(const SwiGluBackwardArgs& args) {
+  const int64_t rows = args.dy.rows(), cols = args.dy.cols();
+  const auto gate = AsMatrix<T>(args.gate, rows, cols, "gate");
+  const auto up = AsMatrix<T>(args.up, rows, cols, "up");
+  const auto dy = AsMatrix<T>(args.dy, rows, cols, "dy");
+  const auto dgate = AsMatrix<T>(args.dgate, rows, cols, "dgate");
+  const auto dup = AsMatrix<T>(args.dup, rows, cols, "dup");
+  ForEachRow(rows, cols, [&](int64_t i) {
+    Simd<T>().swiglu_backward(gate.row(i), up.row(i), dy.row(i), dgate.row(i), dup.row(i), cols);
+  });
+}
+
+template <typename T>
+void GeluOf(const GeluArgs& args) {
+  const int64_t rows = args.y.rows(), cols = args.y.cols();
+  const auto x = AsMatrix<T>(args.x, rows, cols, "x");
+  const auto y = AsMatrix<T>(args.y, rows, cols, "y");
+  ForEachRow(rows, cols, [&](int64_t i) { Simd<T>().gelu(x.row(i), y.row(i), cols); });
+}
+
+template <typename T>
+void GeluBackwardOf(const GeluBackwardArgs& args) {
+  const int64_t rows = args.dy.rows(), cols = args.dy.cols();
+  const auto x = AsMatrix<T>(args.x, rows, cols, "x");
+  const auto dy = AsMatrix<T>(args.dy, rows, cols, "dy");
+  const auto dx = AsMatrix<T>(args.dx, rows, cols, "dx");
+  ForEachRow(rows, cols,
+             [&](int64_t i) { Simd<T>().gelu_backward(x.row(i), dy.row(i), dx.row(i), cols); });
+}
+
+template <typename T>
+void AddOf(const AddArgs& args) {
+  const int64_t rows = args.out.rows(), cols = args.out.cols();
+  const auto a = AsMatrix<T>(args.a, rows, cols, "a");
+  const auto b = AsMatrix<T>(args.b, rows, cols, "b");
+  const auto out = AsMatrix<T>(args.out, rows, cols, "out");
+  ForEachRow(rows, cols, [&](int64_t i) { Simd<T>().add(a.row(i), b.row(i), out.row(i), cols); });
+}
+
+}  // namespace
+
+void CpuBackend::MatMul(const MatMulArgs& args, Stream&) {
+  DispatchFloat(args.out.dtype(), [&](auto t) { MatMulOf<decltype(t)>(args); });
+}
+void CpuBackend::ColumnSum(const ColumnSumArgs& args, Stream&) {
+  DispatchFloat(args.in.dtype(), [&](auto t) { ColumnSumOf<decltype(t)>(args); });
+}
+void CpuBackend::SwiGlu(const SwiGluArgs& args, Stream&) {
+  DispatchFloat(args.y.dtype(), [&](auto t) { SwiGluOf<decltype(t)>(args); });
+}
+void CpuBackend::SwiGluBackward(const SwiGluBackwardArgs& args, Stream&) {
+  DispatchFloat(args.dy.dtype(), [&](auto t) { SwiGluBackwardOf<decltype(t)>(args); });
+}
+void CpuBackend::Gelu(const GeluArgs& args, Stream&) {
+  DispatchFloat(args.y.dtype(), [&](auto t) { GeluOf<decltype(t)>(args); });
+}
+void CpuBackend::GeluBackward(const GeluBackwardArgs& args, Stream&) {
+  DispatchFloat(args.dy.dtype(), [&](auto t) { GeluBackwardOf<decltype(t)>(args); });
+}
+void CpuBackend::Add(const AddArgs& args, Stream&) {
+  DispatchFloat(args.out.dtype(), [&](auto t) { AddOf<decltype(t)>(args); });
+}
+
+}  // namespace filigree

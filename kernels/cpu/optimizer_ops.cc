@@ -1,0 +1,67 @@
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/matrix.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/simd_kernels.h"
+
+namespace filigree {
+namespace {
+
+// Elements worth a thread, and the length of the ranges that SumOfSquares adds in order.
+constexpr int64_t kRange = 1 << 14;
+
+template <typename T>
+void AdamWOf(const AdamWArgs& args, double scale) {
+  const int64_t n = args.values.size();
+  T* values = AsVector<T>(args.values, n, "values");
+  T* master = AsVector<T>(args.master, n, "master");
+  const T* grads = AsVector<T>(args.grads, n, "grads");
+  T* m = AsVector<T>(args.m, n, "m");
+  T* v = AsVector<T>(args.v, n, "v");
+  const AdamWFactors factors = {
+      .grad_scale = scale,
+      .lr = args.lr,
+      .beta1 = args.beta1,
+      .beta2 = args.beta2,
+      .epsilon = args.epsilon,
+      .weight_decay = args.weight_decay,
+      .correction1 = 1.0 / (1.0 - std::pow(args.beta1, static_cast<double>(args.step))),
+      .correction2 = 1.0 / (1.0 - std::pow(args.beta2, static_cast<double>(args.step))),
+  };
+  ParallelFor(n, kRange, [&](int64_t begin, int64_t end) {
+    Simd<T>().adamw(values + begin, master + begin, grads + begin, m + begin, v + begin, factors,
+                    end - begin);
+  });
+}
+
+template <typename T>
+void SumOfSquaresOf(const SumOfSquaresArgs& args) {
+  const int64_t n = args.in.size();
+  const T* in = AsVector<T>(args.in, n, "in");
+  const int64_t ranges = CeilDiv(n, kRange);
+  double* sums = Scratch<double>(ScratchSlot::kSums, ranges);
+  ParallelFor(ranges, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      sums[i] = Simd<T>().sum_of_squares(in + i * kRange, std::min(kRange, n - i * kRange));
+    }
+  });
+  double* out = AsVector<double>(args.out, 1, "out");
+  for (int64_t i = 0; i < ranges; ++i) *out += sums[i];
+}
+
+}  // namespace
+
+void CpuBackend::AdamW(const AdamWArgs& args, Stream&) {
+  CHECK_GE(args.step, 1);
+  const double scale = *AsVector<float>(args.scale, 1, "scale");
+  if (!std::isfinite(scale)) return;
+  DispatchFloat(args.values.dtype(), [&](auto t) { AdamWOf<decltype(t)>(args, scale); });
+}
+
+void CpuBackend::SumOfSquares(const SumOfSquaresArgs& args, Stream&) {
+  DispatchFloat(args.in.dtype(), [&](auto t) { SumOfSquaresOf<decltype(t)>(args); });
+}
+
+}  // namespace filigree

@@ -1,0 +1,90 @@
+#include "kernels/cpu/cpu_prepared_layout.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/matrix.h"
+#include "kernels/cpu/parallel.h"
+
+namespace filigree {
+namespace {
+
+// Calls fn(first_slot, first_column, count) for the runs of stored cells in one row of the weight.
+template <typename Fn>
+void ForEachRun(const SparseLayout& layout, int64_t row, const Fn& fn) {
+  if (layout.kind() == LayoutKind::kDense) {
+    fn(row * layout.in(), 0, layout.in());
+    return;
+  }
+  const int64_t height = layout.block_out(), width = layout.block_in();
+  const int64_t grid_row = row / height;
+  for (int64_t p = layout.row_offsets()[grid_row]; p < layout.row_offsets()[grid_row + 1]; ++p) {
+    const int64_t column = layout.columns()[p] * width;
+    fn((p * height + row % height) * width, column, std::min(width, layout.in() - column));
+  }
+}
+
+template <typename T>
+void ScatterOf(const ScatterStoredArgs& args) {
+  const SparseLayout& layout = args.weight->layout();
+  const T* values = AsVector<T>(args.values, layout.stored_count(), "values");
+  const auto dense = AsMatrix<T>(args.dense, layout.out(), layout.in(), "dense");
+  ParallelFor(layout.out(), RowGrain(layout.in()), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T* row = dense.row(i);
+      std::fill(row, row + layout.in(), T(0));
+      ForEachRun(layout, i, [&](int64_t slot, int64_t column, int64_t count) {
+        std::copy(values + slot, values + slot + count, row + column);
+      });
+    }
+  });
+}
+
+// Rows past the weight's edge belong to the last block row and hold only padding.
+template <typename T>
+void GatherOf(const GatherStoredArgs& args) {
+  const SparseLayout& layout = args.weight->layout();
+  const auto dense = AsMatrix<T>(args.dense, layout.out(), layout.in(), "dense");
+  T* values = AsVector<T>(args.values, layout.stored_count(), "values");
+  const int64_t padded_rows = layout.grid_rows() * layout.block_out(), width = layout.block_in();
+  ParallelFor(padded_rows, RowGrain(layout.in()), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      ForEachRun(layout, i, [&](int64_t slot, int64_t column, int64_t count) {
+        const int64_t inside = i < layout.out() ? count : 0;
+        const T* from = dense.data + i * dense.stride + column;
+        for (int64_t j = 0; j < inside; ++j) {
+          values[slot + j] = (args.accumulate ? values[slot + j] : T(0)) + from[j];
+        }
+        if (layout.kind() == LayoutKind::kBlocked && !args.accumulate) {
+          std::fill(values + slot + inside, values + slot + width, T(0));
+        }
+      });
+    }
+  });
+}
+
+}  // namespace
+
+CpuPreparedLayout::CpuPreparedLayout(SparseLayout layout)
+    : PreparedLayout(std::move(layout)), transposed(this->layout().Transpose()) {}
+
+size_t CpuPreparedLayout::bytes() const {
+  const auto bytes_of = [](const auto& v) { return v.size() * sizeof(v[0]); };
+  return bytes_of(layout().row_offsets()) + bytes_of(layout().columns()) +
+         bytes_of(transposed.column_offsets) + bytes_of(transposed.rows) +
+         bytes_of(transposed.slots);
+}
+
+std::unique_ptr<PreparedLayout> CpuBackend::PrepareLayout(const SparseLayout& layout) {
+  return std::make_unique<CpuPreparedLayout>(layout);
+}
+
+void CpuBackend::ScatterStored(const ScatterStoredArgs& args, Stream&) {
+  DispatchFloat(args.dense.dtype(), [&](auto t) { ScatterOf<decltype(t)>(args); });
+}
+void CpuBackend::GatherStored(const GatherStoredArgs& args, Stream&) {
+  DispatchFloat(args.values.dtype(), [&](auto t) { GatherOf<decltype(t)>(args); });
+}
+
+}  // namespace filigree

@@ -1,0 +1,41 @@
+#include "launch/commands/load_config.h"
+
+#include <sstream>
+
+#include "trainer/linear/linear.h"
+#include "trainer/model/model.h"
+
+namespace filigree {
+namespace {
+
+// Weight by weight, what the registry has to say about a phase's sparsity.
+void CheckPhase(const ModelSpec& model, const PhaseSpec& phase, std::ostringstream& problems) {
+  for (const LinearSpec& linear : LinearSpecs(model)) {
+    const SparsitySpec sparsity = MatchSparsity(linear.name + ".weight", phase.sparsity);
+    const Parameterisation* row = FindParameterisation(sparsity.parameterisation);
+    CHECK(row != nullptr) << sparsity.parameterisation;  // the parser knows the names
+    if (const Status status = row->validate(linear, sparsity); !status.ok()) {
+      problems << (problems.tellp() > 0 ? "\n" : "") << "phase " << phase.name << ": "
+               << status.message();
+    }
+  }
+}
+
+}  // namespace
+
+StatusOr<LoadedConfig> LoadCheckedConfig(const std::string& path,
+                                         const std::vector<std::string>& overrides) {
+  KnownNames known;
+  for (const Parameterisation& row : Parameterisations()) {
+    known.parameterisations.emplace_back(row.name);
+  }
+  ASSIGN_OR_RETURN(LoadedConfig config, LoadRunConfig(path, overrides, known));
+  std::ostringstream problems;
+  for (const PhaseSpec& phase : config.spec.phases) {
+    CheckPhase(config.spec.model, phase, problems);
+  }
+  if (problems.tellp() > 0) return InvalidInput(path + ": " + problems.str());
+  return config;
+}
+
+}  // namespace filigree

@@ -1,0 +1,123 @@
+#include "trainer/config/to_spec.h"
+
+#include <cmath>
+
+namespace filigree {
+namespace {
+
+// The enums of spec.h list the schema's values in the same order.
+static_assert(static_cast<int>(ModelFamily::kGpt2) == ModelConfig::GPT2);
+static_assert(static_cast<int>(Recompute::kLayer) == ModelConfig::LAYER);
+static_assert(static_cast<int>(DataSpec::Layout::kOneDocumentPerRow) ==
+              DataConfig::ONE_DOCUMENT_PER_ROW);
+static_assert(static_cast<int>(DataSpec::BareDtype::kU32) == DataConfig::U32);
+static_assert(static_cast<int>(ScheduleShape::kWsd) == ScheduleConfig::WSD);
+static_assert(static_cast<int>(Moments::kKeep) == Phase::KEEP);
+
+ModelSpec ToModelSpec(const ModelConfig& config) {
+  return {.family = static_cast<ModelFamily>(config.family()),
+          .layers = config.layers(),
+          .width = config.width(),
+          .heads = config.heads(),
+          .kv_heads = config.kv_heads(),
+          .head_size = config.head_size(),
+          .feed_forward = config.feed_forward(),
+          .vocab_size = config.vocab_size(),
+          .padded_vocab_size = config.padded_vocab_size(),
+          .max_positions = config.max_positions(),
+          .tied_head = config.tied_head(),
+          .rope_theta = config.rope_theta(),
+          .norm_epsilon = config.norm_epsilon(),
+          .init_std = config.init_std(),
+          .recompute = static_cast<Recompute>(config.recompute())};
+}
+
+DataSpec ToDataSpec(const DataConfig& config) {
+  DataSpec spec;
+  for (const DataSource& source : config.train()) {
+    spec.train.push_back({.glob = source.glob(), .weight = source.weight()});
+  }
+  spec.validation = config.validation();
+  spec.prepared = config.prepared();
+  spec.bare_dtype = static_cast<DataSpec::BareDtype>(config.bare_dtype());
+  spec.layout = static_cast<DataSpec::Layout>(config.layout());
+  spec.shuffle = config.shuffle();
+  spec.loss_after_token = config.loss_after_token();
+  spec.delimiter_token = config.delimiter_token();
+  spec.padding_token = config.padding_token();
+  return spec;
+}
+
+ScheduleSpec ToScheduleSpec(const ScheduleConfig& config, int64_t phase_steps) {
+  const double fraction = config.warmup_fraction();
+  return {.lr = config.lr(),
+          .shape = static_cast<ScheduleShape>(config.shape()),
+          .warmup_steps = config.has_warmup_steps()
+                              ? config.warmup_steps()
+                              : std::llround(fraction * static_cast<double>(phase_steps)),
+          .final_lr_fraction = config.final_lr_fraction(),
+          .wsd_decay_fraction = config.wsd_decay_fraction()};
+}
+
+SparsitySpec ToSparsitySpec(const SparsityConfig& config) {
+  return {.include = {config.include().begin(), config.include().end()},
+          .exclude = {config.exclude().begin(), config.exclude().end()},
+          .parameterisation = config.parameterisation(),
+          .sparsity = config.sparsity(),
+          .block_out = config.block_out(),
+          .block_in = config.block_in(),
+          .rule = config.rule(),
+          .distribution = config.distribution()};
+}
+
+PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t first_step) {
+  PhaseSpec spec;
+  spec.name = phase.name();
+  spec.first_step = first_step;
+  spec.steps = merged.steps;
+  spec.moments = static_cast<Moments>(phase.moments());
+  spec.data = ToDataSpec(merged.data);
+  spec.batch = {.seq_len = merged.batch.seq_len(),
+                .tokens_per_step = merged.batch.tokens_per_step(),
+                .micro_batch_sequences = merged.batch.micro_batch_sequences()};
+  spec.optimizer = {.beta1 = merged.optimizer.beta1(),
+                    .beta2 = merged.optimizer.beta2(),
+                    .epsilon = merged.optimizer.epsilon(),
+                    .weight_decay = merged.optimizer.weight_decay(),
+                    .clip_norm = merged.optimizer.clip_norm()};
+  spec.schedule = ToScheduleSpec(merged.schedule, merged.steps);
+  for (const SparsityConfig& entry : merged.sparsity) {
+    spec.sparsity.push_back(ToSparsitySpec(entry));
+  }
+  return spec;
+}
+
+}  // namespace
+
+RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) {
+  RunSpec spec;
+  spec.name = config.name();
+  spec.seed = config.seed();
+  spec.model = ToModelSpec(config.model());
+  for (int i = 0; i < config.phase_size(); ++i) {
+    spec.phases.push_back(ToPhaseSpec(config.phase(i), phases[i], spec.total_steps()));
+  }
+  const EvaluationConfig& evaluation = config.evaluation();
+  spec.evaluation = {
+      .every_steps = evaluation.every_steps(),
+      .tokens = evaluation.tokens(),
+      .sample_prompts = {evaluation.sample_prompt().begin(), evaluation.sample_prompt().end()},
+      .sample_tokens = evaluation.sample_tokens()};
+  spec.zero_stage = config.parallel().zero_stage();
+  spec.bucket_megabytes = config.parallel().bucket_megabytes();
+  spec.cpu_threads = config.parallel().cpu_threads();
+  spec.required_ranks = config.parallel().ranks();
+  spec.checkpoint_every_steps = config.checkpoint().every_steps();
+  spec.checkpoint_keep_last = config.checkpoint().keep_last();
+  spec.log_every_steps = config.log().every_steps();
+  spec.tensorboard = config.log().tensorboard();
+  spec.peak_tflops = config.log().peak_tflops();
+  return spec;
+}
+
+}  // namespace filigree
