@@ -26,12 +26,17 @@ class FlatBuffer {
   FlatBuffer(Device& device, FlatLayout layout, int shard, DType value_dtype, DType grad_dtype,
              Stream& stream);
 
+  // Values alone, for inference: no gradients, no optimizer state; one shard.
+  static FlatBuffer ValuesOnly(Device& device, FlatLayout layout, DType value_dtype,
+                               Stream& stream);
+
   const FlatLayout& layout() const { return layout_; }
   int shard() const { return shard_; }
 
   TensorView values() const { return values_; }  // [total_count]
   TensorView grads() const { return grads_; }    // [total_count]
   TensorView Values(int segment) const;          // [segment count]
+  // [segment count]; empty in a buffer of values only.
   TensorView Grads(int segment) const;
 
   // Pieces the shard owns: the same range of every array. `master` may alias values.
@@ -40,9 +45,14 @@ class FlatBuffer {
   TensorView V(const OwnedRange& range) const;
   // True where master has memory of its own.
   bool has_master() const { return master_.bytes() > 0; }
+  DType master_dtype() const { return master_dtype_; }
+  Device& device() const { return *device_; }
   const std::vector<OwnedRange>& owned() const { return owned_; }
 
  private:
+  TensorView Piece(const DeviceBuffer& buffer, const OwnedRange& range) const;
+
+  Device* device_ = nullptr;
   FlatLayout layout_;
   int shard_ = 0;
   std::vector<OwnedRange> owned_;

@@ -1,10 +1,12 @@
 // Where each parameter lies in the flat buffers, how these are cut into buckets, and who owns what.
 //
-// Pure arithmetic on element counts. Parameters occupy segments in order of creation (forward
-// order); each segment begins at a multiple of kSegmentAlignment, so quantisation blocks begin
-// where parameters begin. Consecutive segments of the same traffic kind form buckets of about
-// `bucket_elements`; a bucket is padded to a multiple of shards * kSegmentAlignment and shard r
-// owns slice r of every bucket. With ZeRO-0 there is one shard: every rank owns everything.
+// Pure arithmetic on element counts. Parameter i is segment i, in order of creation (forward
+// order). Segments of one traffic kind are packed, in that order, into buckets of about
+// `bucket_elements` (a larger segment has a bucket of its own); norms lie between matrices in
+// creation order, so kinds are packed apart. Each segment begins at a multiple of
+// kSegmentAlignment, so quantisation blocks begin where parameters begin. A bucket is padded to a
+// multiple of shards * kSegmentAlignment, and shard r owns slice r of every bucket. With ZeRO-0
+// there is one shard: every rank owns everything.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +35,8 @@ struct Segment {
 
 struct Bucket {
   int64_t offset = 0;
-  int64_t count = 0;  // padding included; a multiple of shards * kSegmentAlignment
-  int first_segment = 0, segment_count = 0;
+  int64_t count = 0;          // padding included; a multiple of shards * kSegmentAlignment
+  std::vector<int> segments;  // in order of creation, which is the order in memory
   TrafficKind kind = TrafficKind::kDense;
 };
 
@@ -58,6 +60,7 @@ class FlatLayout {
   int64_t total_count() const { return total_count_; }  // padding included
   int64_t shard_count() const { return total_count_ / shards_; }
   const std::vector<Segment>& segments() const { return segments_; }
+  // In order of their first segments.
   const std::vector<Bucket>& buckets() const { return buckets_; }
 
   // The slice of a bucket that a shard owns: offset in the flat buffer, and in the shard's own
@@ -67,7 +70,7 @@ class FlatLayout {
   };
   Slice slice(int bucket, int shard) const;
 
-  // All pieces of segments that a shard owns, in order.
+  // All pieces of segments that a shard owns, in order of memory.
   std::vector<OwnedRange> OwnedRanges(int shard) const;
 
  private:

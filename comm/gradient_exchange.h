@@ -39,6 +39,7 @@ class GradientExchange {
  public:
   // `buffer` and `communicator` must outlive the exchange. The buffer's shards are 1 or the ranks.
   GradientExchange(FlatBuffer& buffer, Communicator& communicator);
+  ~GradientExchange();
 
   // The gradient of `segment` is final for this step once `ready` is complete. Each segment once a
   // step, in any order; a bucket leaves with its last segment.
@@ -51,15 +52,19 @@ class GradientExchange {
   void StartGatherValues(const Event& updated);
   // Work on `stream` may read the values of `segment`. Call before its first use in a forward pass.
   void WaitValues(int segment, Stream& stream);
+  // The same for all segments: nothing is under way afterwards.
+  void WaitAllValues(Stream& stream);
 
   // Sum over ranks of the shards' sums (under ZeRO-0 every rank holds the whole: nothing to add).
   double ReduceOverShards(double value);
 
   // Since the last call of TakeBytes.
   ExchangedBytes TakeBytes();
-  void CountControl(int64_t bytes) { bytes_.control += bytes; }
+  // Counts scalars that the caller exchanged itself (nothing where there is one rank).
+  void CountControl(int64_t bytes);
 
  private:
+  void Reset();
   void Launch(int bucket, const Event& ready);
 
   FlatBuffer& buffer_;

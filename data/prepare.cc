@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <cstdio>
@@ -16,6 +15,7 @@
 
 #include "data/corpus.h"
 #include "data/file_io.h"
+#include "data/split_writer.h"
 #include "data/token_dataset.h"
 #include "data/token_shard.h"
 #include "data/tokenizer.h"
@@ -25,12 +25,11 @@ namespace filigree {
 namespace fs = std::filesystem;
 namespace {
 
-// Text encoded at a time by all threads together.
-constexpr int64_t kBatchBytes = 4 << 20;
-
-// What a tokenizer is trained on. Two kilobytes an id tokenize 11 MB of English as tightly as all
-// of it does (2048 ids: 0.1 % more tokens) in half the time; the upper bound is a minute's work.
-constexpr int64_t kTrainingBytesPerId = 2048, kMaxTrainingBytes = 32 << 20;
+// What a tokenizer is trained on: a kilobyte an id, within bounds. 4 MB tokenize 11 MB of English
+// as tightly as all of it does (2048 ids: 0.1 % more tokens) in half the time; 32 MB are a minute's
+// work.
+constexpr int64_t kTrainingBytesPerId = 1024;
+constexpr int64_t kMinTrainingBytes = 4 << 20, kMaxTrainingBytes = 32 << 20;
 
 constexpr std::string_view kModelPrefix = "sentencepiece:";
 constexpr std::string_view kTrainPrefix = "train-sentencepiece:";
@@ -163,83 +162,6 @@ class PartialDirectory {
   std::string path_;
 };
 
-// One split as it is written.
-class SplitWriter {
- public:
-  SplitWriter(const std::string& prefix, DType dtype, int64_t shard_tokens, int32_t vocab_size)
-      : writer_({prefix, dtype, shard_tokens}), counts_(vocab_size, 0) {}
-
-  Status Add(int64_t text_bytes, std::span<const int32_t> ids) {
-    ++split_.documents;
-    split_.bytes += text_bytes;
-    split_.tokens += static_cast<int64_t>(ids.size());
-    for (int32_t id : ids) ++counts_[id];
-    return writer_.Write(ids);
-  }
-
-  StatusOr<ManifestSplit> Finish() {
-    RETURN_IF_ERROR(writer_.Finish());
-    for (const ShardWriter::Shard& shard : writer_.shards()) {
-      split_.shards.push_back(
-          {fs::path(shard.path).filename().string(), shard.tokens, HashHex(shard.hash)});
-    }
-    return split_;
-  }
-
-  const std::vector<int64_t>& counts() const { return counts_; }
-
- private:
-  ShardWriter writer_;
-  ManifestSplit split_;
-  std::vector<int64_t> counts_;
-};
-
-// Encodes documents on several threads and writes them in their order.
-class Encoder {
- public:
-  Encoder(const Tokenizer& tokenizer, int threads, SplitWriter* train, SplitWriter* val)
-      : tokenizer_(tokenizer), threads_(threads), train_(train), val_(val) {}
-
-  Status Add(Split split, std::string_view text) {
-    documents_.push_back({split, std::string(text), {}});
-    bytes_ += static_cast<int64_t>(text.size());
-    return bytes_ < kBatchBytes ? OkStatus() : Flush();
-  }
-
-  Status Flush() {
-    std::atomic<size_t> next = 0;
-    const auto work = [&] {
-      for (size_t i = next++; i < documents_.size(); i = next++) {
-        documents_[i].ids = tokenizer_.Encode(documents_[i].text);
-        documents_[i].ids.insert(documents_[i].ids.begin(), tokenizer_.delimiter_id());
-      }
-    };
-    std::vector<std::thread> helpers;
-    for (int t = 1; t < threads_; ++t) helpers.emplace_back(work);
-    work();
-    for (std::thread& helper : helpers) helper.join();
-    for (const Item& document : documents_) {
-      SplitWriter* writer = document.split == Split::kTrain ? train_ : val_;
-      RETURN_IF_ERROR(writer->Add(static_cast<int64_t>(document.text.size()), document.ids));
-    }
-    documents_.clear();
-    bytes_ = 0;
-    return OkStatus();
-  }
-
- private:
-  struct Item {
-    Split split;
-    std::string text;
-    std::vector<int32_t> ids;
-  };
-  const Tokenizer& tokenizer_;
-  int threads_;
-  SplitWriter *train_, *val_;
-  std::vector<Item> documents_;
-  int64_t bytes_ = 0;
-};
-
 // Writes shards, tokenizer and manifest into `directory`; `manifest` comes with the request filled
 // in.
 Status WriteAll(const PrepareOptions& options, const Corpus& corpus, const Tokenizer& tokenizer,
@@ -253,10 +175,11 @@ Status WriteAll(const PrepareOptions& options, const Corpus& corpus, const Token
                          tokenizer.eos_id(),
                          tokenizer.delimiter_id()};
   manifest->dtype = vocab_size <= 65536 ? DType::kU16 : DType::kU32;
-  SplitWriter train(directory + "/train", manifest->dtype, options.shard_tokens, vocab_size);
-  SplitWriter val(directory + "/val", manifest->dtype, options.shard_tokens, vocab_size);
+  SplitWriter train({directory + "/train", manifest->dtype, options.shard_tokens}, vocab_size);
+  SplitWriter val({directory + "/val", manifest->dtype, options.shard_tokens}, vocab_size);
   const int machine_threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  Encoder encoder(tokenizer, options.threads > 0 ? options.threads : machine_threads, &train, &val);
+  ParallelEncoder encoder(tokenizer, options.threads > 0 ? options.threads : machine_threads,
+                          &train, &val);
   RETURN_IF_ERROR(corpus.ForEachText(
       "encoding", [&](Split split, std::string_view text) { return encoder.Add(split, text); }));
   RETURN_IF_ERROR(encoder.Flush());
@@ -308,8 +231,8 @@ StatusOr<PrepareResult> PrepareTo(const PrepareOptions& options, const std::stri
 
   ASSIGN_OR_RETURN(const auto partial, PartialDirectory::Create(out));
   if (tokenizer.ready == nullptr) {
-    const int64_t budget =
-        std::min(kMaxTrainingBytes, kTrainingBytesPerId * tokenizer.train_vocab_size);
+    const int64_t budget = std::clamp(kTrainingBytesPerId * tokenizer.train_vocab_size,
+                                      kMinTrainingBytes, kMaxTrainingBytes);
     ASSIGN_OR_RETURN(const auto pieces, corpus.TokenizerTrainingPieces(budget));
     ASSIGN_OR_RETURN(std::string model,
                      TrainSentencePieceModel(pieces, tokenizer.train_vocab_size));

@@ -10,8 +10,8 @@
 // each split. A corpus of one single document is cut near its end instead. A tokenizer that is
 // trained sees training documents only. Same inputs and options, same bytes.
 //
-// Memory holds one document (a few megabytes of small ones at a time) and 40 bytes for each
-// document.
+// Memory holds one document (a few megabytes of small ones at a time) and about 80 bytes for
+// each document.
 #pragma once
 
 #include <cstdint>

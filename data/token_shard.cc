@@ -174,11 +174,12 @@ StatusOr<TokenShard> TokenShard::OpenMegatron(const std::string& prefix) {
   ASSIGN_OR_RETURN(const DType dtype, MegatronDType(LoadAt<uint8_t>(index.data(), 17), index_path));
   const int64_t sequences = LoadAt<int64_t>(index.data(), 18);
   const int64_t documents = LoadAt<int64_t>(index.data(), 26);
-  // Each count alone is bounded by the file first, so that the sum below cannot overflow.
+  // Each count alone is bounded by the file first, so that the sums below cannot overflow.
   const bool plausible =
       sequences >= 0 && documents >= 1 && sequences <= index.size() && documents <= index.size();
-  const int64_t lengths = kMegatronHeaderBytes, pointers = lengths + 4 * sequences,
-                boundaries = pointers + 8 * sequences;
+  const int64_t lengths = kMegatronHeaderBytes;
+  const int64_t pointers = lengths + 4 * (plausible ? sequences : 0);
+  const int64_t boundaries = pointers + 8 * (plausible ? sequences : 0);
   if (!plausible || boundaries + 8 * documents > index.size()) {
     return InvalidInput(index_path + ": truncated: its header promises " +
                         std::to_string(sequences) + " sequences and " + std::to_string(documents) +

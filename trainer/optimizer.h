@@ -14,8 +14,8 @@
 
 namespace filigree {
 
-// Which update since its moments were fresh the run's step `step` (0-based, in phase `phase`) performs, from
-// 1: AdamW's bias correction counts from there.
+// Which update since its moments were fresh the run's step `step` (0-based, in phase `phase`)
+// performs, from 1: AdamW's bias correction counts from there.
 int64_t UpdatesSinceFreshMoments(const RunSpec& run, int phase, int64_t step);
 
 class Optimizer {

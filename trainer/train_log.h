@@ -1,42 +1,59 @@
-// What a run tells: metrics.jsonl, TensorBoard, the console, layers.json. Rank 0 writes; on the other ranks
-// every call is silent. A full disk is a warning here: the checkpoint will say it as an error.
+// What a run tells: metrics.jsonl, TensorBoard, the console, layers.json. Rank 0 writes; on the
+// other ranks every call is silent. A full disk is a warning here: the next checkpoint will say it
+// as an error.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
-#include "comm/flat_buffer.h"
 #include "kernels/backend.h"
 #include "kernels/base/status.h"
 #include "trainer/evaluator.h"
+#include "trainer/metrics/console.h"
+#include "trainer/metrics/event_writer.h"
+#include "trainer/metrics/metrics_writer.h"
 #include "trainer/model/model.h"
 #include "trainer/spec.h"
 
 namespace filigree {
 
-// What the trainer measures in a step; the log adds what follows from the model.
-struct StepMetrics {
-  int64_t step = 0;    // steps done, this one included
-  int64_t tokens = 0;  // seen by all ranks so far
-  double loss = 0, lr = 0, grad_norm = 0, step_ms = 0;
-  int64_t exchanged_bytes = 0;  // by this rank in this step
-  int64_t skipped_steps = 0;    // since the process started
-};
-
 class TrainLog {
  public:
-  // Opens RUN's files; on a resumed run lines from `step` on are dropped first.
+  // Opens RUN's files; on a resumed run, lines after `steps_done` are dropped first. `run` must
+  // outlive it.
   static StatusOr<std::unique_ptr<TrainLog>> Open(const RunSpec& run, const std::string& run_dir,
-                                                  int64_t step, bool writes);
-  virtual ~TrainLog() = default;
-  // A phase begins (or goes on) with this model: says what it is and measures what MFU needs.
-  virtual Status BeginPhase(int phase, const Model& model, const FlatBuffer& buffer,
-                            Backend& backend, int ranks) = 0;
-  virtual void Step(const StepMetrics& metrics) = 0;
-  virtual void Evaluation(int64_t step, const EvaluationResult& result) = 0;
+                                                  int64_t steps_done, bool writes);
+
+  // A phase begins (or goes on) after `steps_done` steps: says what it is and counts what the step
+  // lines need.
+  void BeginPhase(int phase, int64_t steps_done, const Model& model, Backend& backend, int ranks);
+  // Fills in what follows from the model and the clock (sparsity, throughput, MFU, memory), then
+  // tells it.
+  void Step(StepMetrics metrics);
+  void Evaluation(int64_t steps_done, const EvaluationResult& result);
   // The run is complete: a summary.
-  virtual void Finish() = 0;
+  void Finish();
+
+ private:
+  TrainLog(const RunSpec& run, std::string run_dir) : run_(run), run_dir_(std::move(run_dir)) {}
+  void WriteEvents(const StepMetrics& metrics);
+
+  const RunSpec& run_;
+  std::string run_dir_;
+  // All three are absent on ranks that do not write.
+  std::unique_ptr<MetricsWriter> metrics_;
+  std::unique_ptr<EventWriter> events_;
+  std::optional<Console> console_;
+
+  const PhaseSpec* phase_ = nullptr;
+  Device* device_ = nullptr;
+  double sparsity_ = 0, most_sparse_ = -1;
+  LinearFlops flops_per_step_;  // forward and backward, of all ranks
+  double peak_flops_ = 0;       // of all ranks; 0 until measured
+  std::optional<double> unigram_entropy_;
+  std::optional<double> first_loss_, last_loss_;
 };
 
 }  // namespace filigree

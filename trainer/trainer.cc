@@ -162,6 +162,7 @@ Status Trainer::EnterPhase(int phase) {
   data_ = std::move(data).value();
   prefetcher_ = std::make_unique<Prefetcher>(data_.train.get());
   if (state_->phase() != phase) {
+    state_->exchange().WaitAllValues(*stream_);
     std::unique_ptr<TrainingState> previous = std::move(state_);
     const std::map<std::string, SparseLayout> drawn;
     state_ = std::make_unique<TrainingState>(run_, phase, drawn, communicator_, backend_, *stream_);

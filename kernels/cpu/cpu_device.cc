@@ -47,9 +47,7 @@ CpuDevice::CpuDevice(DType compute_dtype) : compute_dtype_(compute_dtype) {
       << "the CPU computes in F32 or F64, not " << NameOf(compute_dtype);
 }
 
-CpuDevice::~CpuDevice() {
-  CHECK_EQ(usage_.total_bytes, 0u) << "a device must outlive its buffers";
-}
+CpuDevice::~CpuDevice() { CHECK_EQ(usage_.total_bytes, 0u) << "a device must outlive its buffers"; }
 
 DeviceBuffer CpuDevice::Allocate(size_t bytes, std::string_view kind) {
   if (bytes == 0) return DeviceBuffer();

@@ -33,8 +33,8 @@ void MatMulOf(const MatMulArgs& args) {
     if (k == 0) return;
     Gemm(args.transpose_a, args.transpose_b, i1 - i0, j1 - j0, k, T(1),
          args.transpose_a ? a.data + i0 : a.row(i0), a.stride,
-         args.transpose_b ? b.row(j0) : b.data + j0, b.stride, keep ? T(1) : T(0),
-         out.row(i0) + j0, out.stride);
+         args.transpose_b ? b.row(j0) : b.data + j0, b.stride, keep ? T(1) : T(0), out.row(i0) + j0,
+         out.stride);
   };
   if (m == 0 || n == 0) return;
   const int64_t depth = std::max<int64_t>(k, 1);

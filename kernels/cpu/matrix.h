@@ -37,8 +37,8 @@ template <typename T, typename Pointer>
 auto AsMatrix(const BasicTensorView<Pointer>& view, int64_t rows, int64_t cols, const char* name) {
   using Element = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const T, T>;
   CHECK(view.rows() == rows && view.cols() == cols)
-      << name << " is [" << view.rows() << ", " << view.cols() << "], not [" << rows << ", "
-      << cols << "]";
+      << name << " is [" << view.rows() << ", " << view.cols() << "], not [" << rows << ", " << cols
+      << "]";
   CHECK(view.dtype() == DTypeOf<T>::value)
       << name << " holds " << NameOf(view.dtype()) << ", not " << NameOf(DTypeOf<T>::value);
   return Matrix<Element>{view.template As<T>(), rows, cols, view.row_stride()};
@@ -63,8 +63,8 @@ inline void Gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64
               ldc);
 }
 inline void Gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha,
-                 const double* a, int64_t lda, const double* b, int64_t ldb, double beta,
-                 double* c, int64_t ldc) {
+                 const double* a, int64_t lda, const double* b, int64_t ldb, double beta, double* c,
+                 int64_t ldc) {
   cblas_dgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans,
               transpose_b ? CblasTrans : CblasNoTrans, m, n, k, alpha, a, lda, b, ldb, beta, c,
               ldc);

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/row_sums.h"
@@ -66,12 +68,12 @@ void LayerNormBackwardOf(const LayerNormBackwardArgs& args) {
   T* dgain = AsVector<T>(args.dgain, cols, "dgain");
   T* dbias = AsVector<T>(args.dbias, cols, "dbias");
   // One sum of twice the width holds both gradients.
-  T* sums = Scratch<T>(ScratchSlot::kTile, 2 * cols);
+  T* sums = Scratch<T>(ScratchSlot::kMoreSums, 2 * cols);
   std::fill(sums, sums + 2 * cols, T(0));
   SumOverRows(rows, 2 * cols, sums, [&](int64_t begin, int64_t end, T* partial) {
     for (int64_t i = begin; i < end; ++i) {
-      Simd<T>().layer_norm_backward(x.row(i), dy.row(i), gain, mean[i], rstd[i], dx.row(i),
-                                    partial, partial + cols, cols);
+      Simd<T>().layer_norm_backward(x.row(i), dy.row(i), gain, mean[i], rstd[i], dx.row(i), partial,
+                                    partial + cols, cols);
     }
   });
   Simd<T>().add(dgain, sums, dgain, cols);

@@ -36,11 +36,23 @@ void ParallelFor(int64_t count, int64_t grain, const Fn& fn) {
 }
 
 // The smallest range of rows worth a thread, for operations on rows of `cols` elements.
-inline int64_t RowGrain(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(cols, 1)); }
+inline int64_t RowGrain(int64_t cols) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(cols, 1));
+}
 
 // Scratch of the calling thread, aligned to a cache line. Contents survive until the next request
 // for the same slot by the same thread; slots that are in use together differ.
-enum class ScratchSlot { kPanels, kMorePanels, kWeights, kTile, kScores, kScoreGrads, kSums, kCount };
+enum class ScratchSlot {
+  kPanels,      // blocked products: activations by block column
+  kMorePanels,  // SDDMM: the other factor
+  kWeights,     // blocked products: rearranged blocks
+  kTerms,       // blocked products: the terms of an output tile
+  kScores,      // attention: a strip of scores
+  kScoreGrads,  // attention: its gradient
+  kSums,        // partial sums of reductions
+  kMoreSums,
+  kCount
+};
 void* ScratchBytes(ScratchSlot slot, size_t bytes);
 
 template <typename T>

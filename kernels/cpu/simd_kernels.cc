@@ -1,58 +1,66 @@
 #include "kernels/cpu/simd_kernels.h"
 
+#include <cstdlib>
+#include <string_view>
+
+#include "kernels/base/check.h"
+
 namespace filigree {
 
 // Defined by simd_table.h in simd_baseline.cc, simd_avx2.cc and simd_avx512.cc.
-namespace baseline {
-const SimdKernels<float>& SimdTableF32();
-const SimdKernels<double>& SimdTableF64();
-}  // namespace baseline
+#define FILIGREE_DECLARE_SIMD(isa)           \
+  namespace isa {                            \
+  const SimdKernels<float>& SimdTableF32();  \
+  const SimdKernels<double>& SimdTableF64(); \
+  }
+FILIGREE_DECLARE_SIMD(baseline)
 #ifdef FILIGREE_X86_KERNELS
-namespace avx2 {
-const SimdKernels<float>& SimdTableF32();
-const SimdKernels<double>& SimdTableF64();
-}  // namespace avx2
-namespace avx512 {
-const SimdKernels<float>& SimdTableF32();
-const SimdKernels<double>& SimdTableF64();
-}  // namespace avx512
+FILIGREE_DECLARE_SIMD(avx2)
+FILIGREE_DECLARE_SIMD(avx512)
 #endif
 
 namespace {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+struct SimdTables {
+  std::string_view name;
+  bool supported;
+  const SimdKernels<float>& f32;
+  const SimdKernels<double>& f64;
+};
 
-Isa DetectIsa() {
+const SimdTables& ChosenTables() {
+  static const SimdTables tables[] = {
 #ifdef FILIGREE_X86_KERNELS
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return Isa::kAvx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
+      {"avx512",
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
+       avx512::SimdTableF32(), avx512::SimdTableF64()},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
+       avx2::SimdTableF32(), avx2::SimdTableF64()},
 #endif
-  return Isa::kBaseline;
+      {"baseline", true, baseline::SimdTableF32(), baseline::SimdTableF64()},
+  };
+  static const SimdTables& chosen = []() -> const SimdTables& {
+    const char* wanted = std::getenv("FILIGREE_CPU_ISA");
+    for (const SimdTables& candidate : tables) {
+      if (candidate.supported && (wanted == nullptr || candidate.name == wanted)) return candidate;
+    }
+    CHECK(false) << "FILIGREE_CPU_ISA=" << wanted << " is not an instruction set of this processor";
+    return tables[0];
+  }();
+  return chosen;
 }
-
-const Isa g_isa = DetectIsa();
 
 }  // namespace
 
 template <>
 const SimdKernels<float>& Simd<float>() {
-#ifdef FILIGREE_X86_KERNELS
-  if (g_isa == Isa::kAvx512) return avx512::SimdTableF32();
-  if (g_isa == Isa::kAvx2) return avx2::SimdTableF32();
-#endif
-  return baseline::SimdTableF32();
+  return ChosenTables().f32;
 }
 
 template <>
 const SimdKernels<double>& Simd<double>() {
-#ifdef FILIGREE_X86_KERNELS
-  if (g_isa == Isa::kAvx512) return avx512::SimdTableF64();
-  if (g_isa == Isa::kAvx2) return avx2::SimdTableF64();
-#endif
-  return baseline::SimdTableF64();
+  return ChosenTables().f64;
 }
 
 }  // namespace filigree

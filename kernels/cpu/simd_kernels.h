@@ -1,5 +1,6 @@
 // The inner loops of the CPU backend: one table of functions for each instruction set and element
-// type (float, double), chosen when first used by what the processor has.
+// type (float, double), chosen when first used by what the processor has. FILIGREE_CPU_ISA=baseline,
+// avx2 or avx512 in the environment asks for a lower one, to repeat another machine's results.
 //
 // The bodies are written once over GCC vectors (simd_vector.h and the simd_*_loops.h) and compiled
 // once for each instruction set (simd_baseline.cc, simd_avx2.cc, simd_avx512.cc), so the build is
@@ -11,12 +12,22 @@
 
 namespace filigree {
 
-// One term of a tile's sum: a [.., depth] times b [depth, ..].
+// A small product summed over terms: tile[tile_rows, vectors * lanes] = sum of A * B, where
+// A(i, k) = a[i * a_row + k * a_depth] and B(k, j) = b[k * b_row + j].
 template <typename T>
 struct TileTerm {
   const T* a;
   const T* b;
   int64_t depth;
+};
+template <typename T>
+struct TileProductArgs {
+  const TileTerm<T>* terms;
+  int64_t term_count;
+  int64_t a_first, b_first;  // added to every term's a and b: where the tile begins
+  int64_t a_row, a_depth, b_row;
+  int vectors;  // 1 or 2
+  T* tile;
 };
 
 struct AdamWFactors {
@@ -27,12 +38,9 @@ struct AdamWFactors {
 template <typename T>
 struct SimdKernels {
   // ---- Small products (block-sparse operations).
-  // tile[tile_rows, lanes * vectors] = sum over terms of A * B, where
-  // A(i, k) = a[i * a_row + k * a_depth], B(k, j) = b[k * b_row + j]. `vectors` is 1 or 2.
   int64_t lanes;
   int64_t tile_rows;
-  void (*tile_product)(const TileTerm<T>* terms, int64_t count, int64_t a_row, int64_t a_depth,
-                       int64_t b_row, int vectors, T* tile);
+  void (*tile_product)(const TileProductArgs<T>& args);
 
   // ---- Elementwise; an output may be the same memory as an input.
   void (*add)(const T* a, const T* b, T* out, int64_t n);

@@ -59,9 +59,8 @@ template <typename T>
 void RmsNormRow(const T* x, const T* gain, T epsilon, T* y, T* rstd, int64_t n) {
   const T r = InverseSqrt(DotRow<T>(x, x, n) / T(n) + epsilon);
   *rstd = r;
-  ForEachVector<T>(n, [&](int64_t i, auto at) {
-    at.Put(y + i, at.Get(x + i) * r * at.Get(gain + i));
-  });
+  ForEachVector<T>(
+      n, [&](int64_t i, auto at) { at.Put(y + i, at.Get(x + i) * r * at.Get(gain + i)); });
 }
 
 // With h = x rstd and g = dy gain: dx += rstd (g - h mean(g h)), dgain += dy h.
@@ -82,10 +81,12 @@ template <typename T>
 void LayerNormRow(const T* x, const T* gain, const T* bias, T epsilon, T* y, T* mean, T* rstd,
                   int64_t n) {
   const T mu = SumRow<T>(n, [&](int64_t i, auto at) { return at.Get(x + i); }) / T(n);
-  const T variance = SumRow<T>(n, [&](int64_t i, auto at) {
-                       const Vec<T> d = at.Get(x + i, mu) - mu;
-                       return d * d;
-                     }) / T(n);
+  const T variance = SumRow<T>(n,
+                               [&](int64_t i, auto at) {
+                                 const Vec<T> d = at.Get(x + i, mu) - mu;
+                                 return d * d;
+                               }) /
+                     T(n);
   const T r = InverseSqrt(variance + epsilon);
   *mean = mu;
   *rstd = r;

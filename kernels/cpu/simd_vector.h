@@ -128,7 +128,8 @@ inline Vec<float> Exp(Vec<float> x) {
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   // 2^n in two halves, so that n = 128 does not overflow on the way.
-  const IntVec exponent = reinterpret_cast<IntVec>(shifted) - reinterpret_cast<IntVec>(Broadcast(kRound));
+  const IntVec exponent =
+      reinterpret_cast<IntVec>(shifted) - reinterpret_cast<IntVec>(Broadcast(kRound));
   const IntVec half = exponent >> 1;
   const Vec<float> low = reinterpret_cast<Vec<float>>((half + 127) << 23);
   const Vec<float> high = reinterpret_cast<Vec<float>>((exponent - half + 127) << 23);

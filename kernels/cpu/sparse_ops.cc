@@ -1,29 +1,14 @@
-#include "kernels/cpu/cpu_prepared_layout.h"
-
 #include <algorithm>
 #include <utility>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/cpu_prepared_layout.h"
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/sparse/stored_runs.h"
 
 namespace filigree {
 namespace {
-
-// Calls fn(first_slot, first_column, count) for the runs of stored cells in one row of the weight.
-template <typename Fn>
-void ForEachRun(const SparseLayout& layout, int64_t row, const Fn& fn) {
-  if (layout.kind() == LayoutKind::kDense) {
-    fn(row * layout.in(), 0, layout.in());
-    return;
-  }
-  const int64_t height = layout.block_out(), width = layout.block_in();
-  const int64_t grid_row = row / height;
-  for (int64_t p = layout.row_offsets()[grid_row]; p < layout.row_offsets()[grid_row + 1]; ++p) {
-    const int64_t column = layout.columns()[p] * width;
-    fn((p * height + row % height) * width, column, std::min(width, layout.in() - column));
-  }
-}
 
 template <typename T>
 void ScatterOf(const ScatterStoredArgs& args) {
@@ -34,7 +19,7 @@ void ScatterOf(const ScatterStoredArgs& args) {
     for (int64_t i = begin; i < end; ++i) {
       T* row = dense.row(i);
       std::fill(row, row + layout.in(), T(0));
-      ForEachRun(layout, i, [&](int64_t slot, int64_t column, int64_t count) {
+      ForEachStoredRun(layout, i, [&](int64_t slot, int64_t column, int64_t count) {
         std::copy(values + slot, values + slot + count, row + column);
       });
     }
@@ -50,7 +35,7 @@ void GatherOf(const GatherStoredArgs& args) {
   const int64_t padded_rows = layout.grid_rows() * layout.block_out(), width = layout.block_in();
   ParallelFor(padded_rows, RowGrain(layout.in()), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      ForEachRun(layout, i, [&](int64_t slot, int64_t column, int64_t count) {
+      ForEachStoredRun(layout, i, [&](int64_t slot, int64_t column, int64_t count) {
         const int64_t inside = i < layout.out() ? count : 0;
         const T* from = dense.data + i * dense.stride + column;
         for (int64_t j = 0; j < inside; ++j) {

@@ -124,30 +124,38 @@ SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64
 
 namespace {
 
-// A unit's cost per token relative to a full one: the bytes that its operands take.
-double UnitCost(const SddmmUnit& unit, int rows) {
-  const double row_chunks = rows / kChunk;
-  const double max_chunks = rows == 128 ? 4 : 8;
-  return (row_chunks + unit.chunk_count[0] + unit.chunk_count[1]) / (row_chunks + max_chunks);
+// A unit's cost per token relative to a full one: the bytes that a CTA's operands take.
+double UnitCost(const SddmmUnit& unit, int rows, const SddmmTiling& tiling) {
+  const auto [first, second] = unit.chunk_count;
+  if (rows == 64) return (1 + first + second) / 9.0;
+  const double row_chunks = 2.0 / tiling.cluster;
+  return (row_chunks + std::max(first, second)) / (row_chunks + 4);
 }
 
-std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern) {
+// Cuts every block row into as few units as possible, of lengths as equal as possible: units that
+// differ in cost differ in pace, and the slower ones find the operands gone from the L2.
+std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, const SddmmTiling& tiling) {
   const auto [rows, cols] = pattern.block;
-  const int slots = rows == 128 ? 4 : 8;
+  const int banks = rows == 128 ? tiling.cluster : 2;
   const int block_chunks = cols / kChunk;
-  const int blocks_per_unit = slots / block_chunks;
   std::vector<SddmmUnit> units;
   for (int i = 0; i < pattern.block_row_count; ++i) {
-    for (int p = pattern.row_begin[i]; p < pattern.row_begin[i + 1]; p += blocks_per_unit) {
-      const int blocks = std::min(blocks_per_unit, pattern.row_begin[i + 1] - p);
-      const int chunks = blocks * block_chunks;
+    const int row_begin = pattern.row_begin[i] * block_chunks;
+    // In columns of `banks` chunks, one for every bank.
+    const int chunks = pattern.row_begin[i + 1] * block_chunks - row_begin;
+    const int columns = (chunks + banks - 1) / banks;
+    const int parts = (columns + 3) / 4;
+    for (int k = 0; k < parts; ++k) {
+      const int begin = columns * k / parts * banks;
+      const int end = std::min(columns * (k + 1) / parts * banks, chunks);
       SddmmUnit unit = {};
       unit.row_chunk = i * (rows / kChunk);
-      unit.chunk_count[0] = rows == 128 ? chunks : (chunks + 1) / 2;
-      unit.chunk_count[1] = chunks - unit.chunk_count[0];
-      for (int c = 0; c < chunks; ++c) {
-        const int block = p + c / block_chunks;
-        const int slot = c < unit.chunk_count[0] ? c : 4 + c - unit.chunk_count[0];
+      unit.chunk_count[0] = (end - begin + banks - 1) / banks;
+      unit.chunk_count[1] = end - begin - unit.chunk_count[0];
+      for (int c = begin; c < end; ++c) {
+        const int block = (row_begin + c) / block_chunks;
+        const int offset = c - begin;
+        const int slot = offset < unit.chunk_count[0] ? offset : 4 + offset - unit.chunk_count[0];
         unit.input_chunk[slot] = pattern.col[block] * block_chunks + c % block_chunks;
         unit.gradient_chunk[slot] = block * rows * block_chunks + c % block_chunks;
       }
@@ -292,28 +300,19 @@ void DivideUnits(int total_steps, int workers, const std::vector<double>& cost,
   }
 }
 
-// The level to which `amount` fills up workers that are loaded unequally.
-double FillLevel(std::vector<double> loads, double amount) {
-  std::sort(loads.begin(), loads.end());
-  double below = 0;
-  for (size_t n = 1; n <= loads.size(); ++n) {
-    below += loads[n - 1];
-    const double level = (below + amount) / n;
-    if (n == loads.size() || level <= loads[n]) return level;
-  }
-  return 0;
-}
-
-// More units than workers: whole units first, the rest as slices taken up in passing.
+// More units than workers: whole units first, the rest as slices taken up in passing. Workers whose
+// own units exceed the mean give pieces of their last one to those that still have time left.
 void OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
               SddmmSchedule* schedule) {
   const int units = static_cast<int>(cost.size());
   const int passes = units / workers;
+  const double level = std::accumulate(cost.begin(), cost.end(), 0.0) * total_steps / workers;
   std::vector<int> order(units);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return cost[a] > cost[b]; });
   // Back and forth over the workers, so that cheap units meet expensive ones.
   std::vector<std::vector<int>> own(workers);
+  std::vector<OwnRange> last(workers);
   std::vector<double> load(workers, 0.0);
   for (int k = 0; k < passes * workers; ++k) {
     const int pass = k / workers;
@@ -321,81 +320,107 @@ void OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
     own[worker].push_back(order[k]);
     load[worker] += cost[order[k]] * total_steps;
   }
-  double left = 0;
-  for (int k = passes * workers; k < units; ++k) left += cost[order[k]] * total_steps;
-  const double level = FillLevel(load, left);
+  for (int w = 0; w < workers; ++w) {
+    last[w] = {.unit = own[w].back(), .begin = 0, .end = total_steps};
+    const int excess = static_cast<int>((load[w] - level) / cost[last[w].unit]);
+    last[w].give = excess < kMinSliceSteps ? 0 : std::min(excess, total_steps / 2);
+    load[w] -= last[w].give * cost[last[w].unit];
+  }
 
+  std::vector<std::vector<SddmmSegment>> slices(workers);
   int extra = passes * workers;  // cursor into `order`, and the step it has reached
   int reached = 0;
-  schedule->worker_begin = {0};
-  for (int w = 0; w < workers; ++w) {
-    double spare = level - load[w];
-    std::vector<SddmmSegment> slices;
-    while (extra < units && spare > 0) {
+  const auto add_partial = [&](int unit) {
+    if (schedule->reductions.empty() || schedule->reductions.back().unit != unit) {
+      schedule->reductions.push_back({unit, schedule->slot_count, 0});
+    }
+    ++schedule->reductions.back().slot_count;
+    return schedule->slot_count++;
+  };
+  for (int w = 0; extra < units; w = (w + 1) % workers) {
+    while (extra < units && load[w] < level) {
       const int u = order[extra];
       // A slice too short to pay for its partial sum is made longer: workers further on get less.
-      int steps = std::max(kMinSliceSteps, static_cast<int>(std::ceil(spare / cost[u])));
+      int steps = std::max(kMinSliceSteps, static_cast<int>(std::ceil((level - load[w]) / cost[u])));
       if (total_steps - reached - steps < kMinSliceSteps) steps = total_steps - reached;
-      if (reached == 0) {
-        slices.push_back({u, 0, steps, kTargetGradient});
-      } else {
-        if (schedule->reductions.empty() || schedule->reductions.back().unit != u) {
-          schedule->reductions.push_back({u, schedule->slot_count, 0});
-        }
-        ++schedule->reductions.back().slot_count;
-        slices.push_back({u, reached * kChunk, steps, schedule->slot_count++});
-      }
-      spare -= steps * cost[u];
+      const int target = reached == 0 ? kTargetGradient : add_partial(u);
+      slices[w].push_back({u, reached * kChunk, steps, target});
+      load[w] += steps * cost[u];
       reached += steps;
       if (reached == total_steps) {
         ++extra;
         reached = 0;
       }
     }
-    for (size_t k = 0; k < own[w].size(); ++k) {
-      const int u = own[w][k];
-      if (k + 1 < own[w].size() || slices.empty()) {
-        schedule->segments.push_back({u, 0, total_steps, kTargetGradient});
-        continue;
-      }
-      int done = 0;
-      std::stable_sort(slices.begin(), slices.end(),
-                       [](const auto& a, const auto& b) { return a.token_begin < b.token_begin; });
-      for (const SddmmSegment& slice : slices) {
-        const int at = slice.token_begin / kChunk;
-        if (at > done) {
-          schedule->segments.push_back({u, done * kChunk, at - done,
-                                        done == 0 ? kTargetGradient : kTargetGradientAdd});
-          done = at;
-        }
-        schedule->segments.push_back(slice);
-      }
-      schedule->segments.push_back({u, done * kChunk, total_steps - done,
-                                    done == 0 ? kTargetGradient : kTargetGradientAdd});
+  }
+
+  std::vector<std::vector<SddmmSegment>> taken(workers);
+  int taker = 0;
+  for (OwnRange& range : last) {
+    const double unit_cost = cost[range.unit];
+    while (range.give > 0) {
+      while (taker < workers && load[taker] + kMinSliceSteps / 2 * unit_cost > level) ++taker;
+      if (taker == workers) break;  // the rest stays with its owner
+      int size = static_cast<int>(std::ceil((level - load[taker]) / unit_cost));
+      size = std::min(std::max(size, kMinSliceSteps), range.give);
+      if (range.give - size < kMinSliceSteps) size = range.give;
+      const int at = FindPiece(range, size, static_cast<int>(load[taker]));
+      range.give -= size;
+      if (at < 0) continue;
+      range.given.push_back({at, at + size});
+      taken[taker].push_back({range.unit, at * kChunk, size, add_partial(range.unit)});
+      load[taker] += size * unit_cost;
     }
+  }
+
+  schedule->worker_begin = {0};
+  for (int w = 0; w < workers; ++w) {
+    for (size_t k = 0; k + 1 < own[w].size(); ++k) {
+      schedule->segments.push_back({own[w][k], 0, total_steps, kTargetGradient});
+    }
+    std::stable_sort(slices[w].begin(), slices[w].end(),
+                     [](const auto& a, const auto& b) { return a.token_begin < b.token_begin; });
+    int done = 0;
+    const auto own_until = [&](int end) {
+      if (end <= done) return;
+      OwnRange part = last[w];
+      part.begin = done;
+      part.end = end;
+      std::erase_if(part.given, [&](const auto& p) { return p.second <= done || p.first >= end; });
+      AppendRange(part, done == 0 ? kTargetGradient : kTargetGradientAdd, &schedule->segments);
+      done = end;
+    };
+    for (const SddmmSegment& slice : slices[w]) {
+      // A worker that gives pieces away has taken none: `given` and `slices` are never both filled.
+      own_until(slice.token_begin / kChunk);
+      schedule->segments.push_back(slice);
+    }
+    own_until(total_steps);
+    schedule->segments.insert(schedule->segments.end(), taken[w].begin(), taken[w].end());
     schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
   }
-  CHECK_EQ(extra, units) << "slices left over";
 }
 
 }  // namespace
 
-SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers) {
+SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens,
+                                 const SddmmTiling& tiling) {
   CheckPattern(pattern);
   CHECK(tokens > 0 && tokens < (int64_t{1} << 31) - kChunk);
+  CHECK(tiling.cluster == 1 || (tiling.cluster == 2 && pattern.block.rows == 128));
   SddmmSchedule schedule;
-  schedule.units = MakeUnits(pattern);
+  schedule.units = MakeUnits(pattern, tiling);
   std::vector<double> cost;
-  for (const SddmmUnit& unit : schedule.units) cost.push_back(UnitCost(unit, pattern.block.rows));
+  for (const SddmmUnit& unit : schedule.units) {
+    cost.push_back(UnitCost(unit, pattern.block.rows, tiling));
+  }
   const int total_steps = static_cast<int>((tokens + kChunk - 1) / kChunk);
-  if (static_cast<int>(cost.size()) < workers) {
-    if (cost.empty()) {
-      schedule.worker_begin.assign(workers + 1, 0);
-    } else {
-      DivideUnits(total_steps, workers, cost, &schedule);
-    }
+  if (cost.empty()) {
+    schedule.worker_begin.assign(tiling.workers + 1, 0);
+  } else if (static_cast<int>(cost.size()) <= tiling.workers) {
+    DivideUnits(total_steps, tiling.workers, cost, &schedule);
   } else {
-    OwnUnits(total_steps, workers, cost, &schedule);
+    OwnUnits(total_steps, tiling.workers, cost, &schedule);
   }
   return schedule;
 }

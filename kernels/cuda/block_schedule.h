@@ -75,15 +75,19 @@ SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64
 
 // ---- Weight gradient ----
 
-inline constexpr int kSddmmMaxChunks = 8;
-
-// Up to four (rows = 128) or eight (rows = 64) chunks of one block row, computed by one CTA. Slot
-// 4w + i belongs to warpgroup w when rows = 64; both warpgroups share slots 0-3 when rows = 128.
+// Two banks of four chunks of 64 input columns, all of one block row, computed by one worker. With
+// block rows of 128, a bank belongs to a CTA of the worker's cluster (one bank without a cluster);
+// with block rows of 64, to a warpgroup of the CTA.
 struct SddmmUnit {
-  int32_t row_chunk;                         // first 64 columns of the output gradient
-  int32_t chunk_count[2];                    // slots in use, per group of four
-  int32_t input_chunk[kSddmmMaxChunks];      // which 64 columns of the input
-  int32_t gradient_chunk[kSddmmMaxChunks];   // offset of the chunk in the gradient, in 64s
+  int32_t row_chunk;          // first 64 columns of the output gradient
+  int32_t chunk_count[2];     // slots in use in each bank
+  int32_t input_chunk[8];     // which 64 columns of the input, slot 4 * bank + i
+  int32_t gradient_chunk[8];  // offset of the chunk in the gradient, in 64s
+};
+
+struct SddmmTiling {
+  int workers = 132;  // clusters that run at once
+  int cluster = 1;    // CTAs that share the output gradient's slice by multicast (2: rows of 128 only)
 };
 
 // A range of tokens of one unit, summed by one worker in one go.
@@ -117,6 +121,7 @@ struct SddmmSchedule {
 // from device memory about once. Fewer units than workers: the tokens of a unit are divided, and long
 // ranges give pieces to idle workers. More: every worker owns whole units, and the ones left over are
 // cut into slices. Either way a worker takes a piece up when its own sweep reaches those tokens.
-SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers);
+SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens,
+                                 const SddmmTiling& tiling);
 
 }  // namespace filigree

@@ -1,14 +1,16 @@
 #include "kernels/sparse/layout.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <sstream>
 #include <utility>
 
-#include <xxhash.h>
-
 #include "kernels/base/check.h"
 #include "kernels/base/math.h"
+#include "kernels/sparse/stored_runs.h"
 
 namespace filigree {
 namespace {
@@ -62,23 +64,6 @@ Status CheckRows(int64_t rows, int64_t cols, const std::vector<int64_t>& offsets
     }
   }
   return OkStatus();
-}
-
-// Calls fn(column, slot) for the stored cells of one row inside the weight, in increasing column.
-template <typename Fn>
-void ForEachCellOfRow(const SparseLayout& layout, int64_t row, const Fn& fn) {
-  if (layout.kind() == LayoutKind::kDense) {
-    for (int64_t j = 0; j < layout.in(); ++j) fn(j, row * layout.in() + j);
-    return;
-  }
-  const int64_t height = layout.block_out(), width = layout.block_in();
-  const int64_t grid_row = row / height;
-  for (int64_t p = layout.row_offsets()[grid_row]; p < layout.row_offsets()[grid_row + 1]; ++p) {
-    const int64_t first = layout.columns()[p] * width;
-    const int64_t last = std::min(first + width, layout.in());
-    int64_t slot = (p * height + row % height) * width;
-    for (int64_t j = first; j < last; ++j) fn(j, slot++);
-  }
 }
 
 }  // namespace
@@ -155,8 +140,8 @@ StatusOr<SparseLayout> SparseLayout::Blocked(int64_t out, int64_t in, int block_
                                              std::vector<int64_t> row_offsets,
                                              std::vector<int32_t> columns) {
   RETURN_IF_ERROR(CheckShape(out, in, block_out, block_in));
-  RETURN_IF_ERROR(CheckRows(CeilDiv(out, block_out), CeilDiv(in, block_in), row_offsets, columns,
-                            "block row"));
+  RETURN_IF_ERROR(
+      CheckRows(CeilDiv(out, block_out), CeilDiv(in, block_in), row_offsets, columns, "block row"));
   Data data;
   data.kind = LayoutKind::kBlocked;
   data.out = out;
@@ -188,7 +173,8 @@ StatusOr<SparseLayout> SparseLayout::NM(int64_t out, int64_t in, int n, int m,
   for (int64_t r = 0; r <= out; ++r) data.row_offsets.push_back(r * a_row);
   RETURN_IF_ERROR(CheckRows(out, in, data.row_offsets, columns, "row"));
   for (size_t p = 0; p < columns.size(); ++p) {
-    const int64_t row = static_cast<int64_t>(p) / a_row, group = static_cast<int64_t>(p) % a_row / n;
+    const int64_t row = static_cast<int64_t>(p) / a_row,
+                  group = static_cast<int64_t>(p) % a_row / n;
     if (columns[p] / m != group) {
       return Invalid("row ", row, ": column ", columns[p], " where one of [", group * m, ", ",
                      (group + 1) * m, ") belongs; each group of ", m, " keeps ", n);
@@ -231,7 +217,9 @@ SparseLayout::Transposed SparseLayout::Transpose() const {
 std::vector<int64_t> SparseLayout::LogicalIndices() const {
   std::vector<int64_t> indices(stored_count(), -1);
   for (int64_t i = 0; i < out(); ++i) {
-    ForEachCellOfRow(*this, i, [&](int64_t j, int64_t slot) { indices[slot] = i * in() + j; });
+    ForEachStoredRun(*this, i, [&](int64_t slot, int64_t column, int64_t count) {
+      std::iota(&indices[slot], &indices[slot] + count, i * in() + column);
+    });
   }
   return indices;
 }
@@ -259,9 +247,15 @@ std::vector<int64_t> IndexRemap(const SparseLayout& from, const SparseLayout& to
   // follows the stored cells and not the logical ones.
   std::vector<int64_t> slot_of_column(from.in(), -1);
   for (int64_t i = 0; i < from.out(); ++i) {
-    ForEachCellOfRow(from, i, [&](int64_t j, int64_t slot) { slot_of_column[j] = slot; });
-    ForEachCellOfRow(to, i, [&](int64_t j, int64_t slot) { remap[slot] = slot_of_column[j]; });
-    ForEachCellOfRow(from, i, [&](int64_t j, int64_t slot) { slot_of_column[j] = -1; });
+    ForEachStoredRun(from, i, [&](int64_t slot, int64_t column, int64_t count) {
+      std::iota(&slot_of_column[column], &slot_of_column[column] + count, slot);
+    });
+    ForEachStoredRun(to, i, [&](int64_t slot, int64_t column, int64_t count) {
+      std::copy_n(&slot_of_column[column], count, &remap[slot]);
+    });
+    ForEachStoredRun(from, i, [&](int64_t, int64_t column, int64_t count) {
+      std::fill_n(&slot_of_column[column], count, -1);
+    });
   }
   return remap;
 }

@@ -148,13 +148,17 @@ BlockSparseProblem::BlockSparseProblem(HostPattern host, int64_t token_count, Fi
   forward_config = Prepare(false, tuning, &forward_);
   input_grad_config = Prepare(true, tuning, &input_grad_);
 
-  weight_grad_config_ = ConfigSddmmBsrSm90({}, MultiprocessorCount());
-  const SddmmSchedule schedule = BuildSddmmSchedule(view, tokens, weight_grad_config_.workers);
+  weight_grad_config_ = ConfigSddmmBsrSm90({.block = pattern.block}, MultiprocessorCount());
+  SddmmTiling& tiling = weight_grad_config_.tiling;
+  if (tuning.cluster > 0 && pattern.block.rows == 128) {
+    tiling = {.workers = MultiprocessorCount() / tuning.cluster, .cluster = tuning.cluster};
+  }
+  const SddmmSchedule schedule = BuildSddmmSchedule(view, tokens, tiling);
   units_ = DeviceArray<SddmmUnit>(schedule.units);
   segments_ = DeviceArray<SddmmSegment>(schedule.segments);
   segment_begin_ = DeviceArray<int32_t>(schedule.worker_begin);
   reductions_ = DeviceArray<SddmmReduction>(schedule.reductions);
-  partials_ = DeviceArray<float>(schedule.slot_count * kSddmmPartialFloats);
+  partials_ = DeviceArray<float>(SddmmPartialBytes(schedule.slot_count, tiling) / 4);
   CUDA_CHECK(cudaDeviceSynchronize());
 }
 

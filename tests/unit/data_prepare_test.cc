@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "data/corpus.h"
 #include "data/prepare.h"
 #include "data/token_dataset.h"
 #include "data/tokenizer.h"
@@ -228,6 +229,50 @@ TEST_F(PrepareTest, RefusesBadOptions) {
   options.inputs = {Write("empty.txt", "")};
   EXPECT_THAT(Refusal(options), HasSubstr("every document is empty"));
   EXPECT_FALSE(fs::exists(Path("out")));
+}
+
+TEST_F(PrepareTest, TokenizersAreTrainedOnASampleOfTheTrainingText) {
+  WriteCorpus(60);
+  const auto corpus = Corpus::Scan({{Path("text")}, "text", 0.2, 0, nullptr});
+  ASSERT_TRUE(corpus.ok()) << corpus.status().message();
+  std::set<std::string> train;
+  int64_t train_bytes = 0;
+  ASSERT_TRUE(corpus
+                  ->ForEachText("",
+                                [&](Split split, std::string_view text) {
+                                  if (split == Split::kTrain) train.emplace(text);
+                                  train_bytes += split == Split::kTrain ? text.size() : 0;
+                                  return OkStatus();
+                                })
+                  .ok());
+  const auto whole = corpus->TokenizerTrainingPieces(1 << 20);
+  EXPECT_EQ(std::set<std::string>(whole->begin(), whole->end()), train) << "and no held-out text";
+  const auto sample = corpus->TokenizerTrainingPieces(train_bytes / 3);
+  int64_t sample_bytes = 0;
+  for (const std::string& piece : *sample) {
+    EXPECT_TRUE(train.contains(piece));
+    sample_bytes += static_cast<int64_t>(piece.size());
+  }
+  EXPECT_GT(sample_bytes, train_bytes / 6);
+  EXPECT_LT(sample_bytes, train_bytes / 2);
+}
+
+TEST_F(PrepareTest, LongDocumentsAreCutIntoPiecesAtLineEndsSpacesAndCharacters) {
+  std::string text;
+  for (int i = 0; i < 500; ++i) text += "line " + std::to_string(i) + "\n";
+  for (int i = 0; i < 2000; ++i) text += "word ";
+  for (int i = 0; i < 5000; ++i) text += "\u00e9";
+  Write("text/a.txt", text);
+  const auto corpus = Corpus::Scan({{Path("text")}, "text", 0.0, 0, nullptr});
+  const auto pieces = corpus->TokenizerTrainingPieces(1 << 20);
+  std::string joined;
+  for (const std::string& piece : *pieces) {
+    EXPECT_LE(static_cast<int64_t>(piece.size()), kMaxTrainingPieceBytes);
+    EXPECT_NE(static_cast<unsigned char>(piece[0]) & 0xC0, 0x80) << "inside a character";
+    joined += piece;
+  }
+  EXPECT_EQ(joined, text);
+  EXPECT_TRUE(pieces->front().ends_with('\n'));
 }
 
 TEST_F(PrepareTest, ReportsProgressToTheEnd) {

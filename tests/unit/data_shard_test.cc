@@ -122,6 +122,10 @@ TEST_F(ShardTest, RefusesDamagedMegatronPairs) {
   Write("a.bin", bin);
   Write("a.idx", MegatronIndex(4, 8).substr(0, 80));
   EXPECT_THAT(OpenError(Path("a.bin")), AllOf(HasSubstr("a.idx"), HasSubstr("truncated")));
+  std::string huge = MegatronIndex(4, 8);
+  huge.replace(18, 8, Packed<int64_t>({int64_t{1} << 62}));
+  Write("a.idx", huge);
+  EXPECT_THAT(OpenError(Path("a.bin")), HasSubstr("4611686018427387904 sequences"));
   Write("a.idx", MegatronIndex(4, 12));
   EXPECT_THAT(OpenError(Path("a.bin")), HasSubstr("sequence 2 does not follow"));
   Write("a.idx", MegatronIndex(7, 8));

@@ -5,7 +5,7 @@
 #include "data/file_io.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/manifest.h"
-#include "trainer/checkpoint/run_directory.h"
+#include "trainer/checkpoint/checkpoint_list.h"
 #include "trainer/checkpoint/safetensors.h"
 #include "trainer/checkpoint/stored_values.h"
 
@@ -58,15 +58,21 @@ StatusOr<SparseLayout> ReadLayout(const SafetensorsFile& file, const Parameter& 
   if (offsets == nullptr || columns == nullptr) return InvalidInput(place + ": has no layout");
   ASSIGN_OR_RETURN(std::vector<int64_t> row_offsets, ReadElements<int64_t>(*offsets));
   ASSIGN_OR_RETURN(std::vector<int32_t> column_list, ReadElements<int32_t>(*columns));
-  switch (description.kind) {
-    case LayoutKind::kUnstructured:
-      return SparseLayout::Unstructured(out, in, std::move(row_offsets), std::move(column_list));
-    case LayoutKind::kBlocked:
-      return SparseLayout::Blocked(out, in, description.block_out, description.block_in,
-                                   std::move(row_offsets), std::move(column_list));
-    default:
-      return SparseLayout::NM(out, in, description.n, description.m, std::move(column_list));
-  }
+  auto layout = [&] {
+    switch (description.kind) {
+      case LayoutKind::kUnstructured:
+        return SparseLayout::Unstructured(out, in, std::move(row_offsets), std::move(column_list));
+      case LayoutKind::kBlocked:
+        return SparseLayout::Blocked(out, in, description.block_out, description.block_in,
+                                     std::move(row_offsets), std::move(column_list));
+      default:
+        return SparseLayout::NM(out, in, description.n, description.m, std::move(column_list));
+    }
+  }();
+  if (!layout.ok()) return InvalidInput(place + ": " + layout.status().message());
+  if (HashHex(layout->fingerprint()) == description.fingerprint) return layout;
+  return InvalidInput(place + ": the layout's fingerprint is " + HashHex(layout->fingerprint()) +
+                      ", expected " + description.fingerprint);
 }
 
 class CheckpointDirectoryReader : public CheckpointReader {
@@ -83,10 +89,6 @@ class CheckpointDirectoryReader : public CheckpointReader {
       Parameter& parameter = info_.parameters[i];
       const SafetensorsFile& file = files_.at("layouts.safetensors");
       ASSIGN_OR_RETURN(parameter.layout, ReadLayout(file, parameter, manifest.layouts[i]));
-      const std::string found = HashHex(parameter.layout.fingerprint());
-      if (found == manifest.layouts[i].fingerprint) continue;
-      return InvalidInput(file.path() + ": the layout of " + parameter.name + " has fingerprint " +
-                          found + ", expected " + manifest.layouts[i].fingerprint);
     }
     for (const CheckpointFile& file : manifest.files) {
       if (file.name == "config.textproto") {

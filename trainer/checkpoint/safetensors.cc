@@ -108,7 +108,7 @@ StatusOr<TensorEntry> ReadEntry(const std::string& name, const Json& json,
                         " bytes of tensors; it is truncated or damaged: copy it again");
   }
   if (ExpectedBytes(*dtype, entry.shape) != end - begin) {
-    return InvalidInput(place + ": " + entry.dtype + " " + entry.ShapeText() + " does not take " +
+    return InvalidInput(place + ": " + entry.dtype + " " + ShapeText(entry.shape) + " does not take " +
                         std::to_string(end - begin) + " bytes");
   }
   entry.bytes = std::as_bytes(std::span(buffer.data() + begin, static_cast<size_t>(end - begin)));
@@ -134,6 +134,12 @@ Status CheckCoverage(const std::vector<TensorEntry>& tensors, std::string_view b
 }
 
 }  // namespace
+
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
 
 int64_t TensorSpec::count() const { return Product(shape); }
 
@@ -172,9 +178,17 @@ Status SafetensorsWriter::Close() {
   return file_.Close();
 }
 
-int64_t TensorEntry::count() const { return Product(shape); }
+Status WriteSafetensors(const std::string& path, const std::vector<NamedArray>& arrays) {
+  std::vector<TensorSpec> specs;
+  for (const NamedArray& array : arrays) specs.push_back(array.spec);
+  ASSIGN_OR_RETURN(SafetensorsWriter file, SafetensorsWriter::Create(path, std::move(specs), {}));
+  for (const NamedArray& array : arrays) {
+    RETURN_IF_ERROR(file.Append(array.data, array.spec.bytes()));
+  }
+  return file.Close();
+}
 
-std::string TensorEntry::ShapeText() const { return Json(shape).dump(); }
+int64_t TensorEntry::count() const { return Product(shape); }
 
 StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   ASSIGN_OR_RETURN(MappedFile mapped, MappedFile::Open(path));

@@ -22,6 +22,9 @@ namespace filigree {
 
 using SafetensorsMetadata = std::map<std::string, std::string>;
 
+// "[3, 4]".
+std::string ShapeText(const std::vector<int64_t>& shape);
+
 // A tensor about to be written.
 struct TensorSpec {
   std::string name;
@@ -61,6 +64,16 @@ class SafetensorsWriter {
   size_t next_ = 0;
 };
 
+// An array in memory, and a file of several.
+struct NamedArray {
+  TensorSpec spec;
+  const void* data = nullptr;
+
+  NamedArray(std::string name, DType dtype, std::vector<int64_t> shape, const void* data)
+      : spec{std::move(name), dtype, std::move(shape)}, data(data) {}
+};
+Status WriteSafetensors(const std::string& path, const std::vector<NamedArray>& arrays);
+
 // A tensor of an open file.
 struct TensorEntry {
   std::string name;
@@ -70,8 +83,6 @@ struct TensorEntry {
   std::string file;
 
   int64_t count() const;
-  // "[3, 4]".
-  std::string ShapeText() const;
 };
 
 // One file, mapped read-only. Entries point into it: it must outlive them. Move-only.

@@ -182,9 +182,12 @@ void FillModel(const std::vector<MergedPhase>& phases, ModelConfig* model) {
 }  // namespace
 
 Place FindInPhase(const Origins& origins, const MergedPhase& phase, const std::string& path) {
-  if (origins.Has(phase.path + path)) return origins.Find(phase.path + path);
-  if (origins.Has(path)) return origins.Find(path);
-  return origins.Find(phase.path + path);
+  for (std::string part = path;; part.resize(part.rfind('.'))) {
+    for (const std::string& candidate : {phase.path + part, part}) {
+      if (origins.Has(candidate)) return origins.Find(candidate);
+    }
+    if (part.find('.') == std::string::npos) return origins.Find(phase.path + part);
+  }
 }
 
 std::vector<MergedPhase> Complete(const Origins& origins, RunConfig* config, Problems* problems) {

@@ -21,7 +21,8 @@ struct MergedPhase {
   int64_t steps = 0;
 };
 
-// The place of a field of a phase: in the phase, else in the run's defaults, else the phase.
+// The place of a field of a phase: in the phase, else in the run's defaults, else of the message
+// around it there, else the phase.
 Place FindInPhase(const Origins& origins, const MergedPhase& phase, const std::string& path);
 
 // Fills every default of `config` that has one and returns its phases (one pseudo-phase where there

@@ -127,11 +127,9 @@ Repair RepairValue(std::string* text, const ParseError& error) {
     if (error.message.rfind(prefix, 0) != 0) continue;
     const size_t offset = OffsetOf(*text, error);
     if (offset >= text->size()) return {};
-    std::string message = error.message;
-    message[0] = static_cast<char>(std::tolower(message[0]));
     const int line = LineAt(*text, offset);
     ReplaceToken(text, offset, replacement);
-    return {line, message};
+    return {line, error.message};
   }
   return RepairNamedValue(text, error);
 }
@@ -240,7 +238,10 @@ bool ParseSource(const std::string& original, int source, RunConfig* config, Ori
       }
     }
     for (const ParseError& error : list.errors) {
-      problems->AddSyntax({source, error.line + 1}, error.message);
+      const bool at_end = error.message.ends_with("got: ");
+      problems->AddSyntax(
+          {source, error.line + 1},
+          at_end ? "the text ends inside a message; is a } missing?" : error.message);
     }
     for (const ParseError& warning : list.warnings) {
       problems->AddSyntax({source, warning.line + 1}, ExplainUnknownField(warning.message));

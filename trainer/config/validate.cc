@@ -106,6 +106,9 @@ void Validator::CheckLength(int index, const MergedPhase& merged) {
     return;
   }
   const int64_t tokens_per_step = merged.batch.tokens_per_step();
+  const int64_t seq_len = merged.batch.seq_len();
+  // A batch that is wrong itself is reported by CheckBatch.
+  if (seq_len <= 0 || tokens_per_step % seq_len != 0) return;
   if (phase.tokens() > 0 && tokens_per_step > 0 && phase.tokens() % tokens_per_step != 0) {
     Add("phase[" + Str(index) + "].tokens",
         "the phase's tokens = " + Str(phase.tokens()) +

@@ -1,5 +1,4 @@
-// Which checkpoints a run directory holds.
-#include "trainer/checkpoint/run_directory.h"
+#include "trainer/checkpoint/checkpoint_list.h"
 
 #include <algorithm>
 #include <charconv>

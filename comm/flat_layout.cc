@@ -1,0 +1,84 @@
+#include "comm/flat_layout.h"
+
+#include <algorithm>
+#include <array>
+
+#include "kernels/base/math.h"
+
+namespace filigree {
+namespace {
+
+// Which segments share a bucket, kind by kind; buckets in order of their first segments.
+std::vector<Bucket> GroupSegments(const std::vector<SegmentSpec>& specs, int64_t bucket_elements) {
+  std::vector<Bucket> buckets;
+  std::array<int, 2> open = {-1, -1};  // the bucket that a kind is filling
+  std::array<int64_t, 2> filled = {0, 0};
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const auto kind = static_cast<size_t>(specs[i].kind);
+    const int64_t count = AlignUp(specs[i].count, kSegmentAlignment);
+    if (open[kind] < 0 || filled[kind] + count > bucket_elements) {
+      open[kind] = static_cast<int>(buckets.size());
+      filled[kind] = 0;
+      buckets.push_back({.kind = specs[i].kind});
+    }
+    buckets[open[kind]].segments.push_back(static_cast<int>(i));
+    filled[kind] += count;
+  }
+  return buckets;
+}
+
+}  // namespace
+
+FlatLayout FlatLayout::Build(const std::vector<SegmentSpec>& specs, int shards,
+                             int64_t bucket_elements) {
+  CHECK_GE(shards, 1);
+  FlatLayout layout;
+  layout.shards_ = shards;
+  layout.segments_.resize(specs.size());
+  layout.buckets_ = GroupSegments(specs, bucket_elements);
+  int64_t offset = 0;
+  for (size_t b = 0; b < layout.buckets_.size(); ++b) {
+    Bucket& bucket = layout.buckets_[b];
+    bucket.offset = offset;
+    for (int i : bucket.segments) {
+      CHECK_GE(specs[i].count, 0);
+      layout.segments_[i] = {
+          .offset = offset, .count = specs[i].count, .bucket = static_cast<int>(b)};
+      offset += AlignUp(specs[i].count, kSegmentAlignment);
+    }
+    bucket.count = AlignUp(offset - bucket.offset, shards * kSegmentAlignment);
+    offset = bucket.offset + bucket.count;
+  }
+  layout.total_count_ = offset;
+  return layout;
+}
+
+FlatLayout::Slice FlatLayout::slice(int bucket, int shard) const {
+  CHECK(shard >= 0 && shard < shards_) << "shard " << shard << " of " << shards_;
+  const Bucket& b = buckets_[bucket];
+  const int64_t count = b.count / shards_;
+  // The buckets before this one are multiples of the shards too.
+  return {
+      .flat_offset = b.offset + shard * count, .shard_offset = b.offset / shards_, .count = count};
+}
+
+std::vector<OwnedRange> FlatLayout::OwnedRanges(int shard) const {
+  std::vector<OwnedRange> ranges;
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    const Slice own = slice(static_cast<int>(b), shard);
+    for (int i : buckets_[b].segments) {
+      const Segment& segment = segments_[i];
+      const int64_t begin = std::max(segment.offset, own.flat_offset);
+      const int64_t end = std::min(segment.offset + segment.count, own.flat_offset + own.count);
+      if (begin >= end) continue;
+      ranges.push_back({.segment = i,
+                        .segment_begin = begin - segment.offset,
+                        .flat_begin = begin,
+                        .shard_begin = own.shard_offset + begin - own.flat_offset,
+                        .count = end - begin});
+    }
+  }
+  return ranges;
+}
+
+}  // namespace filigree

@@ -1,0 +1,2 @@
+filigree_test(config_test LABEL quick SOURCES config_test.cc DEPS filigree_config filigree_data)
+filigree_test(metrics_test LABEL quick SOURCES metrics_test.cc DEPS filigree_metrics)

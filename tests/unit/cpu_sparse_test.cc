@@ -1,0 +1,232 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "kernels/sparse/random_layout.h"
+#include "tests/unit/cpu_testing.h"
+
+namespace filigree {
+namespace {
+
+// One weight [out, in] in blocks, and a number of tokens.
+struct Case {
+  int64_t out, in;
+  int block_out, block_in;
+  double density;
+  int64_t tokens;
+};
+const Case kCases[] = {
+    {64, 96, 32, 32, 0.5, 40},                                // whole blocks
+    {100, 70, 32, 32, 0.6, 133},                              // edges
+    {100, 70, 16, 16, 0.25, 300},                             // more than two chunks of tokens
+    {130, 129, 64, 64, 0.5, 17},                              // edges of two rows and of one column
+    {130, 200, 128, 128, 1.0, 9}, {96, 64, 48, 16, 0.5, 31},  // rectangles
+    {23, 31, 3, 5, 0.4, 12},      {23, 31, 1, 1, 0.2, 12},
+    {7, 9, 32, 32, 1.0, 5},    // one block, larger than the weight
+    {64, 64, 32, 32, 0.0, 6},  // none
+    {64, 64, 16, 16, 0.1, 1},  // one token; empty rows and columns
+    {64, 64, 16, 16, 0.5, 0},  // no token
+};
+
+std::string NameOf(const Case& c) {
+  return std::to_string(c.out) + " x " + std::to_string(c.in) + " in " +
+         std::to_string(c.block_out) + " x " + std::to_string(c.block_in) + ", " +
+         std::to_string(c.tokens) + " tokens";
+}
+
+// A weight's layout, stored values, and the same as a dense matrix built from the logical indices.
+// Edge padding holds NaN, which must reach no result.
+template <typename T>
+struct Weight {
+  explicit Weight(CpuBackend& backend, SparseLayout layout)
+      : prepared(backend.PrepareLayout(layout)),
+        cells(layout.LogicalIndices()),
+        values(1, layout.stored_count()),
+        dense(layout.out(), layout.in()) {
+    const auto numbers = TestMatrix<T>::Random(1, layout.stored_count(), 77);
+    for (size_t slot = 0; slot < cells.size(); ++slot) {
+      values(0, slot) = cells[slot] < 0 ? NAN : numbers(0, slot);
+      if (cells[slot] >= 0)
+        dense(cells[slot] / layout.in(), cells[slot] % layout.in()) = values(0, slot);
+    }
+  }
+  const PreparedLayout* layout() const { return prepared.get(); }
+
+  std::unique_ptr<PreparedLayout> prepared;
+  std::vector<int64_t> cells;
+  TestMatrix<T> values, dense;
+};
+
+template <typename T>
+Weight<T> WeightOf(CpuBackend& backend, const Case& c) {
+  return Weight<T>(
+      backend, RandomUniformBlocks(c.out, c.in, c.block_out, c.block_in, c.density, 3, "weight"));
+}
+
+template <typename T>
+class CpuSparseTest : public TypedCpuTest<T> {};
+TYPED_TEST_SUITE(CpuSparseTest, FloatTypes);
+
+TYPED_TEST(CpuSparseTest, Spmm) {
+  using T = TypeParam;
+  for (const Case& c : kCases) {
+    SCOPED_TRACE(NameOf(c));
+    auto weight = WeightOf<T>(this->backend_, c);
+    auto x = TestMatrix<T>::Random(c.tokens, c.in, 1, 3), bias = TestMatrix<T>::Random(1, c.out, 2);
+    const auto &cx = x, &cbias = bias, &w = weight.dense;
+    for (bool biased : {false, true}) {
+      auto y = TestMatrix<T>::Constant(c.tokens, c.out, NAN, 2);
+      this->backend_.Spmm({weight.layout(), weight.values.flat(), x.view(), y.view(),
+                           biased ? bias.flat() : TensorView()},
+                          *this->stream_);
+      ExpectNear(y, [&](int64_t t, int64_t i) {
+        double sum = biased ? cbias(0, i) : 0.0;
+        for (int64_t j = 0; j < c.in; ++j) sum += cx(t, j) * w(i, j);
+        return sum;
+      });
+    }
+  }
+}
+
+TYPED_TEST(CpuSparseTest, SpmmTransposed) {
+  using T = TypeParam;
+  for (const Case& c : kCases) {
+    SCOPED_TRACE(NameOf(c));
+    auto weight = WeightOf<T>(this->backend_, c);
+    auto dy = TestMatrix<T>::Random(c.tokens, c.out, 1, 3);
+    const auto &cdy = dy, &w = weight.dense;
+    for (bool accumulate : {false, true}) {
+      auto dx = accumulate ? TestMatrix<T>::Random(c.tokens, c.in, 2, 1)
+                           : TestMatrix<T>::Constant(c.tokens, c.in, NAN, 1);
+      const auto before = dx;
+      this->backend_.SpmmTransposed(
+          {weight.layout(), weight.values.flat(), dy.view(), dx.view(), accumulate},
+          *this->stream_);
+      ExpectNear(dx, [&](int64_t t, int64_t j) {
+        double sum = accumulate ? before(t, j) : 0.0;
+        for (int64_t i = 0; i < c.out; ++i) sum += cdy(t, i) * w(i, j);
+        return sum;
+      });
+    }
+  }
+}
+
+TYPED_TEST(CpuSparseTest, SddmmAddsAndLeavesPaddingZero) {
+  using T = TypeParam;
+  for (const Case& c : kCases) {
+    SCOPED_TRACE(NameOf(c));
+    auto weight = WeightOf<T>(this->backend_, c);
+    auto dy = TestMatrix<T>::Random(c.tokens, c.out, 1, 3);
+    auto x = TestMatrix<T>::Random(c.tokens, c.in, 2, 2);
+    const auto &cdy = dy, &cx = x;
+    TestMatrix<T> dvalues(1, weight.cells.size());
+    // Real cells start from one, padding from zero.
+    dvalues.Fill([&](int64_t, int64_t slot) { return weight.cells[slot] < 0 ? 0.0 : 1.0; });
+    this->backend_.Sddmm({weight.layout(), dy.view(), x.view(), dvalues.flat()}, *this->stream_);
+    ExpectNear(
+        dvalues,
+        [&](int64_t, int64_t slot) {
+          if (weight.cells[slot] < 0) return 0.0;
+          double sum = 1.0;
+          for (int64_t t = 0; t < c.tokens; ++t) {
+            sum += cdy(t, weight.cells[slot] / c.in) * cx(t, weight.cells[slot] % c.in);
+          }
+          return sum;
+        },
+        4.0);
+    for (size_t slot = 0; slot < weight.cells.size(); ++slot) {
+      if (weight.cells[slot] < 0) ASSERT_EQ(dvalues(0, slot), T(0)) << "padding slot " << slot;
+    }
+  }
+}
+
+TYPED_TEST(CpuSparseTest, ProductsDoNotDependOnThreads) {
+  using T = TypeParam;
+  const Case c = {100, 70, 16, 16, 0.5, 301};
+  auto weight = WeightOf<T>(this->backend_, c);
+  auto x = TestMatrix<T>::Random(c.tokens, c.in, 1), dy = TestMatrix<T>::Random(c.tokens, c.out, 2);
+  std::vector<std::vector<T>> results[3];
+  for (int threads : {1, 2, 3}) {
+    SetCpuThreads(threads);
+    TestMatrix<T> y(c.tokens, c.out), dx(c.tokens, c.in), dvalues(1, weight.cells.size());
+    this->backend_.Spmm({weight.layout(), weight.values.flat(), x.view(), y.view(), TensorView()},
+                        *this->stream_);
+    this->backend_.SpmmTransposed({weight.layout(), weight.values.flat(), dy.view(), dx.view()},
+                                  *this->stream_);
+    this->backend_.Sddmm({weight.layout(), dy.view(), x.view(), dvalues.flat()}, *this->stream_);
+    results[threads - 1] = {y.data(), dx.data(), dvalues.data()};
+  }
+  EXPECT_EQ(results[0], results[1]);
+  EXPECT_EQ(results[0], results[2]);
+}
+
+TEST_F(CpuTest, SparseGradientsAgreeWithDifferences) {
+  const Case c = {11, 13, 4, 6, 0.5, 6};
+  Weight<double> weight = WeightOf<double>(backend_, c);
+  for (size_t slot = 0; slot < weight.cells.size(); ++slot) {
+    if (weight.cells[slot] < 0) weight.values(0, slot) = 0;
+  }
+  auto x = TestMatrix<double>::Random(c.tokens, c.in, 1);
+  auto dy = TestMatrix<double>::Random(c.tokens, c.out, 2);
+  TestMatrix<double> y(c.tokens, c.out), dx(c.tokens, c.in), dvalues(1, weight.cells.size());
+  backend_.SpmmTransposed({weight.layout(), weight.values.flat(), dy.view(), dx.view()}, *stream_);
+  backend_.Sddmm({weight.layout(), dy.view(), x.view(), dvalues.flat()}, *stream_);
+  const auto loss = [&] {
+    backend_.Spmm({weight.layout(), weight.values.flat(), x.view(), y.view(), TensorView()},
+                  *stream_);
+    return WeightedSum(y, dy);
+  };
+  ExpectIsGradient(loss, x, dx, "dx");
+  ExpectIsGradient(loss, weight.values, dvalues, "dvalues");
+}
+
+TYPED_TEST(CpuSparseTest, ScatterAndGatherEveryKind) {
+  using T = TypeParam;
+  const SparseLayout layouts[] = {
+      SparseLayout::Dense(19, 24),
+      RandomUnstructured(19, 24, 0.3, 1, "u"),
+      RandomUniformBlocks(19, 24, 4, 7, 0.4, 2, "b"),
+      RandomBalancedBlocks(190, 240, 32, 32, 0.25, 2, "b"),
+      SparseLayout::NM(1, 8, 1, 4, {3, 4}).value(),
+  };
+  for (const SparseLayout& layout : layouts) {
+    SCOPED_TRACE(filigree::NameOf(layout.kind()));
+    Weight<T> weight(this->backend_, layout);
+    auto dense = TestMatrix<T>::Constant(layout.out(), layout.in(), NAN, 3);
+    this->backend_.ScatterStored({weight.layout(), weight.values.flat(), dense.view()},
+                                 *this->stream_);
+    const auto& want = weight.dense;
+    ExpectNear(
+        dense, [&](int64_t i, int64_t j) { return want(i, j); }, 0.0);
+
+    auto gathered = TestMatrix<T>::Constant(1, layout.stored_count(), NAN);
+    this->backend_.GatherStored({weight.layout(), dense.view(), gathered.flat()}, *this->stream_);
+    const auto stored = [&](int64_t slot) {
+      return weight.cells[slot] < 0 ? 0.0 : static_cast<double>(weight.values(0, slot));
+    };
+    ExpectNear(
+        gathered, [&](int64_t, int64_t slot) { return stored(slot); }, 0.0);
+    this->backend_.GatherStored({weight.layout(), dense.view(), gathered.flat(), true},
+                                *this->stream_);
+    ExpectNear(gathered, [&](int64_t, int64_t slot) { return 2 * stored(slot); });
+  }
+}
+
+TEST_F(CpuTest, PreparedLayoutCountsItsBytes) {
+  const SparseLayout layout = RandomUniformBlocks(64, 64, 16, 16, 0.5, 1, "w");
+  // 5 offsets and 8 columns; 5 offsets, 8 rows and 8 slots.
+  EXPECT_EQ(backend_.PrepareLayout(layout)->bytes(), 5u * 8 + 8 * 4 + 5 * 8 + 8 * 4 + 8 * 8);
+}
+
+TEST_F(CpuTest, ProductsRefuseOtherKinds) {
+  const auto dense = backend_.PrepareLayout(SparseLayout::Dense(2, 2));
+  TestMatrix<float> values(1, 4), x(1, 2), y(1, 2);
+  EXPECT_EXIT(
+      backend_.Spmm({dense.get(), values.flat(), x.view(), y.view(), TensorView()}, *stream_),
+      ::testing::ExitedWithCode(1), "need a blocked layout, not dense");
+}
+
+}  // namespace
+}  // namespace filigree

@@ -1,0 +1,22 @@
+#include "trainer/export/open_model.h"
+
+#include <filesystem>
+
+#include "trainer/checkpoint/manifest.h"
+#include "trainer/export/huggingface_import.h"
+
+namespace filigree {
+
+bool IsHuggingFace(const std::string& path) {
+  return !IsCheckpoint(path) && std::filesystem::is_regular_file(path + "/config.json");
+}
+
+StatusOr<std::unique_ptr<CheckpointReader>> OpenModel(const std::string& path) {
+  if (IsHuggingFace(path)) return OpenHuggingFace(path);
+  auto checkpoint = ResolveCheckpoint(path);
+  if (checkpoint.ok()) return CheckpointReader::Open(*checkpoint);
+  return InvalidInput(checkpoint.status().message() +
+                      ", nor a Hugging Face model (it has no config.json)");
+}
+
+}  // namespace filigree
