@@ -2,6 +2,9 @@
 find_package(Threads REQUIRED)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(MPI REQUIRED COMPONENTS C)
+# Debian's libsentencepiece exports a private protobuf, and two shared ones in a process crash: ours is static,
+# and SentencePiece lives in a plugin of its own (data/sentencepiece_plugin.h).
+set(Protobuf_USE_STATIC_LIBS ON)
 find_package(Protobuf REQUIRED)
 find_package(PkgConfig REQUIRED)
 find_package(nlohmann_json REQUIRED)

@@ -29,7 +29,7 @@ struct MatMulArgs {
   bool transpose_a = false;
   bool transpose_b = false;
   bool accumulate = false;
-  ConstTensorView bias;
+  ConstTensorView bias = {};
 };
 
 // out[n] += sum over rows of in[:, n].
@@ -132,10 +132,10 @@ class PreparedLayout {
 // describe. y = x * W^T + bias; rows of W without blocks give y = bias (or zero).
 struct SpmmArgs {
   const PreparedLayout* weight = nullptr;
-  ConstTensorView values;  // [stored_count]
-  ConstTensorView x;       // [T, in]
-  TensorView y;            // [T, out]; overwrites
-  ConstTensorView bias;    // [out] or empty
+  ConstTensorView values;     // [stored_count]
+  ConstTensorView x;          // [T, in]
+  TensorView y;               // [T, out]; overwrites
+  ConstTensorView bias = {};  // [out] or empty
 };
 // dx (+)= dy * W, from the same stored blocks.
 struct SpmmTransposedArgs {

@@ -171,9 +171,7 @@ Status Trainer::EnterPhase(int phase) {
   state_->model().set_hooks({});
   feeder_ = std::make_unique<BatchFeeder>(
       backend_.device(), this->phase().batch.micro_batch_sequences, this->phase().batch.seq_len);
-  Status written =
-      log_->BeginPhase(phase, state_->model(), state_->buffer(), backend_, communicator_.size());
-  RETURN_IF_ERROR(AgreeOnStatus(written, communicator_));
+  log_->BeginPhase(phase, step_, state_->model(), backend_, communicator_.size());
   LogInfo(data_.train->Describe());
   // A resumed run evaluated this very state when it was saved.
   if (!first_entry || step_ == this->phase().first_step) EvaluateAndSample();

@@ -148,6 +148,7 @@ void MultiplyChunk(const BlockProduct<T>& product, int64_t first, int64_t tokens
 template <typename T>
 void Multiply(const BlockProduct<T>& product) {
   const int64_t tokens = product.in.rows;
+  if (tokens == 0) return;
   const int64_t share = AlignUp(CeilDiv(tokens, CpuThreads()), Simd<T>().tile_rows);
   const int64_t chunk = std::min(kChunkTokens, share);
   ParallelFor(CeilDiv(tokens, chunk), 1, [&](int64_t begin, int64_t end) {

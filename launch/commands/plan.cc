@@ -4,7 +4,7 @@
 #include "launch/commands/commands.h"
 #include "launch/commands/load_config.h"
 #include "launch/commands/session.h"
-#include "trainer/metrics/format.h"
+#include "trainer/metrics/numbers.h"
 #include "trainer/planner.h"
 
 namespace filigree {

@@ -3,7 +3,7 @@
 #include <cstdio>
 
 #include "launch/commands/commands.h"
-#include "trainer/metrics/format.h"
+#include "trainer/metrics/numbers.h"
 
 namespace filigree {
 namespace {

@@ -50,49 +50,49 @@ std::string Hex(const std::string& bytes) {
   return hex;
 }
 
-TrainingRecord AtStep(int64_t step) {
-  TrainingRecord record;
-  record.step = step;
-  record.tokens = 256 * step;
-  record.loss = 3.25;
-  record.lr = 0.0003;
-  record.grad_norm = 0.5;
-  record.sparsity = 0.75;
-  record.tokens_per_second = 12345;
-  record.step_ms = 41.25;
-  record.mfu_executed = 0.375;
-  record.exchanged_bytes = 1000;
-  record.memory_bytes = 2000;
-  return record;
+StepMetrics AtStep(int64_t step) {
+  StepMetrics metrics;
+  metrics.step = step;
+  metrics.tokens = 256 * step;
+  metrics.loss = 3.25;
+  metrics.lr = 0.0003;
+  metrics.grad_norm = 0.5;
+  metrics.sparsity = 0.75;
+  metrics.tokens_per_second = 12345;
+  metrics.step_ms = 41.25;
+  metrics.mfu_executed = 0.375;
+  metrics.exchanged_bytes = 1000;
+  metrics.memory_bytes = 2000;
+  return metrics;
 }
 
 TEST(MetricsWriterTest, TrainingLine) {
   EXPECT_EQ(ToJsonLine(AtStep(2)),
-            R"({"step":2,"tokens":512,"loss":3.25,"lr":0.0003,"grad_norm":0.5,"sparsity":0.75,)"
+            R"({"step":2,"tokens":512,"loss":3.25,"lr":3e-04,"grad_norm":0.5,"sparsity":0.75,)"
             R"("tokens_per_second":12345,"step_ms":41.25,"mfu_dense_equivalent":null,)"
             R"("mfu_executed":0.375,"exchanged_bytes":1000,"memory_bytes":2000,)"
             R"("skipped_steps":0})");
 }
 
 TEST(MetricsWriterTest, NumbersThatAreNotFiniteAreNullAndSaidSo) {
-  TrainingRecord record = AtStep(1);
-  record.loss = std::nan("");
-  record.grad_norm = -std::numeric_limits<double>::infinity();
-  const std::string line = ToJsonLine(record);
+  StepMetrics metrics = AtStep(1);
+  metrics.loss = std::nan("");
+  metrics.grad_norm = -std::numeric_limits<double>::infinity();
+  const std::string line = ToJsonLine(metrics);
   EXPECT_THAT(line, HasSubstr(R"("loss":null,"loss_is":"nan","lr":)"));
   EXPECT_THAT(line, HasSubstr(R"("grad_norm":null,"grad_norm_is":"-inf","sparsity":)"));
 }
 
 TEST(MetricsWriterTest, OtherLines) {
-  EXPECT_EQ(ToJsonLine(EvaluationRecord{.step = 5, .val_loss = 2.5, .val_tokens = 100}),
+  EXPECT_EQ(ToJsonLine(EvaluationMetrics{.step = 5, .val_loss = 2.5, .val_tokens = 100}),
             R"({"step":5,"val_loss":2.5,"val_tokens":100})");
-  EXPECT_EQ(ToJsonLine(EvaluationRecord{
+  EXPECT_EQ(ToJsonLine(EvaluationMetrics{
                 .step = 5, .val_loss = 2.5, .val_tokens = 100, .val_unigram_entropy = 5.5}),
             R"({"step":5,"val_loss":2.5,"val_tokens":100,"val_unigram_entropy":5.5})");
-  EXPECT_EQ(ToJsonLine(TopologyRecord{
+  EXPECT_EQ(ToJsonLine(TopologyMetrics{
                 .step = 7, .topology = "rigl", .dropped = 1, .grown = 2, .stored_values = 3}),
             R"({"step":7,"topology":"rigl","dropped":1,"grown":2,"stored_values":3})");
-  EXPECT_EQ(ToJsonLine(PhaseRecord{.step = 7, .phase = "a \"b\"\n\\"}),
+  EXPECT_EQ(ToJsonLine(PhaseMetrics{.step = 7, .phase = "a \"b\"\n\\"}),
             R"({"step":7,"phase":"a \"b\"\u000a\\"})");
 }
 
@@ -163,19 +163,19 @@ TEST(ConsoleTest, StepLine) {
   EXPECT_EQ(StepLine(AtStep(120), 2000, 200.0),
             "step  120/2000  tokens 30.7k  loss 3.2500  lr 3.00e-04  grad 0.500  "
             "sparsity 75.0 %  12.3k tok/s  41.2 ms  MFU 37.5 %  ETA 3m 20s");
-  TrainingRecord record = AtStep(1);
-  record.mfu_executed.reset();
-  record.skipped_steps = 2;
-  EXPECT_EQ(StepLine(record, 5, std::nullopt),
+  StepMetrics metrics = AtStep(1);
+  metrics.mfu_executed.reset();
+  metrics.skipped_steps = 2;
+  EXPECT_EQ(StepLine(metrics, 5, std::nullopt),
             "step 1/5  tokens 256  loss 3.2500  lr 3.00e-04  grad 0.500  sparsity 75.0 %  "
             "12.3k tok/s  41.2 ms  skipped 2");
 }
 
 TEST(ConsoleTest, EvaluationLine) {
-  EvaluationRecord record{.step = 250, .val_loss = 3.1042, .val_tokens = 1048576};
-  EXPECT_EQ(EvaluationLine(record), "step 250  val loss 3.1042  perplexity 22.29  (1.05M tokens)");
-  record.val_unigram_entropy = 5.231;
-  EXPECT_THAT(EvaluationLine(record), HasSubstr("unigram entropy 5.2310)"));
+  EvaluationMetrics metrics{.step = 250, .val_loss = 3.1042, .val_tokens = 1048576};
+  EXPECT_EQ(EvaluationLine(metrics), "step 250  val loss 3.1042  perplexity 22.29  (1.05M tokens)");
+  metrics.val_unigram_entropy = 5.231;
+  EXPECT_THAT(EvaluationLine(metrics), HasSubstr("unigram entropy 5.2310)"));
 }
 
 TEST(ConsoleTest, LogsTheFirstTheLastAndEveryNthStep) {

@@ -16,7 +16,7 @@ std::string PadLeft(const std::string& text, size_t width) {
 
 }  // namespace
 
-std::string StepLine(const TrainingRecord& m, int64_t total_steps,
+std::string StepLine(const StepMetrics& m, int64_t total_steps,
                      std::optional<double> seconds_left) {
   const std::string total = std::to_string(total_steps);
   std::string line = "step " + PadLeft(std::to_string(m.step), total.size()) + "/" + total;
@@ -33,7 +33,7 @@ std::string StepLine(const TrainingRecord& m, int64_t total_steps,
   return line;
 }
 
-std::string EvaluationLine(const EvaluationRecord& m) {
+std::string EvaluationLine(const EvaluationMetrics& m) {
   std::string line = "step " + std::to_string(m.step) + "  val loss " + FormatFixed(m.val_loss, 4) +
                      "  perplexity " + FormatFixed(std::exp(m.val_loss), 2) + "  (" +
                      FormatCount(static_cast<double>(m.val_tokens)) + " tokens";
@@ -60,7 +60,7 @@ std::optional<double> Console::SecondsLeft(int64_t step) {
   return seconds_per_step_ * static_cast<double>(total_steps_ - step);
 }
 
-void Console::Step(const TrainingRecord& m) {
+void Console::Step(const StepMetrics& m) {
   const std::optional<double> seconds_left = SecondsLeft(m.step);
   if (m.step % log_every_steps_ == 0 || m.step == first_step_ || m.step == total_steps_) {
     LogInfo(StepLine(m, total_steps_, seconds_left));
@@ -73,6 +73,6 @@ void Console::Step(const TrainingRecord& m) {
   bar_.Update(static_cast<double>(m.step) / static_cast<double>(total_steps_), text);
 }
 
-void Console::Evaluation(const EvaluationRecord& m) { LogInfo(EvaluationLine(m)); }
+void Console::Evaluation(const EvaluationMetrics& m) { LogInfo(EvaluationLine(m)); }
 
 }  // namespace filigree

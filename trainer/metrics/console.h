@@ -13,10 +13,10 @@ namespace filigree {
 
 // "step 120/2000  tokens 61.4M  loss 3.2145  lr 2.98e-04  grad 0.412  sparsity 75.0 %  12.3k tok/s
 // 41.2 ms  ETA 3m 20s". Known utilisation and skipped steps are added.
-std::string StepLine(const TrainingRecord& record, int64_t total_steps,
+std::string StepLine(const StepMetrics& metrics, int64_t total_steps,
                      std::optional<double> seconds_left);
 // "step 250  val loss 3.1042  perplexity 22.29  (1.05M tokens, unigram entropy 5.2310)".
-std::string EvaluationLine(const EvaluationRecord& record);
+std::string EvaluationLine(const EvaluationMetrics& metrics);
 
 // One for a run (rank 0), alive while it trains. Lines go through the log, thus to log.txt too.
 class Console {
@@ -24,8 +24,8 @@ class Console {
   // Lines for steps that `log_every_steps` divides, the first after `steps_done` and the last.
   Console(int64_t total_steps, int64_t steps_done, int64_t log_every_steps);
 
-  void Step(const TrainingRecord& record);
-  void Evaluation(const EvaluationRecord& record);
+  void Step(const StepMetrics& metrics);
+  void Evaluation(const EvaluationMetrics& metrics);
 
  private:
   // Seconds to the end, from a running mean of the time between steps, evaluations and checkpoints

@@ -88,7 +88,7 @@ std::string KeepLines(std::string_view text, int64_t steps_done) {
 
 }  // namespace
 
-std::string ToJsonLine(const TrainingRecord& m) {
+std::string ToJsonLine(const StepMetrics& m) {
   return JsonLine()
       .Add("step", m.step)
       .Add("tokens", m.tokens)
@@ -106,14 +106,14 @@ std::string ToJsonLine(const TrainingRecord& m) {
       .Finish();
 }
 
-std::string ToJsonLine(const EvaluationRecord& m) {
+std::string ToJsonLine(const EvaluationMetrics& m) {
   JsonLine line;
   line.Add("step", m.step).Add("val_loss", m.val_loss).Add("val_tokens", m.val_tokens);
   if (m.val_unigram_entropy) line.Add("val_unigram_entropy", *m.val_unigram_entropy);
   return line.Finish();
 }
 
-std::string ToJsonLine(const TopologyRecord& m) {
+std::string ToJsonLine(const TopologyMetrics& m) {
   return JsonLine()
       .Add("step", m.step)
       .Add("topology", m.topology)
@@ -123,7 +123,7 @@ std::string ToJsonLine(const TopologyRecord& m) {
       .Finish();
 }
 
-std::string ToJsonLine(const PhaseRecord& m) {
+std::string ToJsonLine(const PhaseMetrics& m) {
   return JsonLine().Add("step", m.step).Add("phase", m.phase).Finish();
 }
 

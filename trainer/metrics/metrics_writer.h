@@ -21,7 +21,7 @@
 namespace filigree {
 
 // One optimizer step.
-struct TrainingRecord {
+struct StepMetrics {
   int64_t step = 0;    // steps done, this one included
   int64_t tokens = 0;  // seen so far by all ranks
   double loss = 0;     // nats, the mean over the tokens of all ranks of this step
@@ -36,7 +36,7 @@ struct TrainingRecord {
   int64_t skipped_steps = 0;                                 // so far, for non-finite gradients
 };
 
-struct EvaluationRecord {
+struct EvaluationMetrics {
   int64_t step = 0;
   double val_loss = 0;  // nats
   int64_t val_tokens = 0;
@@ -45,22 +45,22 @@ struct EvaluationRecord {
 };
 
 // The weights that live have changed.
-struct TopologyRecord {
+struct TopologyMetrics {
   int64_t step = 0;
   std::string topology;  // the rule, or what brought the change
   int64_t dropped = 0, grown = 0, stored_values = 0;
 };
 
 // A phase begins after `step` steps. Reports mark it; a line that repeats does no harm.
-struct PhaseRecord {
+struct PhaseMetrics {
   int64_t step = 0;
   std::string phase;  // its name
 };
 
-std::string ToJsonLine(const TrainingRecord& record);
-std::string ToJsonLine(const EvaluationRecord& record);
-std::string ToJsonLine(const TopologyRecord& record);
-std::string ToJsonLine(const PhaseRecord& record);
+std::string ToJsonLine(const StepMetrics& metrics);
+std::string ToJsonLine(const EvaluationMetrics& metrics);
+std::string ToJsonLine(const TopologyMetrics& metrics);
+std::string ToJsonLine(const PhaseMetrics& metrics);
 
 // One writer a run (rank 0).
 class MetricsWriter {
@@ -72,9 +72,9 @@ class MetricsWriter {
                                                        int64_t steps_done);
 
   // Appends a line, which readers see at once. MachineError: the disk is full.
-  template <typename Record>
-  Status Write(const Record& record) {
-    return WriteLine(ToJsonLine(record));
+  template <typename Metrics>
+  Status Write(const Metrics& metrics) {
+    return WriteLine(ToJsonLine(metrics));
   }
 
  private:

@@ -1,0 +1,80 @@
+// `dense`: every weight stored; the segment itself is what compute reads.
+#include "trainer/linear/linear.h"
+#include "trainer/linear/linear_parts.h"
+
+namespace filigree {
+namespace {
+
+class DenseLinear final : public Linear {
+ public:
+  DenseLinear(const LinearSpec& spec, Backend& backend)
+      : spec_(spec), backend_(backend), bias_(spec, backend) {}
+
+  std::vector<Parameter> Parameters() const override {
+    std::vector<Parameter> parameters = {
+        WeightParameter(spec_, SparseLayout::Dense(spec_.out, spec_.in))};
+    bias_.AppendParameter(&parameters);
+    return parameters;
+  }
+
+  void Bind(std::span<const BoundParameter> parameters, TensorView scratch) override {
+    const auto matrix = [&](TensorView segment) {
+      return segment.data() ? segment.Reshape({spec_.out, spec_.in}) : TensorView();
+    };
+    weight_ = matrix(parameters[0].values);
+    grads_ = matrix(parameters[0].grads);
+    bias_.Bind(parameters);
+  }
+
+  void Materialize(Stream& stream) override {}
+
+  void Forward(ConstTensorView x, TensorView y, Stream& stream) override {
+    backend_.MatMul({.a = x, .b = weight_, .out = y, .transpose_b = true, .bias = bias_.values()},
+                    stream);
+  }
+
+  void Backward(ConstTensorView x, ConstTensorView dy, TensorView dx, bool accumulate_dx,
+                Stream& stream) override {
+    backend_.MatMul({.a = dy, .b = x, .out = grads_, .transpose_a = true, .accumulate = true},
+                    stream);
+    bias_.Backward(dy, stream);
+    if (dx.empty()) return;
+    backend_.MatMul({.a = dy, .b = weight_, .out = dx, .accumulate = accumulate_dx}, stream);
+  }
+
+  LinearFlops flops() const override {
+    const double flops = 2.0 * static_cast<double>(spec_.out) * static_cast<double>(spec_.in);
+    return {flops, flops, flops};
+  }
+  LinearMemory memory(DType compute_dtype) const override { return {}; }
+
+ private:
+  const LinearSpec spec_;
+  Backend& backend_;
+  LinearBias bias_;
+  TensorView weight_, grads_;  // [out, in]
+};
+
+Status Validate(const LinearSpec& linear, const SparsitySpec& sparsity) {
+  if (sparsity.sparsity == 0) return OkStatus();
+  return InvalidInput(linear.name + ".weight: parameterisation dense with sparsity " +
+                      std::to_string(sparsity.sparsity) +
+                      "; leave sparsity at 0, or choose masked or block_sparse");
+}
+
+SparseLayout DrawLayout(const LinearSpec& linear, const SparsitySpec& sparsity, uint64_t seed) {
+  return SparseLayout::Dense(linear.out, linear.in);
+}
+
+std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& sparsity,
+                               SparseLayout layout, Backend& backend) {
+  CHECK(layout.kind() == LayoutKind::kDense) << linear.name << ": " << NameOf(layout.kind());
+  return std::make_unique<DenseLinear>(linear, backend);
+}
+
+}  // namespace
+
+const Parameterisation kDenseParameterisation = {"dense", "every weight stored", &Validate,
+                                                 &DrawLayout, &Create};
+
+}  // namespace filigree

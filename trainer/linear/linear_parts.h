@@ -1,0 +1,51 @@
+// What the parameterisations share: the bias, the weight as a parameter, and their rows of the
+// registry.
+#pragma once
+
+#include <vector>
+
+#include "kernels/backend.h"
+#include "trainer/linear/linear.h"
+
+namespace filigree {
+
+// The bias of a linear: a dense [out] vector, or nothing.
+class LinearBias {
+ public:
+  LinearBias(const LinearSpec& spec, Backend& backend) : spec_(spec), backend_(backend) {}
+
+  // Appends the bias's parameter, if there is a bias.
+  void AppendParameter(std::vector<Parameter>* parameters) const {
+    if (!spec_.bias) return;
+    Parameter bias;
+    bias.name = spec_.name + ".bias";
+    bias.shape = {spec_.out};
+    bias.layout = SparseLayout::Dense(1, spec_.out);
+    bias.init = InitKind::kZeros;
+    parameters->push_back(std::move(bias));
+  }
+  // Takes the last of a linear's parameters.
+  void Bind(std::span<const BoundParameter> parameters) {
+    if (spec_.bias) bound_ = parameters.back();
+  }
+  // [out], or an empty view.
+  ConstTensorView values() const { return bound_.values; }
+  void Backward(ConstTensorView dy, Stream& stream) {
+    if (spec_.bias) backend_.ColumnSum({.in = dy, .out = bound_.grads}, stream);
+  }
+
+ private:
+  const LinearSpec spec_;
+  Backend& backend_;
+  BoundParameter bound_;
+};
+
+// The weight's parameter over its layout.
+Parameter WeightParameter(const LinearSpec& spec, SparseLayout layout);
+
+// The rows of the registry, one file each.
+extern const Parameterisation kDenseParameterisation;
+extern const Parameterisation kMaskedParameterisation;
+extern const Parameterisation kBlockSparseParameterisation;
+
+}  // namespace filigree
