@@ -19,7 +19,7 @@ std::vector<Bucket> GroupSegments(const std::vector<SegmentSpec>& specs, int64_t
     if (open[kind] < 0 || filled[kind] + count > bucket_elements) {
       open[kind] = static_cast<int>(buckets.size());
       filled[kind] = 0;
-      buckets.push_back({.kind = specs[i].kind});
+      buckets.emplace_back().kind = specs[i].kind;
     }
     buckets[open[kind]].segments.push_back(static_cast<int>(i));
     filled[kind] += count;

@@ -1,9 +1,23 @@
 #include "trainer/resume.h"
 
+#include <map>
 #include <sstream>
+
+#include "trainer/linear/linear.h"
+#include "trainer/model/model.h"
 
 namespace filigree {
 namespace {
+
+std::string Describe(const SparseLayout& layout) {
+  std::ostringstream text;
+  text << NameOf(layout.kind());
+  if (layout.kind() == LayoutKind::kBlocked) {
+    text << " " << layout.block_out() << " x " << layout.block_in();
+  }
+  text << " with " << layout.stored_count() << " of " << layout.logical_count() << " cells";
+  return text.str();
+}
 
 Status CheckFits(const CheckpointInfo& info, const RunSpec& run, const std::string& path) {
   RETURN_IF_ERROR(CheckSameModel(info.model, run.model, path));
@@ -47,6 +61,29 @@ Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const s
   if (differences.tellp() == 0) return OkStatus();
   return InvalidInput(path + ": holds another model: " + differences.str() +
                       "; use the config it was trained with, or choose another --out");
+}
+
+Status CheckLayouts(const CheckpointInfo& checkpoint, const RunSpec& run, int phase,
+                    const std::string& path) {
+  if (!checkpoint.has_moments) return OkStatus();  // imported: dense weights fit any layout
+  std::map<std::string, const SparseLayout*> stored;
+  for (const Parameter& parameter : checkpoint.parameters) {
+    stored[parameter.name] = &parameter.layout;
+  }
+  for (const LinearSpec& linear : LinearSpecs(run.model)) {
+    const std::string weight = linear.name + ".weight";
+    const SparsitySpec sparsity = MatchSparsity(weight, run.phases[phase].sparsity);
+    const SparseLayout drawn =
+        FindParameterisation(sparsity.parameterisation)->draw_layout(linear, sparsity, run.seed);
+    const auto found = stored.find(weight);
+    if (found == stored.end()) return InvalidInput(path + ": holds no " + weight);
+    if (Describe(*found->second) == Describe(drawn)) continue;
+    return InvalidInput(path + ": " + weight + " is stored as " + Describe(*found->second) +
+                        ", phase " + run.phases[phase].name + " of the config asks for " +
+                        Describe(drawn) +
+                        "; use the sparsity it was trained with, or choose another --out");
+  }
+  return OkStatus();
 }
 
 StatusOr<std::unique_ptr<CheckpointReader>> FindStart(const RunSpec& run,

@@ -138,7 +138,8 @@ Status Trainer::Start() {
         info.has_moments ? std::min<int>(info.phase, static_cast<int>(run_.phases.size()) - 1) : 0;
   }
   RETURN_IF_ERROR(AgreeOnStatus(
-      start_ ? CheckLayouts(start_->info(), run_.phases[phase_]) : OkStatus(), communicator_));
+      start_ ? CheckLayouts(start_->info(), run_, phase_, start_->directory()) : OkStatus(),
+      communicator_));
 
   Status opened;
   if (communicator_.rank() == 0) opened = OpenRunDirectory(options_.run_dir, options_.config_text);

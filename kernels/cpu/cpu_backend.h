@@ -2,11 +2,11 @@
 // backends are tested against, and what a user without a GPU runs.
 //
 // Views are F32, or all F64 (gradient tests); other dtypes are a CHECK. Work is spread over
-// CpuThreads() threads (kernels/cpu/parallel.h) by outputs. Results are the same at every call
-// with the same number of threads; only MatMul and attention, whose products are OpenBLAS's, may
-// differ between numbers of threads, by rounding. Scratch is kept by each thread and grows to the
-// largest call: a transposed copy of the widest blocked weight, a panel of activations, a strip of
-// attention scores.
+// CpuThreads() threads (kernels/cpu/parallel.h) by outputs. Results are the same at every call, and
+// for every number of threads; only MatMul, which gives each thread a part of the product and
+// leaves the order of sums to OpenBLAS, may differ between numbers of threads, by rounding. Scratch
+// is kept by each thread and grows to the largest call: a transposed copy of the widest blocked
+// weight, a panel of activations, a strip of attention scores.
 #pragma once
 
 #include <memory>

@@ -1,6 +1,7 @@
 // The inner loops of the CPU backend: one table of functions for each instruction set and element
-// type (float, double), chosen when first used by what the processor has. FILIGREE_CPU_ISA=baseline,
-// avx2 or avx512 in the environment asks for a lower one, to repeat another machine's results.
+// type (float, double), chosen when first used by what the processor has.
+// FILIGREE_CPU_ISA=baseline, avx2 or avx512 in the environment asks for a lower one, to repeat
+// another machine's results.
 //
 // The bodies are written once over GCC vectors (simd_vector.h and the simd_*_loops.h) and compiled
 // once for each instruction set (simd_baseline.cc, simd_avx2.cc, simd_avx512.cc), so the build is

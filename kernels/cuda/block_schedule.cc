@@ -63,10 +63,11 @@ std::vector<int> AppendSteps(const BsrPattern& pattern, bool transposed,
   return ranges;
 }
 
-// Deals items in order, each to the worker that is free first (lowest index on a tie).
-template <typename Item>
+// Deals items in order, each to the worker that is free first (lowest index on a tie). `longest`, if
+// given, receives the time at which the last worker is done.
+template <typename Item, typename Cost>
 std::pair<std::vector<Item>, std::vector<int32_t>> Deal(const std::vector<Item>& items, int workers,
-                                                        const std::function<double(const Item&)>& cost) {
+                                                        Cost cost, double* longest = nullptr) {
   using Free = std::pair<double, int>;
   std::priority_queue<Free, std::vector<Free>, std::greater<>> queue;
   for (int w = 0; w < workers; ++w) queue.push({0.0, w});
@@ -76,6 +77,7 @@ std::pair<std::vector<Item>, std::vector<int32_t>> Deal(const std::vector<Item>&
     queue.pop();
     lists[worker].push_back(item);
     queue.push({time + cost(item), worker});
+    if (longest != nullptr) *longest = std::max(*longest, time + cost(item));
   }
   std::pair<std::vector<Item>, std::vector<int32_t>> dealt;
   dealt.second.push_back(0);
@@ -124,40 +126,64 @@ SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64
 
 namespace {
 
-// A unit's cost per token relative to a full one: the bytes that a CTA's operands take.
-double UnitCost(const SddmmUnit& unit, int rows, const SddmmTiling& tiling) {
-  const auto [first, second] = unit.chunk_count;
-  if (rows == 64) return (1 + first + second) / 9.0;
-  const double row_chunks = 2.0 / tiling.cluster;
-  return (row_chunks + std::max(first, second)) / (row_chunks + 4);
+// A unit's cost per token relative to a full one: the bytes that its operands take.
+double UnitCost(const SddmmUnit& unit, int a_width) {
+  const int chunks = unit.chunk_count[0] + unit.chunk_count[1];
+  return a_width == 64 ? (1 + chunks) / 9.0 : (2 + chunks) / 6.0;
 }
 
-// Cuts every block row into as few units as possible, of lengths as equal as possible: units that
-// differ in cost differ in pace, and the slower ones find the operands gone from the L2.
-std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, const SddmmTiling& tiling) {
+// The chunks of B that one A slice meets, and where their gradients lie.
+struct Chunk {
+  int b_chunk;
+  int gradient_chunk;
+};
+
+std::vector<std::vector<Chunk>> ListChunks(const BsrPattern& pattern, SddmmOrientation orientation) {
   const auto [rows, cols] = pattern.block;
-  const int banks = rows == 128 ? tiling.cluster : 2;
-  const int block_chunks = cols / kChunk;
-  std::vector<SddmmUnit> units;
+  const bool by_rows = orientation == SddmmOrientation::kRows;
+  std::vector<std::vector<Chunk>> lists(by_rows ? pattern.block_row_count
+                                                : pattern.block_col_count);
   for (int i = 0; i < pattern.block_row_count; ++i) {
-    const int row_begin = pattern.row_begin[i] * block_chunks;
-    // In columns of `banks` chunks, one for every bank.
-    const int chunks = pattern.row_begin[i + 1] * block_chunks - row_begin;
-    const int columns = (chunks + banks - 1) / banks;
-    const int parts = (columns + 3) / 4;
+    for (int p = pattern.row_begin[i]; p < pattern.row_begin[i + 1]; ++p) {
+      const int j = pattern.col[p];
+      const int first = p * rows * (cols / kChunk);
+      for (int c = 0; c < (by_rows ? cols : rows) / kChunk; ++c) {
+        if (by_rows) {
+          lists[i].push_back({j * (cols / kChunk) + c, first + c});
+        } else {
+          lists[j].push_back({i * (rows / kChunk) + c, first + c * cols});
+        }
+      }
+    }
+  }
+  return lists;
+}
+
+std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation orientation) {
+  const int a_width =
+      orientation == SddmmOrientation::kRows ? pattern.block.rows : pattern.block.cols;
+  const int max_chunks = a_width == 128 ? 4 : 8;
+  const auto lists = ListChunks(pattern, orientation);
+  std::vector<SddmmUnit> units;
+  for (size_t i = 0; i < lists.size(); ++i) {
+    const int chunks = static_cast<int>(lists[i].size());
+    const int parts = (chunks + max_chunks - 1) / max_chunks;
     for (int k = 0; k < parts; ++k) {
-      const int begin = columns * k / parts * banks;
-      const int end = std::min(columns * (k + 1) / parts * banks, chunks);
+      int begin = max_chunks * k;
+      int end = std::min(begin + max_chunks, chunks);
+      if (a_width == 64) {  // tuned on an H100: equal parts, which keep one pace, gain a fifth here
+        begin = chunks * k / parts;
+        end = chunks * (k + 1) / parts;
+      }
       SddmmUnit unit = {};
-      unit.row_chunk = i * (rows / kChunk);
-      unit.chunk_count[0] = (end - begin + banks - 1) / banks;
+      unit.a_chunk = static_cast<int>(i) * (a_width / kChunk);
+      unit.chunk_count[0] = a_width == 128 ? end - begin : (end - begin + 1) / 2;
       unit.chunk_count[1] = end - begin - unit.chunk_count[0];
       for (int c = begin; c < end; ++c) {
-        const int block = (row_begin + c) / block_chunks;
         const int offset = c - begin;
         const int slot = offset < unit.chunk_count[0] ? offset : 4 + offset - unit.chunk_count[0];
-        unit.input_chunk[slot] = pattern.col[block] * block_chunks + c % block_chunks;
-        unit.gradient_chunk[slot] = block * rows * block_chunks + c % block_chunks;
+        unit.b_chunk[slot] = lists[i][c].b_chunk;
+        unit.gradient_chunk[slot] = lists[i][c].gradient_chunk;
       }
       units.push_back(unit);
     }
@@ -165,145 +191,41 @@ std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, const SddmmTiling& t
   return units;
 }
 
-// A worker's own token range of a unit, and the pieces of it that other workers take over.
-struct OwnRange {
-  int unit = 0;
-  int begin = 0, end = 0;  // steps
-  int give = 0;            // steps still to be given away
-  std::vector<std::pair<int, int>> given;
-};
+// What a partial sum costs, written and read again, in steps of a full unit; and the second kernel.
+constexpr double kSlotSteps = 0.4;
+constexpr double kReductionSteps = 6;
 
-// A place for `size` steps of the range that are not given away yet, nearest to where the sweep of
-// the taker stands; -1 if there is none.
-int FindPiece(const OwnRange& range, int size, int elapsed) {
-  std::vector<int> candidates = {std::min(range.begin + elapsed, range.end - size)};
-  for (const auto& [begin, end] : range.given) {
-    candidates.push_back(end);
-    candidates.push_back(begin - size);
-  }
-  for (int at : candidates) {
-    const bool inside = at >= range.begin && at + size <= range.end;
-    const bool clear = std::all_of(range.given.begin(), range.given.end(), [&](const auto& piece) {
-      return at + size <= piece.first || at >= piece.second;
-    });
-    if (inside && clear) return at;
-  }
-  return -1;
-}
+double SlotCost(int slots) { return slots == 0 ? 0 : kReductionSteps + kSlotSteps * slots; }
 
-// What is left of a range, summed in the same accumulators across the gaps.
-void AppendRange(OwnRange range, int target, std::vector<SddmmSegment>* segments) {
-  std::sort(range.given.begin(), range.given.end());
-  range.given.push_back({range.end, range.end});
-  int at = range.begin;
-  for (const auto& [begin, end] : range.given) {
-    if (begin > at) segments->push_back({range.unit, at * kChunk, begin - at, kTargetCarry});
-    at = end;
-  }
-  segments->back().target = target;
-}
-
-// Into how many equal parts to divide each unit: all units of the greatest part length at a time, as
-// long as every part still gets a worker of its own.
-std::vector<int> CountParts(const std::vector<double>& cost, int workers, int max_parts) {
-  std::vector<int> parts(cost.size(), 1);
-  int used = static_cast<int>(cost.size());
-  while (true) {
-    double top = 0;
-    for (size_t u = 0; u < cost.size(); ++u) top = std::max(top, cost[u] / parts[u]);
-    std::vector<size_t> longest;
-    for (size_t u = 0; u < cost.size(); ++u) {
-      if (cost[u] / parts[u] >= top * 0.999) longest.push_back(u);
-    }
-    used += static_cast<int>(longest.size());
-    if (used > workers || parts[longest.front()] >= max_parts) return parts;
-    for (size_t u : longest) ++parts[u];
-  }
-}
-
-// Fewer units than workers: units are divided into token ranges, one a worker, and ranges longer than
-// the mean give pieces to the workers that are left idle or have shorter ones.
-void DivideUnits(int total_steps, int workers, const std::vector<double>& cost,
-                 SddmmSchedule* schedule) {
-  const std::vector<int> parts =
-      CountParts(cost, workers, std::max(1, total_steps / kMinSliceSteps));
-  const double level = std::accumulate(cost.begin(), cost.end(), 0.0) * total_steps / workers;
-  std::vector<OwnRange> ranges;
-  std::vector<double> load(workers, 0.0);
+// A full unit's token range is divided into `parts`, a cheaper one's into fewer; ranges are dealt in
+// the order of their tokens. Returns the estimated time in steps.
+double DivideUnits(int total_steps, int workers, const std::vector<double>& cost, int parts,
+                   SddmmSchedule* schedule) {
+  std::vector<SddmmSegment> segments;
   for (size_t u = 0; u < cost.size(); ++u) {
-    for (int k = 0; k < parts[u]; ++k) {
-      OwnRange range = {.unit = static_cast<int>(u),
-                        .begin = static_cast<int>(int64_t{total_steps} * k / parts[u]),
-                        .end = static_cast<int>(int64_t{total_steps} * (k + 1) / parts[u])};
-      const int length = range.end - range.begin;
-      range.give = std::max(0, static_cast<int>(length - level / cost[u]));
-      if (range.give < kMinSliceSteps) range.give = 0;
-      load[ranges.size()] = (length - range.give) * cost[u];
-      ranges.push_back(std::move(range));
+    const int count = std::max(1, static_cast<int>(std::ceil(cost[u] * parts - 1e-9)));
+    if (count > 1) {
+      schedule->reductions.push_back({static_cast<int>(u), schedule->slot_count, count - 1});
+    }
+    for (int k = 0; k < count; ++k) {
+      const int begin = static_cast<int>(int64_t{total_steps} * k / count);
+      const int end = static_cast<int>(int64_t{total_steps} * (k + 1) / count);
+      const int target = k == 0 ? kTargetGradient : schedule->slot_count++;
+      segments.push_back({static_cast<int>(u), begin * kChunk, end - begin, target});
     }
   }
-
-  std::vector<int> takers(workers);
-  std::iota(takers.begin(), takers.end(), 0);
-  std::stable_sort(takers.begin(), takers.end(), [&](int a, int b) { return load[a] < load[b]; });
-  struct Taken {
-    int unit, begin, size;
-  };
-  std::vector<std::vector<Taken>> taken(workers);
-  size_t giver = 0;
-  for (int w : takers) {
-    while (giver < ranges.size() && (ranges[giver].give == 0 || load[w] + 1 < level)) {
-      OwnRange& range = ranges[giver];
-      if (range.give == 0) {
-        ++giver;
-        continue;
-      }
-      const double unit_cost = cost[range.unit];
-      int size = static_cast<int>(std::ceil((level - load[w]) / unit_cost));
-      size = std::min(std::max(size, kMinSliceSteps), range.give);
-      if (range.give - size < kMinSliceSteps) size = range.give;
-      const int at = FindPiece(range, size, static_cast<int>(load[w]));
-      range.give -= size;
-      if (at < 0) continue;  // no room in one piece: the owner keeps it
-      range.given.push_back({at, at + size});
-      taken[w].push_back({range.unit, at, size});
-      load[w] += size * unit_cost;
-    }
-  }
-
-  // The first range of a unit goes to the gradient itself, everything else through partial sums,
-  // numbered unit by unit.
-  std::vector<int> next_slot(cost.size());
-  std::vector<int> others(cost.size(), 0);
-  for (size_t u = 0; u < cost.size(); ++u) others[u] = parts[u] - 1;
-  for (const auto& list : taken) {
-    for (const Taken& piece : list) ++others[piece.unit];
-  }
-  for (size_t u = 0; u < cost.size(); ++u) {
-    next_slot[u] = schedule->slot_count;
-    if (others[u] == 0) continue;
-    schedule->reductions.push_back({static_cast<int>(u), schedule->slot_count, others[u]});
-    schedule->slot_count += others[u];
-  }
-  schedule->worker_begin = {0};
-  for (int w = 0; w < workers; ++w) {
-    if (w < static_cast<int>(ranges.size())) {
-      const OwnRange& range = ranges[w];
-      const int target = range.begin == 0 ? kTargetGradient : next_slot[range.unit]++;
-      AppendRange(range, target, &schedule->segments);
-    }
-    for (const Taken& piece : taken[w]) {
-      schedule->segments.push_back(
-          {piece.unit, piece.begin * kChunk, piece.size, next_slot[piece.unit]++});
-    }
-    schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
-  }
+  std::stable_sort(segments.begin(), segments.end(),
+                   [](const auto& a, const auto& b) { return a.token_begin < b.token_begin; });
+  double longest = 0;
+  std::tie(schedule->segments, schedule->worker_begin) = Deal<SddmmSegment>(
+      segments, workers, [&](const SddmmSegment& s) { return s.step_count * cost[s.unit]; },
+      &longest);
+  return longest + SlotCost(schedule->slot_count);
 }
 
-// More units than workers: whole units first, the rest as slices taken up in passing. Workers whose
-// own units exceed the mean give pieces of their last one to those that still have time left.
-void OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
-              SddmmSchedule* schedule) {
+// More units than workers: whole units first, the rest as slices taken up in passing.
+double OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
+                SddmmSchedule* schedule) {
   const int units = static_cast<int>(cost.size());
   const int passes = units / workers;
   const double level = std::accumulate(cost.begin(), cost.end(), 0.0) * total_steps / workers;
@@ -312,7 +234,6 @@ void OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return cost[a] > cost[b]; });
   // Back and forth over the workers, so that cheap units meet expensive ones.
   std::vector<std::vector<int>> own(workers);
-  std::vector<OwnRange> last(workers);
   std::vector<double> load(workers, 0.0);
   for (int k = 0; k < passes * workers; ++k) {
     const int pass = k / workers;
@@ -320,56 +241,35 @@ void OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
     own[worker].push_back(order[k]);
     load[worker] += cost[order[k]] * total_steps;
   }
-  for (int w = 0; w < workers; ++w) {
-    last[w] = {.unit = own[w].back(), .begin = 0, .end = total_steps};
-    const int excess = static_cast<int>((load[w] - level) / cost[last[w].unit]);
-    last[w].give = excess < kMinSliceSteps ? 0 : std::min(excess, total_steps / 2);
-    load[w] -= last[w].give * cost[last[w].unit];
-  }
 
   std::vector<std::vector<SddmmSegment>> slices(workers);
   int extra = passes * workers;  // cursor into `order`, and the step it has reached
   int reached = 0;
-  const auto add_partial = [&](int unit) {
-    if (schedule->reductions.empty() || schedule->reductions.back().unit != unit) {
-      schedule->reductions.push_back({unit, schedule->slot_count, 0});
-    }
-    ++schedule->reductions.back().slot_count;
-    return schedule->slot_count++;
-  };
-  for (int w = 0; extra < units; w = (w + 1) % workers) {
-    while (extra < units && load[w] < level) {
-      const int u = order[extra];
-      // A slice too short to pay for its partial sum is made longer: workers further on get less.
-      int steps = std::max(kMinSliceSteps, static_cast<int>(std::ceil((level - load[w]) / cost[u])));
-      if (total_steps - reached - steps < kMinSliceSteps) steps = total_steps - reached;
-      const int target = reached == 0 ? kTargetGradient : add_partial(u);
-      slices[w].push_back({u, reached * kChunk, steps, target});
-      load[w] += steps * cost[u];
-      reached += steps;
-      if (reached == total_steps) {
-        ++extra;
-        reached = 0;
+  // The level rises until everything is placed: workers above it take nothing.
+  for (double fill = level; extra < units; fill += kMinSliceSteps) {
+    for (int w = 0; w < workers; ++w) {
+      while (extra < units && load[w] < fill) {
+        const int u = order[extra];
+        // A slice too short to pay for its partial sum is made longer: workers further on get less.
+        int steps =
+            std::max(kMinSliceSteps, static_cast<int>(std::ceil((fill - load[w]) / cost[u])));
+        if (total_steps - reached - steps < kMinSliceSteps) steps = total_steps - reached;
+        int target = kTargetGradient;
+        if (reached > 0) {
+          if (schedule->reductions.empty() || schedule->reductions.back().unit != u) {
+            schedule->reductions.push_back({u, schedule->slot_count, 0});
+          }
+          ++schedule->reductions.back().slot_count;
+          target = schedule->slot_count++;
+        }
+        slices[w].push_back({u, reached * kChunk, steps, target});
+        load[w] += steps * cost[u];
+        reached += steps;
+        if (reached == total_steps) {
+          ++extra;
+          reached = 0;
+        }
       }
-    }
-  }
-
-  std::vector<std::vector<SddmmSegment>> taken(workers);
-  int taker = 0;
-  for (OwnRange& range : last) {
-    const double unit_cost = cost[range.unit];
-    while (range.give > 0) {
-      while (taker < workers && load[taker] + kMinSliceSteps / 2 * unit_cost > level) ++taker;
-      if (taker == workers) break;  // the rest stays with its owner
-      int size = static_cast<int>(std::ceil((level - load[taker]) / unit_cost));
-      size = std::min(std::max(size, kMinSliceSteps), range.give);
-      if (range.give - size < kMinSliceSteps) size = range.give;
-      const int at = FindPiece(range, size, static_cast<int>(load[taker]));
-      range.give -= size;
-      if (at < 0) continue;
-      range.given.push_back({at, at + size});
-      taken[taker].push_back({range.unit, at * kChunk, size, add_partial(range.unit)});
-      load[taker] += size * unit_cost;
     }
   }
 
@@ -383,46 +283,75 @@ void OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
     int done = 0;
     const auto own_until = [&](int end) {
       if (end <= done) return;
-      OwnRange part = last[w];
-      part.begin = done;
-      part.end = end;
-      std::erase_if(part.given, [&](const auto& p) { return p.second <= done || p.first >= end; });
-      AppendRange(part, done == 0 ? kTargetGradient : kTargetGradientAdd, &schedule->segments);
+      schedule->segments.push_back({own[w].back(), done * kChunk, end - done,
+                                    done == 0 ? kTargetGradient : kTargetGradientAdd});
       done = end;
     };
     for (const SddmmSegment& slice : slices[w]) {
-      // A worker that gives pieces away has taken none: `given` and `slices` are never both filled.
       own_until(slice.token_begin / kChunk);
       schedule->segments.push_back(slice);
     }
     own_until(total_steps);
-    schedule->segments.insert(schedule->segments.end(), taken[w].begin(), taken[w].end());
     schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
   }
+  // NOTE: a worker that pauses for a slice falls behind the others' sweep by the slice; measured on an
+  // H100, the misses this causes cost about twice the slice.
+  const double own_steps = std::accumulate(own[0].begin(), own[0].end(), 0.0,
+                                           [&](double sum, int u) { return sum + cost[u]; }) *
+                           total_steps;
+  const double longest = *std::max_element(load.begin(), load.end());
+  return longest + 2 * std::max(0.0, longest - own_steps) + SlotCost(schedule->slot_count);
 }
 
 }  // namespace
 
-SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens,
-                                 const SddmmTiling& tiling) {
+SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers) {
   CheckPattern(pattern);
   CHECK(tokens > 0 && tokens < (int64_t{1} << 31) - kChunk);
-  CHECK(tiling.cluster == 1 || (tiling.cluster == 2 && pattern.block.rows == 128));
-  SddmmSchedule schedule;
-  schedule.units = MakeUnits(pattern, tiling);
+  SddmmSchedule best;
+  double best_steps = 0;
   std::vector<double> cost;
-  for (const SddmmUnit& unit : schedule.units) {
-    cost.push_back(UnitCost(unit, pattern.block.rows, tiling));
+  for (const auto orientation : {SddmmOrientation::kRows, SddmmOrientation::kColumns}) {
+    const bool by_rows = orientation == SddmmOrientation::kRows;
+    const int a_width = by_rows ? pattern.block.rows : pattern.block.cols;
+    const int b_width = by_rows ? pattern.block.cols : pattern.block.rows;
+    if (a_width < b_width) continue;  // the wider slice is the one to share
+    std::vector<SddmmUnit> units = MakeUnits(pattern, orientation);
+    if (!best.units.empty() && units.size() >= best.units.size()) continue;
+    best.orientation = orientation;
+    best.units = std::move(units);
+    cost.clear();
+    for (const SddmmUnit& unit : best.units) cost.push_back(UnitCost(unit, a_width));
   }
+  best.worker_begin.assign(workers + 1, 0);
+  if (cost.empty()) return best;
+
   const int total_steps = static_cast<int>((tokens + kChunk - 1) / kChunk);
-  if (cost.empty()) {
-    schedule.worker_begin.assign(tiling.workers + 1, 0);
-  } else if (static_cast<int>(cost.size()) <= tiling.workers) {
-    DivideUnits(total_steps, tiling.workers, cost, &schedule);
-  } else {
-    OwnUnits(total_steps, tiling.workers, cost, &schedule);
+  const auto consider = [&](double steps, SddmmSchedule& candidate) {
+    if (best.segments.empty() || steps < best_steps) {
+      best_steps = steps;
+      candidate.orientation = best.orientation;
+      candidate.units = std::move(best.units);
+      best = std::move(candidate);
+    }
+  };
+  constexpr int kMaxParts = 16;
+  for (int parts = 1; parts <= kMaxParts && total_steps / parts >= kMinSliceSteps; ++parts) {
+    SddmmSchedule candidate;
+    const double steps = DivideUnits(total_steps, workers, cost, parts, &candidate);
+    consider(steps, candidate);
   }
-  return schedule;
+  if (best.segments.empty()) {
+    SddmmSchedule candidate;
+    const double steps = DivideUnits(total_steps, workers, cost, 1, &candidate);
+    consider(steps, candidate);
+  }
+  if (static_cast<int>(cost.size()) > workers) {
+    SddmmSchedule candidate;
+    const double steps = OwnUnits(total_steps, workers, cost, &candidate);
+    consider(steps, candidate);
+  }
+  return best;
 }
 
 }  // namespace filigree

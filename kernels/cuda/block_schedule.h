@@ -75,19 +75,18 @@ SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64
 
 // ---- Weight gradient ----
 
-// Two banks of four chunks of 64 input columns, all of one block row, computed by one worker. With
-// block rows of 128, a bank belongs to a CTA of the worker's cluster (one bank without a cluster);
-// with block rows of 64, to a warpgroup of the CTA.
-struct SddmmUnit {
-  int32_t row_chunk;          // first 64 columns of the output gradient
-  int32_t chunk_count[2];     // slots in use in each bank
-  int32_t input_chunk[8];     // which 64 columns of the input, slot 4 * bank + i
-  int32_t gradient_chunk[8];  // offset of the chunk in the gradient, in 64s
-};
+// The gradient's tile is A^T B over the tokens, where A is a slice of the output gradient, one block
+// row wide, and B any chunks of 64 columns of the input (kRows), or the other way round (kColumns).
+// Either works; one leaves fewer odd ends.
+enum class SddmmOrientation : int { kRows, kColumns };
 
-struct SddmmTiling {
-  int workers = 132;  // clusters that run at once
-  int cluster = 1;    // CTAs that share the output gradient's slice by multicast (2: rows of 128 only)
+// Up to four (A slices of 128) or eight chunks (slices of 64) that share an A slice, computed by one
+// CTA. With slices of 64, slots 0-3 belong to one warpgroup and 4-7 to the other.
+struct SddmmUnit {
+  int32_t a_chunk;            // first 64 columns of the A slice
+  int32_t chunk_count[2];     // slots in use in each group of four
+  int32_t b_chunk[8];         // which 64 columns of B
+  int32_t gradient_chunk[8];  // offset of the chunk's first element in the gradient, in 64s
 };
 
 // A range of tokens of one unit, summed by one worker in one go.
@@ -99,7 +98,6 @@ struct SddmmSegment {
 };
 inline constexpr int32_t kTargetGradient = -1;     // overwrite or accumulate, as the call says
 inline constexpr int32_t kTargetGradientAdd = -2;  // on top of an earlier segment of this worker
-inline constexpr int32_t kTargetCarry = -3;        // keep the sums for the worker's next segment
 
 // Partial sums `slot_begin ..` of a unit, to be added to its gradient in this order.
 struct SddmmReduction {
@@ -110,6 +108,7 @@ struct SddmmReduction {
 };
 
 struct SddmmSchedule {
+  SddmmOrientation orientation = SddmmOrientation::kRows;
   std::vector<SddmmUnit> units;
   std::vector<SddmmSegment> segments;  // grouped by worker
   std::vector<int32_t> worker_begin;   // workers + 1 offsets into `segments`
@@ -118,10 +117,10 @@ struct SddmmSchedule {
 };
 
 // All workers sweep the tokens in the same direction at the same pace, so that both operands are read
-// from device memory about once. Fewer units than workers: the tokens of a unit are divided, and long
-// ranges give pieces to idle workers. More: every worker owns whole units, and the ones left over are
-// cut into slices. Either way a worker takes a piece up when its own sweep reaches those tokens.
-SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens,
-                                 const SddmmTiling& tiling);
+// from device memory about once: on an H100 that alignment is worth more than perfect balance. Units
+// are divided into equal token ranges where that shortens the longest worker's list; when a few units
+// are left over after every worker has its own, they are cut into slices that workers take up in
+// passing, as their own sweep reaches the slice's tokens.
+SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers);
 
 }  // namespace filigree

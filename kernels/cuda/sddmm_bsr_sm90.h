@@ -18,7 +18,7 @@ struct SddmmDesc {
 };
 
 struct SddmmConfig {
-  SddmmTiling tiling;
+  int workers = 132;  // CTAs; the schedule is built for as many
 };
 
 // Device pointers; all arrays are owned by the caller and must outlive the launch.
@@ -26,11 +26,13 @@ struct SddmmArgs {
   const __nv_bfloat16* output_grad = nullptr;  // dY [tokens, out_features]
   const __nv_bfloat16* input = nullptr;        // X [tokens, in_features]
   float* gradient = nullptr;                   // [block_count, block.rows, block.cols]
-  float* partials = nullptr;                   // SddmmPartialBytes(slot_count, tiling) of scratch
+  float* partials = nullptr;                   // SddmmPartialBytes(slot_count) of scratch
   int64_t output_grad_stride = 0;
   int64_t input_stride = 0;
   bool accumulate = false;  // true: gradient += dW; false: gradient = dW
-  const SddmmUnit* units = nullptr;  // BuildSddmmSchedule(pattern, tokens, tiling)
+  // BuildSddmmSchedule(pattern, tokens, workers)
+  SddmmOrientation orientation = SddmmOrientation::kRows;
+  const SddmmUnit* units = nullptr;
   const SddmmSegment* segments = nullptr;
   const int32_t* worker_begin = nullptr;
   const SddmmReduction* reductions = nullptr;
@@ -44,11 +46,9 @@ struct SddmmVariant {
   void (*launch)(const SddmmDesc&, const SddmmConfig&, const SddmmArgs&, cudaStream_t);
 };
 
-// A partial holds the accumulators of a worker: for each CTA, 256 threads x 128 fp32.
+// A partial holds the accumulators of a CTA: 256 threads x 128 fp32.
 inline constexpr int64_t kSddmmPartialFloats = 256 * 128;
-inline int64_t SddmmPartialBytes(int slot_count, const SddmmTiling& tiling) {
-  return slot_count * tiling.cluster * kSddmmPartialFloats * 4;
-}
+inline int64_t SddmmPartialBytes(int slot_count) { return slot_count * kSddmmPartialFloats * 4; }
 
 bool CanImplementSddmmBsrSm90(const SddmmDesc& desc);
 SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& desc, int multiprocessors);

@@ -100,7 +100,7 @@ __device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
                                         uint32_t rank, int tile_begin, int tile_end) {
   using Shape = SpmmShape<kFeatures>;
   const uint64_t weight_policy = PolicyEvictLast();
-  const uint64_t input_policy = PolicyEvictNormal();
+  const uint64_t input_policy = PolicyEvictLast();
   RingPosition<Shape::kStages> position;
   position.parity = 1;
   for (int index = tile_begin; index < tile_end; ++index) {

@@ -149,16 +149,13 @@ BlockSparseProblem::BlockSparseProblem(HostPattern host, int64_t token_count, Fi
   input_grad_config = Prepare(true, tuning, &input_grad_);
 
   weight_grad_config_ = ConfigSddmmBsrSm90({.block = pattern.block}, MultiprocessorCount());
-  SddmmTiling& tiling = weight_grad_config_.tiling;
-  if (tuning.cluster > 0 && pattern.block.rows == 128) {
-    tiling = {.workers = MultiprocessorCount() / tuning.cluster, .cluster = tuning.cluster};
-  }
-  const SddmmSchedule schedule = BuildSddmmSchedule(view, tokens, tiling);
+  const SddmmSchedule schedule = BuildSddmmSchedule(view, tokens, weight_grad_config_.workers);
+  orientation_ = schedule.orientation;
   units_ = DeviceArray<SddmmUnit>(schedule.units);
   segments_ = DeviceArray<SddmmSegment>(schedule.segments);
   segment_begin_ = DeviceArray<int32_t>(schedule.worker_begin);
   reductions_ = DeviceArray<SddmmReduction>(schedule.reductions);
-  partials_ = DeviceArray<float>(SddmmPartialBytes(schedule.slot_count, tiling) / 4);
+  partials_ = DeviceArray<float>(SddmmPartialBytes(schedule.slot_count) / 4);
   CUDA_CHECK(cudaDeviceSynchronize());
 }
 
@@ -224,6 +221,7 @@ void BlockSparseProblem::RunWeightGrad(int set, bool accumulate, cudaStream_t st
                       .output_grad_stride = out_features,
                       .input_stride = in_features,
                       .accumulate = accumulate,
+                      .orientation = orientation_,
                       .units = units_.get(),
                       .segments = segments_.get(),
                       .worker_begin = segment_begin_.get(),

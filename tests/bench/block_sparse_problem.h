@@ -109,6 +109,7 @@ class BlockSparseProblem {
 
   SpmmLists forward_, input_grad_;
   SddmmConfig weight_grad_config_;
+  SddmmOrientation orientation_;
   DeviceArray<SddmmUnit> units_;
   DeviceArray<SddmmSegment> segments_;
   DeviceArray<int32_t> segment_begin_;

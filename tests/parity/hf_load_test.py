@@ -119,7 +119,7 @@ def main():
     args = parser.parse_args()
 
     model, info = AutoModelForCausalLM.from_pretrained(
-        args.directory, torch_dtype=args.dtype, output_loading_info=True)
+        args.directory, dtype=args.dtype, output_loading_info=True)
     model.eval()
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         check(not info.get(key), f"{key}: {info.get(key)}")

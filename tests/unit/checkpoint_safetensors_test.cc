@@ -94,8 +94,9 @@ TEST_F(SafetensorsTest, RefusesWhatIsNoSafetensorsFile) {
   ExpectRefused(Write("empty", ""), "not a safetensors file");
   ExpectRefused(Write("short", "1234567"), "not a safetensors file");
   ExpectRefused(Write("long_header", LengthOf(100) + "{}"), "header length 100");
-  ExpectRefused(Write("huge_header", LengthOf(100'000'001) + std::string(100'000'001, ' ')),
-                "header length 100000001");
+  const std::string huge = Write("huge_header", LengthOf(100'000'001) + "{");
+  std::filesystem::resize_file(huge, 100'000'009);  // sparse: takes no room
+  ExpectRefused(huge, "header length 100000001");
   ExpectRefused(Write("no_brace", LengthOf(3) + " {}"), "not a safetensors file");
   ExpectRefused(WriteRaw(R"({"a":)", ""), "is not valid JSON");
   ExpectRefused(WriteRaw("{}", "x"), "1 bytes after the last tensor belong to none");

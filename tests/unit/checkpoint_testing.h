@@ -30,7 +30,7 @@ inline ModelSpec SmallModel(ModelFamily family, bool tied_head) {
           .padded_vocab_size = 320,
           .max_positions = 32,
           .tied_head = tied_head,
-          .rope_theta = 5000,
+          .rope_theta = llama ? 5000.0 : 10000.0,  // GPT-2 has none: the default
           .norm_epsilon = llama ? 1e-6 : 1e-5,
           .init_std = 0.02,
           .recompute = Recompute::kLayer};

@@ -95,7 +95,7 @@ TEST(ConfigTest, Gpt2HasItsOwnDefaults) {
 }
 
 constexpr char kEffective[] = R"(# proto-file: configs/run.proto
-# proto-message: filigree.RunConfig
+# proto-message: filigree.config.RunConfig
 name: "small"
 seed: 1234
 model {

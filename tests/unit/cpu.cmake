@@ -2,8 +2,15 @@ filigree_test(cpu_test LABEL quick
   SOURCES cpu_attention_test.cc cpu_dense_test.cc cpu_device_test.cc cpu_loss_test.cc
           cpu_sparse_test.cc
   DEPS filigree_kernels_cpu)
-# The loops of processors that lack what this one has.
-foreach(isa baseline avx2)
+# Again with the loops of processors that lack what this one has.
+set(isas baseline)
+if(EXISTS /proc/cpuinfo)
+  file(STRINGS /proc/cpuinfo has_avx2 REGEX "^flags.* avx2" LIMIT_COUNT 1)
+  if(has_avx2)
+    list(APPEND isas avx2)
+  endif()
+endif()
+foreach(isa ${isas})
   add_test(NAME cpu_test_${isa} COMMAND cpu_test)
   set_tests_properties(cpu_test_${isa} PROPERTIES LABELS quick TIMEOUT 600
     ENVIRONMENT FILIGREE_CPU_ISA=${isa})

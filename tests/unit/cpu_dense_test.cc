@@ -15,8 +15,9 @@ class CpuDenseGradientTest : public CpuTest {};
 
 TYPED_TEST(CpuDenseTest, MatMulInAllForms) {
   using T = TypeParam;
-  const int64_t shapes[][3] = {{1, 1, 1},    {3, 5, 7},     {1, 33, 64}, {64, 1, 9},
-                               {65, 130, 3}, {200, 96, 77}, {4, 4, 0}};
+  // The last two are large enough for threads to divide rows, and columns.
+  const int64_t shapes[][3] = {{1, 1, 1},    {3, 5, 7}, {1, 33, 64},     {64, 1, 9},
+                               {65, 130, 3}, {4, 4, 0}, {180, 130, 100}, {130, 180, 100}};
   for (const auto& [m, n, k] : shapes) {
     for (int form = 0; form < 16; ++form) {
       const bool transpose_a = form & 1, transpose_b = form & 2, accumulate = form & 4;

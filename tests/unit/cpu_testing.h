@@ -128,7 +128,11 @@ inline void ExpectIsGradient(const std::function<double()>& loss, TestMatrix<dou
 class CpuTest : public ::testing::Test {
  protected:
   // Three threads, so that every split has an uneven end, whatever the machine.
-  CpuTest() { SetCpuThreads(3); }
+  CpuTest() {
+    SetCpuThreads(3);
+    // Expected deaths run in a process of their own, not in a fork of a threaded one.
+    GTEST_FLAG_SET(death_test_style, "threadsafe");
+  }
 
   CpuDevice device_;
   CpuBackend backend_{device_};

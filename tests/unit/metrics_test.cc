@@ -93,7 +93,7 @@ TEST(MetricsWriterTest, OtherLines) {
                 .step = 7, .topology = "rigl", .dropped = 1, .grown = 2, .stored_values = 3}),
             R"({"step":7,"topology":"rigl","dropped":1,"grown":2,"stored_values":3})");
   EXPECT_EQ(ToJsonLine(PhaseMetrics{.step = 7, .phase = "a \"b\"\n\\"}),
-            R"({"step":7,"phase":"a \"b\"\u000a\\"})");
+            R"({"step":7,"phase":"a \u0022b\u0022\u000a\u005c"})");
 }
 
 TEST(MetricsWriterTest, AResumedRunRepeatsNoStep) {

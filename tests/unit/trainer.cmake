@@ -1,3 +1,6 @@
 filigree_test(checkpoint_test LABEL quick
   SOURCES checkpoint_safetensors_test.cc checkpoint_test.cc
-  DEPS filigree_checkpoint filigree_export)
+  DEPS filigree_export)
+filigree_test(export_test LABEL quick
+  SOURCES export_test.cc export_import_test.cc
+  DEPS filigree_export nlohmann_json::nlohmann_json)

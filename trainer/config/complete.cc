@@ -7,7 +7,7 @@
 #include "kernels/base/math.h"
 #include "trainer/config/merge.h"
 
-namespace filigree {
+namespace filigree::config {
 namespace {
 
 // The manifests of prepared directories, each read once and only if asked for.
@@ -200,4 +200,4 @@ std::vector<MergedPhase> Complete(const Origins& origins, RunConfig* config, Pro
   return phases;
 }
 
-}  // namespace filigree
+}  // namespace filigree::config

@@ -7,7 +7,7 @@
 #include "run.pb.h"
 #include "trainer/config/problems.h"
 
-namespace filigree {
+namespace filigree::config {
 
 // What one phase runs with: the run's defaults with the phase's own fields merged over them.
 struct MergedPhase {
@@ -29,4 +29,4 @@ Place FindInPhase(const Origins& origins, const MergedPhase& phase, const std::s
 // are none). Reads the manifest of prepared data where the vocabulary or the delimiter is missing.
 std::vector<MergedPhase> Complete(const Origins& origins, RunConfig* config, Problems* problems);
 
-}  // namespace filigree
+}  // namespace filigree::config

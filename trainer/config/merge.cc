@@ -8,7 +8,7 @@
 
 #include "kernels/base/check.h"
 
-namespace filigree {
+namespace filigree::config {
 namespace {
 
 using google::protobuf::FieldDescriptor;
@@ -80,4 +80,4 @@ void FillDefaults(Message* message) {
   }
 }
 
-}  // namespace filigree
+}  // namespace filigree::config

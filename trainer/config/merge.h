@@ -3,7 +3,7 @@
 
 #include <google/protobuf/message.h>
 
-namespace filigree {
+namespace filigree::config {
 
 // Copies what `from` sets into `to`: scalars replace, messages merge field by field, lists replace
 // whole. Of alternatives (warmup_steps, warmup_fraction) the one that `from` sets replaces the
@@ -14,4 +14,4 @@ void MergeFields(const google::protobuf::Message& from, google::protobuf::Messag
 // alone.
 void FillDefaults(google::protobuf::Message* message);
 
-}  // namespace filigree
+}  // namespace filigree::config

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <regex>
 
-namespace filigree {
+namespace filigree::config {
 namespace {
 
 using google::protobuf::Descriptor;
@@ -251,4 +251,4 @@ bool ParseSource(const std::string& original, int source, RunConfig* config, Ori
   }
 }
 
-}  // namespace filigree
+}  // namespace filigree::config

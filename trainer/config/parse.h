@@ -7,7 +7,7 @@
 #include "run.pb.h"
 #include "trainer/config/problems.h"
 
-namespace filigree {
+namespace filigree::config {
 
 // Parses one source and notes where its fields were written. False: the text is broken beyond a
 // value, so that `config` ends somewhere in the middle.
@@ -17,4 +17,4 @@ bool ParseSource(const std::string& text, int source, RunConfig* config, Origins
 // "; did you mean a? Known names are a, b, c".
 std::string SuggestName(const std::string& name, const std::vector<std::string>& known);
 
-}  // namespace filigree
+}  // namespace filigree::config

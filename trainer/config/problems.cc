@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace filigree {
+namespace filigree::config {
 
 void Origins::EraseList(const std::string& path) {
   const std::string prefix = path + "[";
@@ -47,4 +47,4 @@ Status Problems::ToStatus() const {
   return text.empty() ? OkStatus() : InvalidInput(text);
 }
 
-}  // namespace filigree
+}  // namespace filigree::config

@@ -7,7 +7,7 @@
 
 #include "kernels/base/status.h"
 
-namespace filigree {
+namespace filigree::config {
 
 // A line of a source: 0 is the file, i the i-th override. Lines count from 1; 0: the source as a
 // whole.
@@ -51,4 +51,4 @@ class Problems {
   std::map<Place, std::vector<std::string>> messages_;
 };
 
-}  // namespace filigree
+}  // namespace filigree::config

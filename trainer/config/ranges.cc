@@ -10,7 +10,7 @@
 
 #include "kernels/base/check.h"
 
-namespace filigree {
+namespace filigree::config {
 namespace {
 
 using google::protobuf::FieldDescriptor;
@@ -178,4 +178,4 @@ void CheckRanges(const Message& config, const Origins& origins, Problems* proble
   CheckMessage(config, "", origins, problems);
 }
 
-}  // namespace filigree
+}  // namespace filigree::config

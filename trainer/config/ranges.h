@@ -5,10 +5,10 @@
 
 #include "trainer/config/problems.h"
 
-namespace filigree {
+namespace filigree::config {
 
 // Reports every number that was written and lies outside its field's range.
 void CheckRanges(const google::protobuf::Message& config, const Origins& origins,
                  Problems* problems);
 
-}  // namespace filigree
+}  // namespace filigree::config

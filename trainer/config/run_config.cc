@@ -12,10 +12,10 @@
 namespace filigree {
 namespace {
 
-std::string EffectiveText(const RunConfig& config) {
+std::string EffectiveText(const config::RunConfig& config) {
   std::string text;
   google::protobuf::TextFormat::PrintToString(config, &text);
-  return "# proto-file: configs/run.proto\n# proto-message: filigree.RunConfig\n" + text;
+  return "# proto-file: configs/run.proto\n# proto-message: filigree.config.RunConfig\n" + text;
 }
 
 }  // namespace
@@ -27,22 +27,22 @@ StatusOr<LoadedConfig> ParseRunConfig(const std::string& text, const std::string
   for (size_t i = 1; i <= overrides.size(); ++i) {
     source_names.push_back("--override " + std::to_string(i));
   }
-  Problems problems(source_names);
-  Origins origins;
-  RunConfig config;
-  bool whole = ParseSource(text, 0, &config, &origins, &problems);
+  config::Problems problems(source_names);
+  config::Origins origins;
+  config::RunConfig run;
+  bool whole = config::ParseSource(text, 0, &run, &origins, &problems);
   for (size_t i = 0; i < overrides.size(); ++i) {
-    RunConfig change;
+    config::RunConfig change;
     const int number = static_cast<int>(i) + 1;
-    whole = ParseSource(overrides[i], number, &change, &origins, &problems) && whole;
-    MergeFields(change, &config);
+    whole = config::ParseSource(overrides[i], number, &change, &origins, &problems) && whole;
+    config::MergeFields(change, &run);
   }
   // What half a configuration lacks is no news.
   if (!whole) return problems.ToStatus();
-  const std::vector<MergedPhase> phases = Complete(origins, &config, &problems);
-  Validate(config, phases, origins, known, &problems);
+  const std::vector<config::MergedPhase> phases = config::Complete(origins, &run, &problems);
+  config::Validate(run, phases, origins, known, &problems);
   RETURN_IF_ERROR(problems.ToStatus());
-  return LoadedConfig{ToSpec(config, phases), EffectiveText(config)};
+  return LoadedConfig{config::ToSpec(run, phases), EffectiveText(run)};
 }
 
 StatusOr<LoadedConfig> LoadRunConfig(const std::string& path,

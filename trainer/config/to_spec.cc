@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-namespace filigree {
+namespace filigree::config {
 namespace {
 
 // The enums of spec.h list the schema's values in the same order.
@@ -120,4 +120,4 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   return spec;
 }
 
-}  // namespace filigree
+}  // namespace filigree::config

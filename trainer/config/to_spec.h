@@ -6,8 +6,8 @@
 #include "trainer/config/complete.h"
 #include "trainer/spec.h"
 
-namespace filigree {
+namespace filigree::config {
 
 RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases);
 
-}  // namespace filigree
+}  // namespace filigree::config

@@ -6,7 +6,7 @@
 #include "trainer/config/parse.h"
 #include "trainer/config/ranges.h"
 
-namespace filigree {
+namespace filigree::config {
 namespace {
 
 std::string Str(int64_t value) { return std::to_string(value); }
@@ -225,4 +225,4 @@ void Validate(const RunConfig& config, const std::vector<MergedPhase>& phases,
   }
 }
 
-}  // namespace filigree
+}  // namespace filigree::config

@@ -232,17 +232,12 @@ StatusOr<SpecialTokens> ParseSpecialTokens(std::string_view text, const std::str
 }
 
 std::string HfTokenizerConfigText(const TokenizerConfig& config) {
-  Json json = {{"tokenizer_class", config.tokenizer_class},
+  Json json = {{"tokenizer_class", "PreTrainedTokenizerFast"},
                {"model_max_length", config.max_length},
                {"clean_up_tokenization_spaces", false}};
   if (!config.bos.empty()) json["bos_token"] = config.bos;
   if (!config.eos.empty()) json["eos_token"] = config.eos;
   if (!config.unk.empty()) json["unk_token"] = config.unk;
-  if (config.tokenizer_class == "LlamaTokenizer") {
-    json["add_bos_token"] = !config.bos.empty();
-    json["add_eos_token"] = false;
-    json["legacy"] = false;
-  }
   return json.dump(2) + "\n";
 }
 

@@ -31,9 +31,9 @@ StatusOr<ModelSpec> ParseHfConfig(std::string_view text, const std::string& plac
 // The token ids of a generation_config.json or config.json. Of several end tokens, the first.
 StatusOr<SpecialTokens> ParseSpecialTokens(std::string_view text, const std::string& place);
 
-// The text of tokenizer_config.json. Tokens that are empty are left out.
+// The text of a tokenizer_config.json beside a tokenizer.json. Tokens that are empty are left out.
 struct TokenizerConfig {
-  std::string tokenizer_class, bos, eos, unk;
+  std::string bos, eos, unk;
   int64_t max_length = 0;
 };
 std::string HfTokenizerConfigText(const TokenizerConfig& config);

@@ -178,7 +178,7 @@ class Exporter {
                        reader_.ReadDense(index_of_.at(part.parameter)));
       parts.push_back(std::move(values));
     }
-    const std::vector<float> values = StackParts(tensor, parts);
+    const std::vector<float> values = StackParts(tensor, std::move(parts));
     if (options_.dtype == DType::kF32) {
       return file->Append(values.data(), static_cast<int64_t>(values.size() * sizeof(float)));
     }
@@ -191,7 +191,7 @@ class Exporter {
     for (const HfTensor::Part& part : tensor.parts) {
       parts.push_back(MaskOf(ParameterOf(part).layout));
     }
-    const std::vector<uint8_t> mask = StackParts(tensor, parts);
+    const std::vector<uint8_t> mask = StackParts(tensor, std::move(parts));
     std::vector<uint8_t> bits((mask.size() + 7) / 8, 0);
     for (size_t i = 0; i < mask.size(); ++i) {
       bits[i / 8] = static_cast<uint8_t>(bits[i / 8] | mask[i] << (i % 8));

@@ -67,9 +67,7 @@ class HuggingFaceReader : public CheckpointReader {
   StatusOr<std::vector<float>> ReadDense(int parameter) const override {
     const Place place = places_.at(info_.parameters[static_cast<size_t>(parameter)].name);
     ASSIGN_OR_RETURN(std::vector<float> stacked, ReadFloats(*entries_[place.tensor]));
-    const HfTensor& tensor = tensors_[place.tensor];
-    if (tensor.parts.size() == 1 && !tensor.transposed) return stacked;
-    return TakePart(tensor, place.part, stacked);
+    return TakePart(tensors_[place.tensor], place.part, std::move(stacked));
   }
 
  private:

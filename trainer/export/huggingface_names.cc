@@ -4,6 +4,7 @@
 #include <numeric>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "kernels/base/check.h"
 
@@ -181,7 +182,8 @@ std::vector<Parameter> DenseParametersOf(const ModelSpec& model) {
 }
 
 template <typename T>
-std::vector<T> StackParts(const HfTensor& tensor, const std::vector<std::vector<T>>& parts) {
+std::vector<T> StackParts(const HfTensor& tensor, std::vector<std::vector<T>> parts) {
+  if (parts.size() == 1 && !tensor.transposed) return std::move(parts[0]);
   std::vector<T> stacked(static_cast<size_t>(tensor.out() * tensor.in()));
   for (size_t p = 0; p < tensor.parts.size(); ++p) {
     const Placement place = PlacementOf(tensor, static_cast<int>(p));
@@ -195,10 +197,11 @@ std::vector<T> StackParts(const HfTensor& tensor, const std::vector<std::vector<
   return stacked;
 }
 
-template std::vector<float> StackParts(const HfTensor&, const std::vector<std::vector<float>>&);
-template std::vector<uint8_t> StackParts(const HfTensor&, const std::vector<std::vector<uint8_t>>&);
+template std::vector<float> StackParts(const HfTensor&, std::vector<std::vector<float>>);
+template std::vector<uint8_t> StackParts(const HfTensor&, std::vector<std::vector<uint8_t>>);
 
-std::vector<float> TakePart(const HfTensor& tensor, int part, const std::vector<float>& stacked) {
+std::vector<float> TakePart(const HfTensor& tensor, int part, std::vector<float> stacked) {
+  if (tensor.parts.size() == 1 && !tensor.transposed) return stacked;
   const int64_t out = tensor.parts[static_cast<size_t>(part)].out(), in = tensor.in();
   const Placement place = PlacementOf(tensor, part);
   std::vector<float> values(static_cast<size_t>(out * in));

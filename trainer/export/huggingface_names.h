@@ -42,7 +42,7 @@ std::vector<Parameter> DenseParametersOf(const ModelSpec& model);
 // Stacks the parts' logical arrays ([out, in] each) in the file's orientation, and the inverse for
 // one part. T is float (values) or uint8_t (masks).
 template <typename T>
-std::vector<T> StackParts(const HfTensor& tensor, const std::vector<std::vector<T>>& parts);
-std::vector<float> TakePart(const HfTensor& tensor, int part, const std::vector<float>& stacked);
+std::vector<T> StackParts(const HfTensor& tensor, std::vector<std::vector<T>> parts);
+std::vector<float> TakePart(const HfTensor& tensor, int part, std::vector<float> stacked);
 
 }  // namespace filigree

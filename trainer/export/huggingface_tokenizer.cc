@@ -1,10 +1,10 @@
 #include "trainer/export/huggingface_tokenizer.h"
 
 #include <algorithm>
-#include <filesystem>
 
 #include "data/file_io.h"
 #include "data/tokenizer.h"
+#include "kernels/base/log.h"
 #include "trainer/checkpoint/durable_file.h"
 #include "trainer/checkpoint/tokenizer_files.h"
 #include "trainer/export/sentencepiece_model.h"
@@ -21,29 +21,31 @@ Status WriteDurably(const std::string& path, std::string_view bytes) {
   return file.Close();
 }
 
-StatusOr<TokenizerConfig> ConfigOf(const Tokenizer& tokenizer, const std::string& place,
-                                   int64_t max_length) {
-  TokenizerConfig config;
-  config.max_length = max_length;
-  if (tokenizer.file_name() == "tokenizer.json") {
-    config.tokenizer_class = "PreTrainedTokenizerFast";
-    config.bos = AddedTokenContent(tokenizer.file_bytes(), tokenizer.bos_id());
-    config.eos = AddedTokenContent(tokenizer.file_bytes(), tokenizer.eos_id());
-    return config;
+// Byte-level tokenizers are a tokenizer.json already.
+Status WriteByteLevelConfig(const Tokenizer& tokenizer, TokenizerConfig config,
+                            const std::string& out_dir) {
+  config.bos = AddedTokenContent(tokenizer.file_bytes(), tokenizer.bos_id());
+  config.eos = AddedTokenContent(tokenizer.file_bytes(), tokenizer.eos_id());
+  return WriteDurably(out_dir + "/" + kConfigName, HfTokenizerConfigText(config));
+}
+
+// A SentencePiece model also becomes a tokenizer.json: transformers' own conversion drops a space
+// at the beginning of a text.
+Status WriteSentencePieceConfig(const Tokenizer& tokenizer, TokenizerConfig config,
+                                const std::string& place, const std::string& out_dir) {
+  ASSIGN_OR_RETURN(const SentencePieceFile model,
+                   ReadSentencePieceFile(tokenizer.file_bytes(), place));
+  const std::string json = TokenizerJsonOf(model, tokenizer.bos_id());
+  if (json.empty()) {
+    LogWarning(place + ": transformers cannot express this SentencePiece model in general; it is " +
+               "exported as it is, without a tokenizer_config.json: add the one it came with");
+    return OkStatus();
   }
-  ASSIGN_OR_RETURN(const SentencePieceSummary summary,
-                   SummarizeSentencePiece(tokenizer.file_bytes(), tokenizer.bos_id(),
-                                          tokenizer.eos_id(), place));
-  if (!summary.is_bpe) {
-    return InvalidInput(place +
-                        ": is a SentencePiece unigram model, which LlamaTokenizer does not load; "
-                        "export with a tokenizer_config.json beside it that names its class");
-  }
-  config.tokenizer_class = "LlamaTokenizer";
-  config.bos = summary.bos;
-  config.eos = summary.eos;
-  config.unk = summary.unk;
-  return config;
+  RETURN_IF_ERROR(WriteDurably(out_dir + "/tokenizer.json", json));
+  config.bos = model.TextOf(tokenizer.bos_id());
+  config.eos = model.TextOf(tokenizer.eos_id());
+  config.unk = model.TextOf(model.unknown_id());
+  return WriteDurably(out_dir + "/" + kConfigName, HfTokenizerConfigText(config));
 }
 
 }  // namespace
@@ -72,9 +74,12 @@ StatusOr<SpecialTokens> ExportTokenizer(const std::string& tokenizer_dir,
     return tokenizer.status();
   }
   if (!has(kConfigName)) {
-    ASSIGN_OR_RETURN(const TokenizerConfig config,
-                     ConfigOf(**tokenizer, tokenizer_dir + "/" + names[0], max_length));
-    RETURN_IF_ERROR(WriteDurably(out_dir + "/" + kConfigName, HfTokenizerConfigText(config)));
+    const TokenizerConfig config = {.bos = "", .eos = "", .unk = "", .max_length = max_length};
+    const bool byte_level = (*tokenizer)->file_name() == "tokenizer.json";
+    RETURN_IF_ERROR(byte_level ? WriteByteLevelConfig(**tokenizer, config, out_dir)
+                               : WriteSentencePieceConfig(**tokenizer, config,
+                                                          tokenizer_dir + "/tokenizer.model",
+                                                          out_dir));
   }
   return SpecialTokens{.bos = (*tokenizer)->bos_id(), .eos = (*tokenizer)->eos_id()};
 }

@@ -86,7 +86,7 @@ std::string ModelText(const ModelSpec& model) {
 StatusOr<std::string> InspectCheckpoint(const std::string& directory) {
   ASSIGN_OR_RETURN(const auto reader, CheckpointReader::Open(directory));
   const CheckpointInfo& info = reader->info();
-  std::vector<Row> rows = {{"parameter", "shape", "layout", "logical", "nonzero", "density"}};
+  std::vector<Row> rows = {{"parameter", "shape", "layout", "logical", "stored", "density"}};
   int64_t logical = 0, nonzero = 0, sparse_logical = 0, sparse_nonzero = 0;
   for (const Parameter& parameter : info.parameters) {
     const SparseLayout& layout = parameter.layout;

@@ -1,6 +1,7 @@
 #include "trainer/export/sentencepiece_model.h"
 
 #include <cstdint>
+#include <cstring>
 
 namespace filigree {
 namespace {
@@ -62,48 +63,70 @@ class WireReader {
   bool damaged_ = false;
 };
 
-// Field numbers and values of sentencepiece_model.proto.
-constexpr int kPieces = 1, kTrainerSpec = 2;
-constexpr int kPieceText = 1, kPieceType = 3, kModelType = 3;
-constexpr uint64_t kUnknownPiece = 2, kUnigram = 1, kBpe = 2;
+// Field numbers of sentencepiece_model.proto.
+constexpr int kPieces = 1, kTrainerSpec = 2, kNormalizerSpec = 3;
+constexpr int kPieceText = 1, kPieceScore = 2, kPieceType = 3;
+constexpr int kModelType = 3, kWhitespaceAsSuffix = 24, kByteFallback = 35;
+constexpr int kCharsMap = 2, kAddDummyPrefix = 3, kRemoveExtraWhitespaces = 4, kEscapeSpaces = 5;
+constexpr uint64_t kBpe = 2;
 
-struct Piece {
-  std::string text;
-  uint64_t type = 1;
-};
-Piece ReadPiece(std::string_view bytes) {
-  Piece piece;
+SentencePieceFile::Piece ReadPiece(std::string_view bytes) {
+  SentencePieceFile::Piece piece;
   for (WireReader field(bytes); field.Next();) {
     if (field.field() == kPieceText) piece.text = field.bytes();
-    if (field.field() == kPieceType) piece.type = field.number();
+    if (field.field() == kPieceType) piece.type = static_cast<PieceType>(field.number());
+    if (field.field() == kPieceScore && field.bytes().size() == sizeof(float)) {
+      std::memcpy(&piece.score, field.bytes().data(), sizeof(float));
+    }
   }
   return piece;
 }
 
+// Whether text reaches the model unchanged but for a space before it. Absent fields have the
+// schema's defaults.
+bool IsPlain(std::string_view normalizer_spec) {
+  bool charsmap = false, dummy_prefix = true, removes_spaces = true, escapes_spaces = true;
+  for (WireReader field(normalizer_spec); field.Next();) {
+    if (field.field() == kCharsMap) charsmap = !field.bytes().empty();
+    if (field.field() == kAddDummyPrefix) dummy_prefix = field.number() != 0;
+    if (field.field() == kRemoveExtraWhitespaces) removes_spaces = field.number() != 0;
+    if (field.field() == kEscapeSpaces) escapes_spaces = field.number() != 0;
+  }
+  return !charsmap && dummy_prefix && !removes_spaces && escapes_spaces;
+}
+
 }  // namespace
 
-StatusOr<SentencePieceSummary> SummarizeSentencePiece(std::string_view model_bytes, int bos_id,
-                                                      int eos_id, const std::string& place) {
-  SentencePieceSummary summary;
-  uint64_t model_type = kUnigram;  // the schema's default
-  int id = 0;
-  WireReader model(model_bytes);
-  while (model.Next()) {
-    if (model.field() == kTrainerSpec) {
-      for (WireReader field(model.bytes()); field.Next();) {
-        if (field.field() == kModelType) model_type = field.number();
-      }
-    }
-    if (model.field() != kPieces) continue;
-    const Piece piece = ReadPiece(model.bytes());
-    if (id == bos_id) summary.bos = piece.text;
-    if (id == eos_id) summary.eos = piece.text;
-    if (piece.type == kUnknownPiece) summary.unk = piece.text;
-    ++id;
+std::string SentencePieceFile::TextOf(int64_t id) const {
+  return id < 0 || id >= static_cast<int64_t>(pieces.size()) ? ""
+                                                             : pieces[static_cast<size_t>(id)].text;
+}
+
+int64_t SentencePieceFile::unknown_id() const {
+  for (size_t id = 0; id < pieces.size(); ++id) {
+    if (pieces[id].type == PieceType::kUnknown) return static_cast<int64_t>(id);
   }
-  if (model.damaged() || id == 0) return InvalidInput(place + ": is no SentencePiece model");
-  summary.is_bpe = model_type == kBpe;
-  return summary;
+  return -1;
+}
+
+StatusOr<SentencePieceFile> ReadSentencePieceFile(std::string_view bytes,
+                                                  const std::string& place) {
+  SentencePieceFile file;
+  bool space_as_suffix = false;
+  WireReader model(bytes);
+  while (model.Next()) {
+    if (model.field() == kPieces) file.pieces.push_back(ReadPiece(model.bytes()));
+    if (model.field() == kNormalizerSpec) file.plain_text = IsPlain(model.bytes());
+    if (model.field() != kTrainerSpec) continue;
+    for (WireReader field(model.bytes()); field.Next();) {
+      if (field.field() == kModelType) file.is_bpe = field.number() == kBpe;
+      if (field.field() == kByteFallback) file.byte_fallback = field.number() != 0;
+      if (field.field() == kWhitespaceAsSuffix) space_as_suffix = field.number() != 0;
+    }
+  }
+  file.plain_text = file.plain_text && !space_as_suffix;
+  if (!model.damaged() && !file.pieces.empty()) return file;
+  return InvalidInput(place + ": is no SentencePiece model");
 }
 
 }  // namespace filigree

@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "data/file_io.h"
-#include "trainer/metrics/numbers.h"
+#include "trainer/metrics/json_text.h"
 
 namespace filigree {
 namespace {
@@ -21,22 +21,22 @@ class JsonLine {
  public:
   template <typename T>
   JsonLine& Add(const char* name, const T& value) {
-    text_ += (text_.empty() ? "{" : ",") + Quote(name) + ":";
+    text_ += (text_.empty() ? "{" : ",") + QuoteJson(name) + ":";
     if constexpr (std::is_integral_v<T>) {
       text_ += std::to_string(value);
     } else if constexpr (std::is_same_v<T, std::string>) {
-      text_ += Quote(value);
-    } else if (std::isfinite(value)) {
-      text_ += FormatExact(value);
+      text_ += QuoteJson(value);
     } else {
-      text_ += "null";
-      Add((name + std::string("_is")).c_str(), NameNonFinite(value));
+      text_ += NumberJson(value);
+      if (!std::isfinite(value)) {
+        Add((name + std::string("_is")).c_str(), NameNonFinite(value));
+      }
     }
     return *this;
   }
   JsonLine& Add(const char* name, const std::optional<double>& value) {
     if (value) return Add(name, *value);
-    text_ += "," + Quote(name) + ":null";
+    text_ += "," + QuoteJson(name) + ":null";
     return *this;
   }
   std::string Finish() const { return text_ + "}"; }
@@ -44,23 +44,6 @@ class JsonLine {
  private:
   static std::string NameNonFinite(double value) {
     return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
-  }
-
-  static std::string Quote(const std::string& text) {
-    std::string quoted = "\"";
-    for (const char c : text) {
-      if (c == '"' || c == '\\') {
-        quoted += '\\';
-        quoted += c;
-      } else if (static_cast<unsigned char>(c) < 0x20) {
-        char escape[8];
-        std::snprintf(escape, sizeof(escape), "\\u%04x", c);
-        quoted += escape;
-      } else {
-        quoted += c;
-      }
-    }
-    return quoted + "\"";
   }
 
   std::string text_;

@@ -34,10 +34,8 @@ struct ParameterHooks {
   std::function<void(int parameter)> grad_ready;
 };
 
-// Forward operations per token at sequence length S, for the whole model: linears by the three
-// kinds, attention counted in full (4 S D a layer, not halved for causality) and logits 2 V D in
-// each.
-LinearFlops ForwardFlopsPerToken(const class Model& model, int64_t seq_len);
+// The linears of a decoder, in order of creation: "layers.0.attention.q", ...
+std::vector<LinearSpec> LinearSpecs(const ModelSpec& spec);
 
 class Model {
  public:
@@ -72,8 +70,14 @@ class Model {
   // The same, then gradients of loss_scale * sum of losses are added into grads.
   virtual void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,
                                Stream& stream) = 0;
-  // Logits [B * S, V] of the batch, as a view of the activation arena, valid until the next pass.
+  // Logits [S, V] of a batch of one sequence, as a view of the activation memory, valid until the
+  // next pass.
   virtual ConstTensorView Logits(const MicroBatch& batch, Stream& stream) = 0;
 };
+
+// Forward operations per token at sequence length S, for the whole model: linears by the three
+// kinds, attention counted in full (4 S D a layer, not halved for causality) and logits 2 V D in
+// each.
+LinearFlops ForwardFlopsPerToken(const Model& model, int64_t seq_len);
 
 }  // namespace filigree

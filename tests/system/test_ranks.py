@@ -1,0 +1,64 @@
+"""The same run on 1, 2, 3 and 4 ranks, with and without a sharded optimizer."""
+import unittest
+
+from filigree_testing import (GPT2, LLAMA, SystemTest, config, losses, metrics, newest, phase,
+                              read_bytes, read_safetensors, sparse)
+
+STEPS = 12
+
+
+class RanksTest(SystemTest):
+
+    def configuration(self, zero_stage, model, sparsity, optimizer=""):
+        # Seven sequences a step: no number of ranks divides them. Small buckets, so that there are
+        # several.
+        return config(self.data, phase(STEPS, sparsity), model=model, sequences=7,
+                      extra=f"parallel {{ zero_stage: {zero_stage} bucket_megabytes: 0.02 }}"
+                            f"optimizer {{ {optimizer} }}")
+
+    def compare(self, name, model, sparsity):
+        reference = self.train(f"{name}-1-0", self.configuration(0, model, sparsity))
+        expected, norms = losses(reference), [m["grad_norm"] for m in metrics(reference)[0]]
+        self.assertEqual(len(expected), STEPS)
+        self.assertLess(expected[-1], expected[0] - 0.5, "the model does not learn")
+        weights, _ = read_safetensors(newest(reference), "model.safetensors")
+        for ranks in (1, 2, 3, 4):
+            for zero_stage in (0, 1):
+                if (ranks, zero_stage) == (1, 0):
+                    continue
+                with self.subTest(ranks=ranks, zero_stage=zero_stage):
+                    run = self.train(f"{name}-{ranks}-{zero_stage}",
+                                     self.configuration(zero_stage, model, sparsity), ranks=ranks)
+                    self.assert_close(losses(run), expected, 1e-4, "loss")
+                    self.assert_close([m["grad_norm"] for m in metrics(run)[0]], norms, 1e-3,
+                                      "grad_norm")
+                    self.assertEqual(read_bytes(newest(run), "layouts.safetensors"),
+                                     read_bytes(newest(reference), "layouts.safetensors"))
+                    found, _ = read_safetensors(newest(run), "model.safetensors")
+                    self.assertEqual({n: t.shape for n, t in found.items()},
+                                     {n: t.shape for n, t in weights.items()})
+                    for tensor, values in weights.items():
+                        gap = max(abs(a - b) for a, b in
+                                  zip(found[tensor].values(), values.values()))
+                        self.assertLess(gap, 2e-3, tensor)
+
+    def test_block_sparse_llama(self):
+        self.compare("llama", LLAMA, sparse())
+
+    def test_masked_gpt2(self):
+        self.compare("gpt2", GPT2, sparse("masked", 0.5))
+
+    def test_two_ranks_sum_alike_at_either_stage(self):
+        """Two addends have one order, and without clipping no other sum enters the weights."""
+        runs = [self.train(f"exact-{stage}",
+                           self.configuration(stage, LLAMA, sparse(), "clip_norm: 0"), ranks=2)
+                for stage in (0, 1)]
+        self.assertEqual(losses(runs[0]), losses(runs[1]))
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            tensors = [read_safetensors(newest(run), file)[0] for run in runs]
+            self.assertEqual({n: t.data for n, t in tensors[0].items()},
+                             {n: t.data for n, t in tensors[1].items()})
+
+
+if __name__ == "__main__":
+    unittest.main()

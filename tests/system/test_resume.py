@@ -1,0 +1,165 @@
+"""A run that was cut and resumed is, bit for bit, the run that was not cut."""
+import os
+import shutil
+import signal
+import time
+import unittest
+
+from filigree_testing import (DONE, STOPPED, SystemTest, checkpoints, config, losses, metrics,
+                              newest, phase, read_bytes, sparse, start)
+
+SPARSE_STEPS, DENSE_STEPS = 8, 7
+STEPS = SPARSE_STEPS + DENSE_STEPS
+ARRAYS = ("model.safetensors", "optimizer.safetensors", "layouts.safetensors")
+
+
+def ranks_below(pid):
+    """Process ids of the binary's processes among the descendants of `pid`, oldest first."""
+    children = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", encoding="utf-8") as file:
+                name, rest = file.read().split("(", 1)[1].rsplit(")", 1)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+        children.setdefault(int(rest.split()[1]), []).append((int(entry), name))
+    found, queue = [], [pid]
+    while queue:
+        for child, name in sorted(children.get(queue.pop(), [])):
+            queue.append(child)
+            if name == "filigree":
+                found.append(child)
+    return sorted(found)
+
+
+class ResumeTest(SystemTest):
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.two_phases = config(
+            cls.data, phase(SPARSE_STEPS, sparse()), phase(DENSE_STEPS, "schedule { lr: 5e-3 }"),
+            extra="checkpoint { every_steps: 3 keep_last: 0 } log { every_steps: 1 }")
+        cls.uncut = {}
+
+    def uncut_run(self, ranks):
+        if ranks not in self.uncut:
+            self.uncut[ranks] = self.train(f"uncut-{ranks}", self.two_phases, ranks=ranks)
+            self.assertEqual(checkpoints(self.uncut[ranks]),
+                             [f"step_{step:08}" for step in (3, 6, 8, 9, 12, 15)])
+        return self.uncut[ranks]
+
+    def assert_same_run(self, run, uncut):
+        self.assertEqual(losses(run), losses(uncut))
+        self.assertEqual([m["grad_norm"] for m in metrics(run)[0]],
+                         [m["grad_norm"] for m in metrics(uncut)[0]])
+        self.assertEqual({e["step"]: e["val_loss"] for e in metrics(run)[1]},
+                         {e["step"]: e["val_loss"] for e in metrics(uncut)[1]})
+        self.assertEqual(os.path.basename(newest(run)), f"step_{STEPS:08}")
+        for file in ARRAYS:
+            self.assertEqual(read_bytes(newest(run), file), read_bytes(newest(uncut), file), file)
+
+    def cut_copy(self, name, uncut, step):
+        """The uncut run as a crash after `step` would have left it."""
+        run = self.path(name)
+        shutil.copytree(uncut, run)
+        for checkpoint in checkpoints(run):
+            if int(checkpoint[len("step_"):]) > step:
+                shutil.rmtree(os.path.join(run, "checkpoints", checkpoint))
+        # What a crash in the middle of a checkpoint and of a line leaves.
+        os.makedirs(os.path.join(run, "checkpoints", f".step_{step + 1:08}.partial"))
+        with open(os.path.join(run, "metrics.jsonl"), "a", encoding="utf-8") as file:
+            file.write('{"step": 9')
+        return run
+
+    def test_crash_in_either_phase_and_between(self):
+        for ranks in (1, 2):
+            for step in (6, SPARSE_STEPS, 9):
+                with self.subTest(ranks=ranks, step=step):
+                    name = f"cut-{ranks}-{step}"
+                    self.cut_copy(name, self.uncut_run(ranks), step)
+                    self.train(name, self.two_phases, ranks=ranks)
+                    self.assert_same_run(self.path(name), self.uncut_run(ranks))
+
+    def test_a_checkpoint_given_by_path(self):
+        begin = os.path.join(self.uncut_run(1), "checkpoints", "step_00000006")
+        run = self.train("from-path", self.two_phases, "--resume", begin)
+        self.assertEqual(losses(run), losses(self.uncut_run(1))[6:])
+        for file in ARRAYS:
+            self.assertEqual(read_bytes(newest(run), file),
+                             read_bytes(newest(self.uncut_run(1)), file), file)
+
+    def test_a_shorter_run_lengthened(self):
+        """Constant rates do not depend on the length, so a longer run contains the shorter one."""
+        def run_of(steps):
+            return config(self.data, phase(steps, sparse()),
+                          extra="schedule { shape: CONSTANT }")
+        whole = self.train("long", run_of(10))
+        self.train("lengthened", run_of(4))
+        run = self.train("lengthened", run_of(10))
+        self.assertEqual(losses(run), losses(whole))
+        for file in ARRAYS:
+            self.assertEqual(read_bytes(newest(run), file), read_bytes(newest(whole), file), file)
+        self.assertTrue(os.path.exists(os.path.join(run, "config.1.textproto")))
+
+    def test_another_number_of_ranks_goes_on(self):
+        for before, after in ((2, 1), (1, 3)):
+            with self.subTest(before=before, after=after):
+                name = f"moved-{before}-{after}"
+                uncut = self.uncut_run(before)
+                self.cut_copy(name, uncut, 6)
+                run = self.train(name, self.two_phases, ranks=after)
+                self.assertEqual(losses(run)[:6], losses(uncut)[:6])
+                # The first loss after the cut depends on weights and data only: same data order.
+                self.assert_close(losses(run)[6:7], losses(uncut)[6:7], 1e-6, "next loss")
+                self.assert_close(losses(run), losses(uncut), 1e-4, "loss")
+
+    def stop(self, name, ranks, number, victim):
+        """Starts a run, sends a signal to rank process `victim` after the third step, resumes."""
+        path = self.write(name + ".textproto", self.two_phases)
+        run = self.path(name)
+        log = os.path.join(run, "metrics.jsonl")
+        process = start("train", path, "--out", run, ranks=ranks)
+        deadline = time.monotonic() + 60
+        while True:
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                self.fail("ended before the signal: " + "".join(process.communicate()))
+            if os.path.exists(log) and b'"step":3,' in read_bytes(log):
+                break
+            time.sleep(0.002)
+        pids = [process.pid] if ranks == 1 else ranks_below(process.pid)
+        os.kill(pids[victim], number)
+        output, errors = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, STOPPED, output + errors)
+        self.assertIn("stopped by a signal after step", errors)
+        cut_at = int(checkpoints(run)[-1][len("step_"):])
+        self.assertGreaterEqual(cut_at, 3)
+        self.assertLess(cut_at, STEPS, "the signal came too late to test anything")
+        self.assertEqual(len(losses(run)), cut_at)
+        self.filigree("train", path, "--out", run, ranks=ranks, code=DONE)
+        self.assert_same_run(run, self.uncut_run(ranks))
+
+    def test_signals(self):
+        for ranks, number, victim in ((1, signal.SIGUSR1, 0), (1, signal.SIGTERM, 0),
+                                      (2, signal.SIGUSR1, 1), (2, signal.SIGTERM, 0)):
+            with self.subTest(ranks=ranks, number=number):
+                self.stop(f"stopped-{ranks}-{number}", ranks, number, victim)
+
+    def test_a_complete_run_is_left_alone(self):
+        run = self.uncut_run(1)
+        before = {name: read_bytes(newest(run), name) for name in os.listdir(newest(run))
+                  if os.path.isfile(os.path.join(newest(run), name))}
+        lines = read_bytes(run, "metrics.jsonl")
+        path = self.write("again.textproto", self.two_phases)
+        result = self.filigree("train", path, "--out", run)
+        self.assertIn("is complete", result.stdout + result.stderr)
+        self.assertEqual(read_bytes(run, "metrics.jsonl"), lines)
+        for name, content in before.items():
+            self.assertEqual(read_bytes(newest(run), name), content)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,4 @@
+# Host code of kernels/cuda, tested without a GPU and without nvcc.
+filigree_test(cuda_block_schedule_test LABEL quick
+  SOURCES cuda_block_schedule_test.cc ${CMAKE_SOURCE_DIR}/kernels/cuda/block_schedule.cc
+  DEPS filigree_base)

@@ -1,0 +1,197 @@
+// The work lists of the block-sparse kernels cover every product exactly once, whatever the layout.
+#include "kernels/cuda/block_schedule.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+#include <tuple>
+#include <vector>
+
+namespace filigree {
+namespace {
+
+struct Pattern {
+  BlockShape block;
+  int rows = 0, cols = 0;
+  std::vector<int> row_begin, col;
+
+  BsrPattern view() const { return {block, rows, cols, row_begin, col}; }
+};
+
+Pattern RandomPattern(BlockShape block, int rows, int cols, double density, uint64_t seed) {
+  std::mt19937_64 rng(seed);
+  Pattern pattern{.block = block, .rows = rows, .cols = cols, .row_begin = {0}, .col = {}};
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < cols; ++j) {
+      if (static_cast<double>(rng()) / static_cast<double>(~uint64_t{0}) < density) {
+        pattern.col.push_back(j);
+      }
+    }
+    pattern.row_begin.push_back(static_cast<int>(pattern.col.size()));
+  }
+  return pattern;
+}
+
+std::vector<Pattern> Patterns() {
+  std::vector<Pattern> patterns;
+  for (const BlockShape block : {BlockShape{128, 128}, {128, 64}, {64, 128}, {64, 64}}) {
+    patterns.push_back(RandomPattern(block, 5, 7, 0.4, 1));
+    patterns.push_back(RandomPattern(block, 40, 30, 0.5, 2));   // more units than workers
+    patterns.push_back(RandomPattern(block, 24, 24, 0.15, 3));  // fewer
+    patterns.push_back(RandomPattern(block, 6, 6, 1.0, 4));
+    patterns.push_back(RandomPattern(block, 6, 6, 0.0, 5));
+    patterns.push_back(RandomPattern(block, 1, 1, 1.0, 6));
+  }
+  return patterns;
+}
+
+// Block row and block column of every stored block.
+std::vector<std::pair<int, int>> Positions(const Pattern& pattern) {
+  std::vector<std::pair<int, int>> positions;
+  for (int i = 0; i < pattern.rows; ++i) {
+    for (int p = pattern.row_begin[i]; p < pattern.row_begin[i + 1]; ++p) {
+      positions.push_back({i, pattern.col[p]});
+    }
+  }
+  return positions;
+}
+
+constexpr int64_t kTokenCounts[] = {1, 77, 512, 1023, 5000};
+
+TEST(SpmmSchedule, EveryTileOnceAndEveryBlockChunkInIt) {
+  for (const Pattern& pattern : Patterns()) {
+    const auto positions = Positions(pattern);
+    for (const bool transposed : {false, true}) {
+      for (const int64_t tokens : kTokenCounts) {
+        const SpmmTiling tiling{.workers = 13, .tile_tokens = 256, .token_group = 2};
+        const SpmmSchedule schedule =
+            BuildSpmmSchedule(pattern.view(), transposed, tokens, tiling);
+        ASSERT_EQ(schedule.worker_begin.size(), 14u);
+        ASSERT_EQ(schedule.worker_begin.back(), static_cast<int>(schedule.tiles.size()));
+        const int width = transposed ? pattern.block.cols : pattern.block.rows;
+        const int depth = transposed ? pattern.block.rows : pattern.block.cols;
+        std::set<std::pair<int, int>> seen;
+        for (const SpmmTile& tile : schedule.tiles) {
+          EXPECT_TRUE(seen.insert({tile.token_begin, tile.feature_begin}).second);
+          const int line = tile.feature_begin / width;
+          std::multiset<std::tuple<int, int>> expected, found;  // (stored block, chunk)
+          for (size_t p = 0; p < positions.size(); ++p) {
+            if ((transposed ? positions[p].second : positions[p].first) != line) continue;
+            for (int c = 0; c < depth / kChunk; ++c) expected.insert({static_cast<int>(p), c});
+          }
+          for (int s = tile.step_begin; s < tile.step_begin + tile.step_count; ++s) {
+            const SpmmStep& step = schedule.steps[s];
+            const int block = step.weight_row / pattern.block.rows;
+            const int chunk = transposed ? step.weight_row % pattern.block.rows / kChunk
+                                         : step.weight_chunk;
+            found.insert({block, chunk});
+            const int other = transposed ? positions[block].first : positions[block].second;
+            EXPECT_EQ(step.input_chunk, other * (depth / kChunk) + chunk);
+          }
+          EXPECT_EQ(expected, found);
+        }
+        const int lines = transposed ? pattern.cols : pattern.rows;
+        EXPECT_EQ(static_cast<int64_t>(seen.size()), (tokens + 255) / 256 * lines);
+      }
+    }
+  }
+}
+
+TEST(SpmmSchedule, LongRowsAreSpreadOverWorkers) {
+  Pattern pattern{.block = {128, 128}, .rows = 16, .cols = 64, .row_begin = {0}, .col = {}};
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < (i == 0 ? 64 : 8); ++j) pattern.col.push_back(j);
+    pattern.row_begin.push_back(static_cast<int>(pattern.col.size()));
+  }
+  const SpmmSchedule schedule = BuildSpmmSchedule(
+      pattern.view(), false, 16384, {.workers = 8, .tile_tokens = 256, .token_group = 16});
+  int64_t total = 0, longest = 0;
+  for (int w = 0; w < 8; ++w) {
+    int64_t steps = 0;
+    for (int t = schedule.worker_begin[w]; t < schedule.worker_begin[w + 1]; ++t) {
+      steps += schedule.tiles[t].step_count;
+    }
+    total += steps;
+    longest = std::max(longest, steps);
+  }
+  EXPECT_LT(longest * 8, total * 1.1);
+}
+
+class SddmmScheduleTest : public testing::TestWithParam<std::tuple<int64_t, int>> {};
+
+TEST_P(SddmmScheduleTest, EveryChunkAndTokenOnceAndTargetsConsistent) {
+  const auto [tokens, workers] = GetParam();
+  for (const Pattern& pattern : Patterns()) {
+    const SddmmSchedule schedule = BuildSddmmSchedule(pattern.view(), tokens, workers);
+    const auto positions = Positions(pattern);
+    const bool by_rows = schedule.orientation == SddmmOrientation::kRows;
+    const auto [rows, cols] = pattern.block;
+
+    // Every chunk of the gradient belongs to one unit, which names its operands.
+    std::map<int, std::pair<int, int>> expected, found;  // offset -> (A chunk, B chunk)
+    for (size_t p = 0; p < positions.size(); ++p) {
+      const auto [i, j] = positions[p];
+      for (int c = 0; c < (by_rows ? cols : rows) / kChunk; ++c) {
+        const int offset =
+            static_cast<int>(p) * rows * cols / kChunk + (by_rows ? c : c * cols);
+        expected[offset] = by_rows ? std::pair{i * rows / kChunk, j * cols / kChunk + c}
+                                   : std::pair{j * cols / kChunk, i * rows / kChunk + c};
+      }
+    }
+    for (const SddmmUnit& unit : schedule.units) {
+      for (int slot = 0; slot < 8; ++slot) {
+        if (slot % 4 >= unit.chunk_count[slot / 4]) continue;
+        EXPECT_TRUE(
+            found.insert({unit.gradient_chunk[slot], {unit.a_chunk, unit.b_chunk[slot]}}).second);
+      }
+    }
+    EXPECT_EQ(expected, found);
+
+    // Every unit's tokens are covered once, by one gradient segment and numbered partial sums.
+    const int steps = static_cast<int>((tokens + 63) / 64);
+    std::vector<std::vector<int>> covered(schedule.units.size(), std::vector<int>(steps, 0));
+    std::vector<int> gradient_owner(schedule.units.size(), -1);
+    std::vector<int> slot_unit(schedule.slot_count, -1);
+    ASSERT_EQ(static_cast<int>(schedule.worker_begin.size()), workers + 1);
+    for (int w = 0; w < workers; ++w) {
+      for (int s = schedule.worker_begin[w]; s < schedule.worker_begin[w + 1]; ++s) {
+        const SddmmSegment& segment = schedule.segments[s];
+        ASSERT_GT(segment.step_count, 0);
+        for (int k = 0; k < segment.step_count; ++k) {
+          ++covered[segment.unit][segment.token_begin / 64 + k];
+        }
+        if (segment.target == kTargetGradient) {
+          EXPECT_EQ(gradient_owner[segment.unit], -1);
+          gradient_owner[segment.unit] = w;
+        } else if (segment.target == kTargetGradientAdd) {
+          EXPECT_EQ(gradient_owner[segment.unit], w) << "adds to what it has not written";
+        } else {
+          EXPECT_EQ(slot_unit[segment.target], -1);
+          slot_unit[segment.target] = segment.unit;
+        }
+      }
+    }
+    for (size_t u = 0; u < schedule.units.size(); ++u) {
+      EXPECT_NE(gradient_owner[u], -1);
+      for (int count : covered[u]) ASSERT_EQ(count, 1);
+    }
+    std::vector<bool> reduced(schedule.slot_count, false);
+    for (const SddmmReduction& reduction : schedule.reductions) {
+      for (int k = 0; k < reduction.slot_count; ++k) {
+        EXPECT_EQ(slot_unit[reduction.slot_begin + k], reduction.unit);
+        reduced[reduction.slot_begin + k] = true;
+      }
+    }
+    EXPECT_EQ(std::count(reduced.begin(), reduced.end(), false), 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(TokensAndWorkers, SddmmScheduleTest,
+                         testing::Combine(testing::ValuesIn(kTokenCounts),
+                                          testing::Values(1, 13, 132)));
+
+}  // namespace
+}  // namespace filigree

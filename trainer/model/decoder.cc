@@ -1,0 +1,238 @@
+// The decoder of both families: embedding, layers, final norm, head.
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "trainer/model/decoder_layer.h"
+#include "trainer/model/model.h"
+#include "trainer/model/vocabulary.h"
+
+namespace filigree {
+namespace {
+
+// All activations of a pass over T tokens.
+struct Activations {
+  std::vector<TensorView>
+      stream;  // the residual stream before each layer, and after the last [T, D]
+  std::vector<LayerActivations> layers;  // with shared parts where a recompute level shares them
+  NormStatistics final_statistics;
+  TensorView final_norm;  // [T, D]
+  TensorView logits;      // [chunk rows, Vp]
+  TensorView dx, dfinal;  // gradients of the stream and of final_norm [T, D]
+  LayerGradients gradients;
+};
+
+class Decoder final : public Model {
+ public:
+  Decoder(const ModelSpec& spec, const std::vector<SparsitySpec>& sparsity, uint64_t seed,
+          const std::map<std::string, SparseLayout>& layouts, Backend& backend)
+      : spec_(spec),
+        backend_(backend),
+        embedding_(spec_, backend, table_),
+        layers_(MakeLayers(sparsity, seed, layouts)),
+        final_norm_(TraitsOf(spec.family).norm, "final_norm", spec.width, spec.norm_epsilon,
+                    backend, table_),
+        head_(spec_, embedding_.table_index(), backend, table_),
+        arena_(backend.device().compute_dtype()) {}
+
+  const ModelSpec& spec() const override { return spec_; }
+  const std::vector<Parameter>& parameters() const override { return table_.parameters(); }
+  std::vector<const Linear*> linears() const override;
+  void Bind(FlatBuffer& buffer) override;
+  size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const override;
+  void ReserveActivations(int64_t sequences, int64_t seq_len, bool training) override;
+  void set_hooks(ParameterHooks hooks) override { table_.set_hooks(std::move(hooks)); }
+  void ValuesChanged() override { table_.ValuesChanged(); }
+  void ForwardLoss(const MicroBatch& batch, TensorView losses, Stream& stream) override;
+  void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,
+                       Stream& stream) override;
+  ConstTensorView Logits(const MicroBatch& batch, Stream& stream) override;
+
+ private:
+  std::vector<std::unique_ptr<DecoderLayer>> MakeLayers(
+      const std::vector<SparsitySpec>& sparsity, uint64_t seed,
+      const std::map<std::string, SparseLayout>& layouts);
+  Activations LayOut(ActivationArena& arena, int64_t tokens, int64_t seq_len, bool training) const;
+  void LayOutLayers(ActivationArena& arena, int64_t tokens, bool training, Activations* a) const;
+  // Runs everything up to final_norm.
+  Activations Forward(const MicroBatch& batch, bool training, Stream& stream);
+  void Backward(const MicroBatch& batch, const Activations& a, Stream& stream);
+
+  const ModelSpec spec_;
+  Backend& backend_;
+  ParameterTable table_;
+  EmbeddingModule embedding_;
+  std::vector<std::unique_ptr<DecoderLayer>> layers_;
+  Norm final_norm_;
+  HeadModule head_;
+  ActivationArena arena_;
+  DeviceBuffer scratch_;  // of the linears' backward
+};
+
+std::vector<std::unique_ptr<DecoderLayer>> Decoder::MakeLayers(
+    const std::vector<SparsitySpec>& sparsity, uint64_t seed,
+    const std::map<std::string, SparseLayout>& layouts) {
+  std::vector<std::unique_ptr<DecoderLayer>> layers;
+  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
+    layers.push_back(
+        std::make_unique<DecoderLayer>(spec_, layer, sparsity, seed, layouts, backend_, table_));
+  }
+  return layers;
+}
+
+std::vector<const Linear*> Decoder::linears() const {
+  std::vector<const Linear*> all;
+  for (const auto& layer : layers_) {
+    for (const Linear* linear : layer->parts()) all.push_back(linear);
+  }
+  return all;
+}
+
+void Decoder::Bind(FlatBuffer& buffer) {
+  const DType dtype = backend_.device().compute_dtype();
+  CHECK(buffer.values().dtype() == dtype) << NameOf(buffer.values().dtype());
+  table_.Bind(buffer);
+  int64_t scratch_bytes = 0;
+  const bool trains = buffer.grads().data() != nullptr;
+  for (const Linear* linear : linears()) {
+    if (trains) scratch_bytes = std::max(scratch_bytes, linear->memory(dtype).scratch_bytes);
+  }
+  TensorView scratch;
+  if (scratch_bytes > 0) {
+    scratch_ = backend_.device().Allocate(scratch_bytes, "scratch");
+    scratch = scratch_.View(dtype, scratch_bytes / static_cast<int64_t>(SizeOf(dtype)));
+  }
+  for (const auto& layer : layers_) {
+    for (TableLinear* linear : layer->linears()) linear->Bind(scratch);
+  }
+}
+
+// Which layers share what: NONE nothing; ACTIVATIONS what is cheap to compute again; LAYER, and
+// inference, everything but the residual stream.
+void Decoder::LayOutLayers(ActivationArena& arena, int64_t tokens, bool training,
+                           Activations* a) const {
+  using Part = DecoderLayer::Part;
+  const Recompute recompute = training ? spec_.recompute : Recompute::kLayer;
+  LayerActivations shared;
+  if (recompute == Recompute::kActivations) {
+    layers_[0]->LayOut(arena, tokens, Part::kRecomputed, &shared);
+  } else if (recompute == Recompute::kLayer) {
+    layers_[0]->LayOut(arena, tokens, Part::kAll, &shared);
+  }
+  for (const auto& layer : layers_) {
+    LayerActivations own = shared;
+    if (recompute == Recompute::kNone) layer->LayOut(arena, tokens, Part::kAll, &own);
+    if (recompute == Recompute::kActivations) layer->LayOut(arena, tokens, Part::kKept, &own);
+    a->layers.push_back(own);
+  }
+}
+
+Activations Decoder::LayOut(ActivationArena& arena, int64_t tokens, int64_t seq_len,
+                            bool training) const {
+  arena.Restart();
+  Activations a;
+  // In inference two buffers take turns as the residual stream.
+  const int64_t streams = training ? spec_.layers + 1 : 2;
+  std::vector<TensorView> stream;
+  for (int64_t i = 0; i < streams; ++i) stream.push_back(arena.Matrix(tokens, spec_.width));
+  for (int64_t i = 0; i <= spec_.layers; ++i) a.stream.push_back(stream[i % streams]);
+  LayOutLayers(arena, tokens, training, &a);
+  a.final_statistics = final_norm_.LayOut(arena, tokens);
+  a.final_norm = arena.Matrix(tokens, spec_.width);
+  a.logits = arena.Matrix(HeadModule::ChunkRows(tokens, seq_len), spec_.padded_vocab_size);
+  if (!training) return a;
+  a.dx = arena.Matrix(tokens, spec_.width);
+  a.dfinal = arena.Matrix(tokens, spec_.width);
+  a.gradients = layers_[0]->LayOutGradients(arena, tokens);
+  return a;
+}
+
+size_t Decoder::ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const {
+  ActivationArena measuring(arena_.dtype());
+  LayOut(measuring, sequences * seq_len, seq_len, training);
+  return measuring.used_bytes();
+}
+
+void Decoder::ReserveActivations(int64_t sequences, int64_t seq_len, bool training) {
+  arena_ = ActivationArena(arena_.dtype());
+  LayOut(arena_, sequences * seq_len, seq_len, training);
+  arena_.Allocate(backend_.device());
+}
+
+Activations Decoder::Forward(const MicroBatch& batch, bool training, Stream& stream) {
+  const int64_t tokens = batch.tokens.size();
+  CHECK(tokens > 0 && tokens % batch.seq_len == 0) << tokens << " tokens of " << batch.seq_len;
+  CHECK_LE(batch.seq_len, spec_.max_positions);
+  const Activations a = LayOut(arena_, tokens, batch.seq_len, training);
+  embedding_.Forward(batch, a.stream[0], stream);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    layers_[i]->Forward(a.stream[i], a.stream[i + 1], a.layers[i], batch.seq_len, stream);
+  }
+  final_norm_.Forward(a.stream.back(), a.final_norm, a.final_statistics, stream);
+  return a;
+}
+
+void Decoder::ForwardLoss(const MicroBatch& batch, TensorView losses, Stream& stream) {
+  const Activations a = Forward(batch, /*training=*/false, stream);
+  head_.Loss(a.final_norm, batch, /*loss_scale=*/0, a.logits, losses, TensorView(), stream);
+}
+
+void Decoder::ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,
+                              Stream& stream) {
+  CHECK(loss_scale != 0) << "nothing to differentiate";
+  const Activations a = Forward(batch, /*training=*/true, stream);
+  head_.Loss(a.final_norm, batch, loss_scale, a.logits, losses, a.dfinal, stream);
+  Backward(batch, a, stream);
+}
+
+void Decoder::Backward(const MicroBatch& batch, const Activations& a, Stream& stream) {
+  backend_.device().ZeroAsync(a.dx, stream);
+  final_norm_.Backward(a.stream.back(), a.dfinal, a.dx, a.final_statistics, stream);
+  for (size_t i = layers_.size(); i-- > 0;) {
+    DecoderLayer& layer = *layers_[i];
+    if (spec_.recompute == Recompute::kActivations) {
+      layer.Recompute(a.stream[i], a.layers[i], stream);
+    } else if (spec_.recompute == Recompute::kLayer && i + 1 < layers_.size()) {
+      // The last layer's activations are still there.
+      layer.Forward(a.stream[i], a.stream[i + 1], a.layers[i], batch.seq_len, stream);
+    }
+    layer.Backward(a.stream[i], a.dx, a.layers[i], a.gradients, batch.seq_len, stream);
+  }
+  embedding_.Backward(batch, a.dx, stream);
+}
+
+ConstTensorView Decoder::Logits(const MicroBatch& batch, Stream& stream) {
+  const Activations a = Forward(batch, /*training=*/false, stream);
+  CHECK_LE(a.final_norm.rows(), a.logits.rows()) << "logits are for one sequence at a time";
+  head_.Logits(a.final_norm, a.logits.Rows(0, a.final_norm.rows()), stream);
+  return a.logits.Rows(0, a.final_norm.rows()).Cols(0, spec_.vocab_size);
+}
+
+}  // namespace
+
+std::unique_ptr<Model> Model::Create(const ModelSpec& spec,
+                                     const std::vector<SparsitySpec>& sparsity, uint64_t seed,
+                                     const std::map<std::string, SparseLayout>& layouts,
+                                     Backend& backend) {
+  return std::make_unique<Decoder>(spec, sparsity, seed, layouts, backend);
+}
+
+LinearFlops ForwardFlopsPerToken(const Model& model, int64_t seq_len) {
+  LinearFlops sum;
+  for (const Linear* linear : model.linears()) {
+    const LinearFlops flops = linear->flops();
+    sum.dense_equivalent += flops.dense_equivalent;
+    sum.method += flops.method;
+    sum.executed += flops.executed;
+  }
+  const ModelSpec& spec = model.spec();
+  const double attention =
+      4.0 * static_cast<double>(seq_len * spec.heads * spec.head_size * spec.layers);
+  const double logits = 2.0 * static_cast<double>(spec.vocab_size * spec.width);
+  for (double* kind : {&sum.dense_equivalent, &sum.method, &sum.executed}) {
+    *kind += attention + logits;
+  }
+  return sum;
+}
+
+}  // namespace filigree

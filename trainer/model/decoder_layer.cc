@@ -1,0 +1,169 @@
+#include "trainer/model/decoder_layer.h"
+
+namespace filigree {
+namespace {
+
+std::string NormName(int64_t layer, const char* name) {
+  return "layers." + std::to_string(layer) + "." + name;
+}
+
+}  // namespace
+
+DecoderLayer::DecoderLayer(const ModelSpec& spec, int64_t layer,
+                           const std::vector<SparsitySpec>& sparsity, uint64_t seed,
+                           const std::map<std::string, SparseLayout>& layouts, Backend& backend,
+                           ParameterTable& table)
+    : spec_(spec),
+      traits_(TraitsOf(spec.family)),
+      backend_(backend),
+      attention_norm_(traits_.norm, NormName(layer, "attention_norm"), spec.width,
+                      spec.norm_epsilon, backend, table),
+      qkv_(LinearsOfLayer(spec, layer).qkv, sparsity, seed, layouts, backend, table),
+      o_(LinearsOfLayer(spec, layer).o, sparsity, seed, layouts, backend, table),
+      mlp_norm_(traits_.norm, NormName(layer, "mlp_norm"), spec.width, spec.norm_epsilon, backend,
+                table),
+      gate_up_(LinearsOfLayer(spec, layer).gate_up, sparsity, seed, layouts, backend, table),
+      down_(LinearsOfLayer(spec, layer).down, sparsity, seed, layouts, backend, table) {}
+
+std::vector<TableLinear*> DecoderLayer::linears() { return {&qkv_, &o_, &gate_up_, &down_}; }
+
+std::vector<const Linear*> DecoderLayer::parts() const {
+  std::vector<const Linear*> parts;
+  for (const TableLinear* linear : {&qkv_, &o_, &gate_up_, &down_}) {
+    for (const auto& part : linear->group().parts()) parts.push_back(part.get());
+  }
+  return parts;
+}
+
+void DecoderLayer::LayOut(ActivationArena& arena, int64_t tokens, Part part,
+                          LayerActivations* a) const {
+  if (part != Part::kRecomputed) {
+    a->attention_statistics = attention_norm_.LayOut(arena, tokens);
+    a->mlp_statistics = mlp_norm_.LayOut(arena, tokens);
+    a->qkv = arena.Matrix(tokens, qkv_.group().out());
+    a->attention_output = arena.Matrix(tokens, spec_.heads * spec_.head_size);
+    a->lse = arena.Statistic(tokens, spec_.heads);
+    a->middle = arena.Matrix(tokens, spec_.width);
+    a->gate_up = arena.Matrix(tokens, gate_up_.group().out());
+  }
+  if (part != Part::kKept) {
+    a->attention_input = arena.Matrix(tokens, spec_.width);
+    a->mlp_input = arena.Matrix(tokens, spec_.width);
+    a->hidden = arena.Matrix(tokens, spec_.feed_forward);
+  }
+}
+
+LayerGradients DecoderLayer::LayOutGradients(ActivationArena& arena, int64_t tokens) const {
+  LayerGradients g;
+  g.normed = arena.Matrix(tokens, spec_.width);
+  g.qkv = arena.Matrix(tokens, qkv_.group().out());
+  g.attention_output = arena.Matrix(tokens, spec_.heads * spec_.head_size);
+  g.gate_up = arena.Matrix(tokens, gate_up_.group().out());
+  g.hidden = arena.Matrix(tokens, spec_.feed_forward);
+  return g;
+}
+
+void DecoderLayer::Rope(TensorView qkv, int64_t seq_len, bool inverse, Stream& stream) {
+  if (!traits_.rope) return;
+  const int64_t heads[] = {spec_.heads, spec_.kv_heads};
+  for (int part = 0; part < 2; ++part) {
+    backend_.Rope({.x = qkv_.group().Part(qkv, part),
+                   .seq_len = seq_len,
+                   .heads = heads[part],
+                   .theta = spec_.rope_theta,
+                   .inverse = inverse},
+                  stream);
+  }
+}
+
+void DecoderLayer::Attend(const LayerActivations& a, int64_t seq_len, Stream& stream) {
+  qkv_.Forward(a.attention_input, a.qkv, stream);
+  Rope(a.qkv, seq_len, /*inverse=*/false, stream);
+  backend_.Attention({.q = qkv_.group().Part(a.qkv, 0),
+                      .k = qkv_.group().Part(a.qkv, 1),
+                      .v = qkv_.group().Part(a.qkv, 2),
+                      .out = a.attention_output,
+                      .lse = a.lse,
+                      .seq_len = seq_len,
+                      .heads = spec_.heads,
+                      .kv_heads = spec_.kv_heads},
+                     stream);
+}
+
+void DecoderLayer::Activate(const LayerActivations& a, Stream& stream) {
+  if (traits_.gated) {
+    backend_.SwiGlu({.gate = gate_up_.group().Part(a.gate_up, 0),
+                     .up = gate_up_.group().Part(a.gate_up, 1),
+                     .y = a.hidden},
+                    stream);
+  } else {
+    backend_.Gelu({.x = a.gate_up, .y = a.hidden}, stream);
+  }
+}
+
+void DecoderLayer::Forward(ConstTensorView x, TensorView out, const LayerActivations& a,
+                           int64_t seq_len, Stream& stream) {
+  attention_norm_.Forward(x, a.attention_input, a.attention_statistics, stream);
+  Attend(a, seq_len, stream);
+  o_.Forward(a.attention_output, a.middle, stream);
+  backend_.Add({.a = x, .b = a.middle, .out = a.middle}, stream);
+  mlp_norm_.Forward(a.middle, a.mlp_input, a.mlp_statistics, stream);
+  gate_up_.Forward(a.mlp_input, a.gate_up, stream);
+  Activate(a, stream);
+  down_.Forward(a.hidden, out, stream);
+  backend_.Add({.a = a.middle, .b = out, .out = out}, stream);
+}
+
+void DecoderLayer::Recompute(ConstTensorView x, const LayerActivations& a, Stream& stream) {
+  attention_norm_.Forward(x, a.attention_input, a.attention_statistics, stream);
+  mlp_norm_.Forward(a.middle, a.mlp_input, a.mlp_statistics, stream);
+  Activate(a, stream);
+}
+
+void DecoderLayer::BackwardMlp(TensorView dx, const LayerActivations& a, const LayerGradients& g,
+                               Stream& stream) {
+  down_.Backward(a.hidden, dx, g.hidden, stream);
+  if (traits_.gated) {
+    const LinearGroup& group = gate_up_.group();
+    backend_.SwiGluBackward({.gate = group.Part(a.gate_up, 0),
+                             .up = group.Part(a.gate_up, 1),
+                             .dy = g.hidden,
+                             .dgate = group.Part(g.gate_up, 0),
+                             .dup = group.Part(g.gate_up, 1)},
+                            stream);
+  } else {
+    backend_.GeluBackward({.x = a.gate_up, .dy = g.hidden, .dx = g.gate_up}, stream);
+  }
+  gate_up_.Backward(a.mlp_input, g.gate_up, g.normed, stream);
+  mlp_norm_.Backward(a.middle, g.normed, dx, a.mlp_statistics, stream);
+}
+
+void DecoderLayer::BackwardAttention(ConstTensorView x, TensorView dx, const LayerActivations& a,
+                                     const LayerGradients& g, int64_t seq_len, Stream& stream) {
+  const LinearGroup& group = qkv_.group();
+  o_.Backward(a.attention_output, dx, g.attention_output, stream);
+  backend_.AttentionBackward({.q = group.Part(a.qkv, 0),
+                              .k = group.Part(a.qkv, 1),
+                              .v = group.Part(a.qkv, 2),
+                              .out = a.attention_output,
+                              .dout = g.attention_output,
+                              .lse = a.lse,
+                              .dq = group.Part(g.qkv, 0),
+                              .dk = group.Part(g.qkv, 1),
+                              .dv = group.Part(g.qkv, 2),
+                              .seq_len = seq_len,
+                              .heads = spec_.heads,
+                              .kv_heads = spec_.kv_heads},
+                             stream);
+  Rope(g.qkv, seq_len, /*inverse=*/true, stream);
+  qkv_.Backward(a.attention_input, g.qkv, g.normed, stream);
+  attention_norm_.Backward(x, g.normed, dx, a.attention_statistics, stream);
+}
+
+void DecoderLayer::Backward(ConstTensorView x, TensorView dx, const LayerActivations& a,
+                            const LayerGradients& g, int64_t seq_len, Stream& stream) {
+  BackwardMlp(dx, a, g, stream);
+  BackwardAttention(x, dx, a, g, seq_len, stream);
+}
+
+}  // namespace filigree

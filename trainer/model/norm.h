@@ -1,0 +1,39 @@
+// RMSNorm or LayerNorm over the model's width, with its parameters.
+#pragma once
+
+#include <string>
+
+#include "trainer/model/activation_arena.h"
+#include "trainer/model/parameter_table.h"
+
+namespace filigree {
+
+enum class NormKind { kRms, kLayer };
+
+// What forward keeps for backward: per-token statistics. `mean` is empty for RMSNorm.
+struct NormStatistics {
+  TensorView mean, rstd;  // [T]
+};
+
+class Norm {
+ public:
+  // Adds NAME.weight (and NAME.bias for LayerNorm).
+  Norm(NormKind kind, const std::string& name, int64_t width, double epsilon, Backend& backend,
+       ParameterTable& table);
+
+  NormStatistics LayOut(ActivationArena& arena, int64_t tokens) const;
+  // y [T, D] from x [T, D].
+  void Forward(ConstTensorView x, TensorView y, const NormStatistics& statistics, Stream& stream);
+  // Adds to dx and to the parameters' gradients, which are then final for the micro-batch.
+  void Backward(ConstTensorView x, ConstTensorView dy, TensorView dx,
+                const NormStatistics& statistics, Stream& stream);
+
+ private:
+  NormKind kind_;
+  double epsilon_;
+  Backend& backend_;
+  ParameterTable& table_;
+  int gain_ = -1, bias_ = -1;
+};
+
+}  // namespace filigree

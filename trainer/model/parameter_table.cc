@@ -1,0 +1,83 @@
+#include "trainer/model/parameter_table.h"
+
+namespace filigree {
+namespace {
+
+LinearGroup MakeGroup(const std::vector<LinearSpec>& parts,
+                      const std::vector<SparsitySpec>& sparsity, uint64_t seed,
+                      const std::map<std::string, SparseLayout>& layouts, Backend& backend) {
+  std::vector<std::unique_ptr<Linear>> linears;
+  std::vector<int64_t> widths;
+  for (const LinearSpec& part : parts) {
+    const std::string weight = part.name + ".weight";
+    const SparsitySpec match = MatchSparsity(weight, sparsity);
+    const Parameterisation* row = FindParameterisation(match.parameterisation);
+    CHECK(row != nullptr) << match.parameterisation;
+    const auto given = layouts.find(weight);
+    SparseLayout layout =
+        given != layouts.end() ? given->second : row->draw_layout(part, match, seed);
+    linears.push_back(row->create(part, match, std::move(layout), backend));
+    widths.push_back(part.out);
+  }
+  return LinearGroup(std::move(linears), std::move(widths));
+}
+
+}  // namespace
+
+int ParameterTable::Add(Parameter parameter) {
+  parameters_.push_back(std::move(parameter));
+  return static_cast<int>(parameters_.size()) - 1;
+}
+
+void ParameterTable::Bind(const FlatBuffer& buffer) {
+  bound_.clear();
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    const int index = static_cast<int>(i);
+    CHECK_EQ(buffer.layout().segments()[i].count, parameters_[i].segment_count());
+    bound_.push_back({buffer.Values(index), buffer.Grads(index)});
+  }
+  ValuesChanged();
+}
+
+bool ParameterTable::Use(int index) {
+  if (!stale_[index]) return false;
+  stale_[index] = false;
+  if (hooks_.before_use) hooks_.before_use(index);
+  return true;
+}
+
+TableLinear::TableLinear(const std::vector<LinearSpec>& parts,
+                         const std::vector<SparsitySpec>& sparsity, uint64_t seed,
+                         const std::map<std::string, SparseLayout>& layouts, Backend& backend,
+                         ParameterTable& table)
+    : table_(table), group_(MakeGroup(parts, sparsity, seed, layouts, backend)) {
+  first_ = static_cast<int>(table.parameters().size());
+  for (const auto& part : group_.parts()) {
+    for (Parameter& parameter : part->Parameters()) table.Add(std::move(parameter));
+  }
+  count_ = static_cast<int>(table.parameters().size()) - first_;
+}
+
+void TableLinear::Bind(TensorView scratch) {
+  int next = first_;
+  for (const auto& part : group_.parts()) {
+    std::vector<BoundParameter> bound;
+    const auto count = static_cast<int>(part->Parameters().size());
+    for (int i = 0; i < count; ++i) bound.push_back(table_.bound(next++));
+    part->Bind(bound, scratch);
+  }
+}
+
+void TableLinear::Forward(ConstTensorView x, TensorView y, Stream& stream) {
+  bool changed = false;
+  for (int i = first_; i < first_ + count_; ++i) changed |= table_.Use(i);
+  if (changed) group_.Materialize(stream);
+  group_.Forward(x, y, stream);
+}
+
+void TableLinear::Backward(ConstTensorView x, ConstTensorView dy, TensorView dx, Stream& stream) {
+  group_.Backward(x, dy, dx, stream);
+  for (int i = first_ + count_ - 1; i >= first_; --i) table_.GradReady(i);
+}
+
+}  // namespace filigree

@@ -1,0 +1,62 @@
+// The parameters of a model under construction, and their memory and hooks once it runs.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "trainer/linear/linear.h"
+#include "trainer/model/model.h"
+#include "trainer/parameter.h"
+
+namespace filigree {
+
+class ParameterTable {
+ public:
+  // Returns the parameter's index: creation order is the order of segments.
+  int Add(Parameter parameter);
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+
+  void Bind(const FlatBuffer& buffer);
+  const BoundParameter& bound(int index) const { return bound_[index]; }
+
+  void set_hooks(ParameterHooks hooks) { hooks_ = std::move(hooks); }
+  // All values were written from outside: each is announced again before its next use.
+  void ValuesChanged() { stale_.assign(parameters_.size(), true); }
+  // Call before a parameter is read. True where its values changed since the last call.
+  bool Use(int index);
+  // Call when backward has added its last contribution to a parameter's gradient.
+  void GradReady(int index) {
+    if (hooks_.grad_ready) hooks_.grad_ready(index);
+  }
+
+ private:
+  std::vector<Parameter> parameters_;
+  std::vector<BoundParameter> bound_;
+  std::vector<bool> stale_;
+  ParameterHooks hooks_;
+};
+
+// A LinearGroup whose parameters live in a table.
+class TableLinear {
+ public:
+  // Makes the parts with the parameterisation that `sparsity` gives each, over the layout in
+  // `layouts` where there is one, else over one drawn from `seed`. Adds their parameters to
+  // `table`, which must outlive this.
+  TableLinear(const std::vector<LinearSpec>& parts, const std::vector<SparsitySpec>& sparsity,
+              uint64_t seed, const std::map<std::string, SparseLayout>& layouts, Backend& backend,
+              ParameterTable& table);
+
+  const LinearGroup& group() const { return group_; }
+  void Bind(TensorView scratch);
+  void Forward(ConstTensorView x, TensorView y, Stream& stream);
+  // Afterwards the gradients of these parameters are final for the micro-batch.
+  void Backward(ConstTensorView x, ConstTensorView dy, TensorView dx, Stream& stream);
+
+ private:
+  ParameterTable& table_;
+  LinearGroup group_;
+  int first_ = 0, count_ = 0;  // the group's parameters in the table
+};
+
+}  // namespace filigree

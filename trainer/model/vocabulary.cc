@@ -1,0 +1,119 @@
+#include "trainer/model/vocabulary.h"
+
+#include <algorithm>
+
+#include "trainer/model/decoder_spec.h"
+
+namespace filigree {
+namespace {
+
+constexpr int64_t kChunkRows = 1024;
+
+Parameter Table(const std::string& name, int64_t rows, int64_t padded_rows, int64_t width,
+                double init_std) {
+  Parameter parameter;
+  parameter.name = name;
+  parameter.shape = {rows, width};
+  parameter.layout = SparseLayout::Dense(rows, width);
+  parameter.padding_count = (padded_rows - rows) * width;
+  parameter.decay = true;
+  parameter.init_std = init_std;
+  return parameter;
+}
+
+}  // namespace
+
+EmbeddingModule::EmbeddingModule(const ModelSpec& spec, Backend& backend, ParameterTable& table)
+    : spec_(spec), backend_(backend), table_(table) {
+  tokens_ = table.Add(Table("embedding.weight", spec.vocab_size, spec.padded_vocab_size, spec.width,
+                            spec.init_std));
+  if (!TraitsOf(spec.family).rope) {
+    positions_ = table.Add(Table("position_embedding.weight", spec.max_positions,
+                                 spec.max_positions, spec.width, spec.init_std));
+  }
+}
+
+ConstTensorView EmbeddingModule::Positions() const {
+  if (positions_ < 0) return ConstTensorView();
+  return table_.bound(positions_).values.Reshape({spec_.max_positions, spec_.width});
+}
+
+void EmbeddingModule::Forward(const MicroBatch& batch, TensorView out, Stream& stream) {
+  table_.Use(tokens_);
+  if (positions_ >= 0) table_.Use(positions_);
+  backend_.Embedding(
+      {.tokens = batch.tokens,
+       .table = table_.bound(tokens_).values.Reshape({spec_.padded_vocab_size, spec_.width}),
+       .positions = Positions(),
+       .out = out,
+       .seq_len = batch.seq_len},
+      stream);
+}
+
+void EmbeddingModule::Backward(const MicroBatch& batch, ConstTensorView dout, Stream& stream) {
+  TensorView dpositions;
+  if (positions_ >= 0) {
+    dpositions = table_.bound(positions_).grads.Reshape({spec_.max_positions, spec_.width});
+  }
+  backend_.EmbeddingBackward(
+      {.tokens = batch.tokens,
+       .dout = dout,
+       .dtable = table_.bound(tokens_).grads.Reshape({spec_.padded_vocab_size, spec_.width}),
+       .dpositions = dpositions,
+       .seq_len = batch.seq_len},
+      stream);
+  if (positions_ >= 0) table_.GradReady(positions_);
+  table_.GradReady(tokens_);
+}
+
+HeadModule::HeadModule(const ModelSpec& spec, int embedding_index, Backend& backend,
+                       ParameterTable& table)
+    : spec_(spec), backend_(backend), table_(table), weight_(embedding_index) {
+  if (!spec.tied_head) {
+    weight_ = table.Add(
+        Table("head.weight", spec.vocab_size, spec.padded_vocab_size, spec.width, spec.init_std));
+  }
+}
+
+int64_t HeadModule::ChunkRows(int64_t tokens, int64_t seq_len) {
+  return std::min(tokens, std::max(kChunkRows, seq_len));
+}
+
+TensorView HeadModule::Weight() const {
+  return table_.bound(weight_).values.Reshape({spec_.padded_vocab_size, spec_.width});
+}
+
+TensorView HeadModule::Grads() const {
+  return table_.bound(weight_).grads.Reshape({spec_.padded_vocab_size, spec_.width});
+}
+
+void HeadModule::Logits(ConstTensorView x, TensorView logits, Stream& stream) {
+  table_.Use(weight_);
+  backend_.MatMul({.a = x, .b = Weight(), .out = logits, .transpose_b = true}, stream);
+}
+
+void HeadModule::Loss(ConstTensorView x, const MicroBatch& batch, double loss_scale,
+                      TensorView logits, TensorView losses, TensorView dx, Stream& stream) {
+  const int64_t tokens = x.rows();
+  for (int64_t begin = 0; begin < tokens; begin += logits.rows()) {
+    const int64_t rows = std::min(logits.rows(), tokens - begin);
+    const ConstTensorView chunk = x.Rows(begin, rows);
+    const TensorView chunk_logits = logits.Rows(0, rows);
+    Logits(chunk, chunk_logits, stream);
+    backend_.CrossEntropy({.logits = chunk_logits,
+                           .targets = batch.targets.Range(begin, rows),
+                           .losses = losses.Range(begin, rows),
+                           .vocab_size = spec_.vocab_size,
+                           .loss_scale = loss_scale},
+                          stream);
+    if (loss_scale == 0) continue;
+    backend_.MatMul(
+        {.a = chunk_logits, .b = chunk, .out = Grads(), .transpose_a = true, .accumulate = true},
+        stream);
+    backend_.MatMul({.a = chunk_logits, .b = Weight(), .out = dx.Rows(begin, rows)}, stream);
+  }
+  // A tied matrix gets its last contribution from the embedding.
+  if (loss_scale != 0 && !spec_.tied_head) table_.GradReady(weight_);
+}
+
+}  // namespace filigree
