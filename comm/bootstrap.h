@@ -8,13 +8,19 @@
 
 namespace filigree {
 
-// The communicator of a process without peers.
+// The communicator of a process without peers: every collective is the identity, so nothing is
+// copied and `in` and `out` must be the same memory.
 std::unique_ptr<Communicator> MakeSingleProcessCommunicator();
 
-// Starts MPI where a launcher started this process (Open MPI, MPICH/Hydra, Slurm with PMIx), else
-// returns the single-process communicator without touching MPI. Names a launcher of one MPI with a
-// binary of another (N processes that each believe to be alone). Also installs the fatal hook and
-// rank of check.h. The communicator finalises MPI when destroyed.
+// Starts MPI where a launcher started this process (Open MPI's mpirun, MPICH's mpiexec, Slurm's
+// srun with PMI or PMIx), else returns the single-process communicator without touching MPI. Where
+// somebody else has initialised MPI, joins it and leaves finalising to them.
+//
+// Invalid input, with the mend: a launcher of one MPI with a binary of another, and srun without
+// PMI, where N processes would each believe to be alone.
+//
+// Also tells check.h the rank and host; the communicator installs the fatal hook, and finalises MPI
+// when destroyed.
 StatusOr<std::unique_ptr<Communicator>> Bootstrap();
 
 }  // namespace filigree

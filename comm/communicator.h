@@ -1,9 +1,10 @@
-// Communication between ranks. Implementations: one process (SingleProcess), MPI on the host, NCCL.
+// Communication between ranks. Implementations: one process (bootstrap.h), MPI on the host.
 //
-// Bulk collectives take views (counts are elements, never bytes), start when `ready` is complete
-// and return Work; the buffers must stay alive and untouched until Work::Wait. All ranks call the
-// same collectives in the same order. Every rank receives the same bits. A failed call of the
-// library underneath is fatal and takes the peers down.
+// Bulk collectives take contiguous views (counts are elements, never bytes), start when `ready` is
+// complete and return Work; the buffers must stay alive and untouched until Work::Wait. All ranks
+// call the same collectives with the same sizes in the same order. Every rank receives the same
+// bits. Sizes or dtypes that do not fit each other, and a failed call of the library underneath,
+// are fatal and take the peers down.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,7 @@ enum class ReduceOp { kSum, kMin, kMax };
 // A collective under way.
 class Work {
  public:
+  // Waits where nobody has: no collective is left half done.
   virtual ~Work() = default;
   // Work submitted to `stream` from now on sees the result. On the host this blocks.
   virtual void Wait(Stream& stream) = 0;
@@ -37,7 +39,7 @@ class Communicator {
   virtual int local_size() const = 0;
   virtual const std::string& host() const = 0;
 
-  // In place, element-wise over all ranks. F64, F32, BF16 (summed in F32), I64.
+  // In place, element-wise over all ranks. F64, F32, I64, and BF16 (only summed, in F32).
   virtual std::unique_ptr<Work> AllReduce(TensorView data, ReduceOp op, const Event& ready) = 0;
   // out [n] = this rank's slice of the element-wise result over `in` [size() * n]. `out` may be
   // exactly that slice of `in`; the other slices of `in` are undefined afterwards.

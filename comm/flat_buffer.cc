@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "kernels/base/check.h"
+
 namespace filigree {
 namespace {
 
@@ -50,6 +52,7 @@ void WriteValues(FlatBuffer& buffer, int segment, ConstTensorView master, Stream
 FlatBuffer::FlatBuffer(Device& device, FlatLayout layout, int shard, DType value_dtype,
                        DType grad_dtype, Stream& stream)
     : FlatBuffer(ValuesOnly(device, std::move(layout), value_dtype, stream)) {
+  CHECK(shard >= 0 && shard < layout_.shards()) << "shard " << shard << " of " << layout_.shards();
   shard_ = shard;
   owned_ = layout_.OwnedRanges(shard);
   const int64_t total = layout_.total_count(), own = layout_.shard_count();
@@ -103,20 +106,22 @@ std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, Stat
   const int64_t count = buffer.layout().segments()[segment].count;
   std::vector<std::byte> bytes(static_cast<size_t>(count) * SizeOf(buffer.master_dtype()));
   const TensorView whole(bytes.data(), buffer.master_dtype(), {count});
-  // A segment lies in one bucket, so each shard owns at most one piece of it.
-  for (int shard = 0; shard < buffer.layout().shards(); ++shard) {
-    for (const OwnedRange& range : buffer.layout().OwnedRanges(shard)) {
-      if (range.segment != segment) continue;
-      const TensorView piece = whole.Range(range.segment_begin, range.count);
-      if (shard == buffer.shard()) {
-        buffer.device().CopyAsync(piece, State(buffer, range, kind), stream);
-        stream.Synchronize();
-      }
-      if (buffer.layout().shards() == 1) continue;
-      const auto ready = buffer.device().NewEvent();
-      ready->Record(stream);
-      communicator.Broadcast(piece, shard, *ready)->Wait(stream);
-    }
+  const int shards = buffer.layout().shards();
+  CHECK(shards == 1 || shards == communicator.size()) << shards << " shards";
+  const OwnedRange own = buffer.layout().Owned(segment, buffer.shard());
+  if (own.count > 0) {
+    buffer.device().CopyAsync(whole.Range(own.segment_begin, own.count), State(buffer, own, kind),
+                              stream);
+  }
+  stream.Synchronize();
+  if (shards == 1) return bytes;
+  const std::unique_ptr<Event> ready = buffer.device().NewEvent();
+  ready->Record(stream);
+  for (int shard = 0; shard < shards; ++shard) {
+    const OwnedRange range = buffer.layout().Owned(segment, shard);
+    if (range.count == 0) continue;
+    communicator.Broadcast(whole.Range(range.segment_begin, range.count), shard, *ready)
+        ->Wait(stream);
   }
   return bytes;
 }
@@ -128,12 +133,11 @@ void ScatterSegment(FlatBuffer& buffer, int segment, StateKind kind,
   CHECK_EQ(whole.size(), view.bytes());
   if (kind == StateKind::kMaster) WriteValues(buffer, segment, view, stream);
   if (kind == StateKind::kMaster && !buffer.has_master()) return;
-  for (const OwnedRange& range : buffer.owned()) {
-    if (range.segment != segment) continue;
-    buffer.device().CopyAsync(State(buffer, range, kind),
-                              view.Range(range.segment_begin, range.count), stream);
-    stream.Synchronize();
-  }
+  const OwnedRange own = buffer.layout().Owned(segment, buffer.shard());
+  if (own.count == 0) return;
+  buffer.device().CopyAsync(State(buffer, own, kind), view.Range(own.segment_begin, own.count),
+                            stream);
+  stream.Synchronize();
 }
 
 }  // namespace filigree

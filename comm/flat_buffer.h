@@ -7,9 +7,13 @@
 //
 // Where `values` already have the master's dtype and there is one shard, master is `values` itself
 // and costs nothing; under ZeRO-1 in that dtype, master is the rank's own slices of `values`.
+//
+// Whole arrays hold layout.total_count() elements, shards layout.shard_count(). Padding is zero and
+// stays so. Kinds for the device's account: "values", "grads", "master", "moments".
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -22,11 +26,12 @@ namespace filigree {
 class FlatBuffer {
  public:
   FlatBuffer() = default;
-  // Allocates and zeroes everything on `stream`. `shard` is the rank under ZeRO-1, else 0.
+  // Allocates, and zeroes on `stream`. `shard` is the rank under ZeRO-1, else 0. The device must
+  // outlive the buffer.
   FlatBuffer(Device& device, FlatLayout layout, int shard, DType value_dtype, DType grad_dtype,
              Stream& stream);
 
-  // Values alone, for inference: no gradients, no optimizer state; one shard.
+  // Values alone, for inference: no gradients, no optimizer state, nothing owned.
   static FlatBuffer ValuesOnly(Device& device, FlatLayout layout, DType value_dtype,
                                Stream& stream);
 
@@ -39,7 +44,7 @@ class FlatBuffer {
   // [segment count]; empty in a buffer of values only.
   TensorView Grads(int segment) const;
 
-  // Pieces the shard owns: the same range of every array. `master` may alias values.
+  // The range of the state that belongs to a piece this shard owns.
   TensorView Master(const OwnedRange& range) const;
   TensorView M(const OwnedRange& range) const;
   TensorView V(const OwnedRange& range) const;
@@ -65,12 +70,14 @@ class FlatBuffer {
 enum class StateKind { kMaster, kM, kV };
 
 // The whole array of one segment, gathered on every rank from the shards that own its pieces: the
-// common step of checkpoints and of topology or phase changes. Host memory, `count` elements of the
-// master's dtype. Collective over `communicator`.
+// common step of checkpoints and of topology or phase changes. Host memory, the segment's count of
+// elements in the master's dtype. Synchronises `stream`. Collective over `communicator`, whose rank
+// is the shard; with one shard there is no traffic.
 std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, StateKind kind,
                                      Communicator& communicator, Stream& stream);
-// The inverse: each rank keeps its own pieces of `whole` (master, which also refreshes values, m or
-// v).
+// The inverse, without traffic: every rank is given the whole array and keeps the pieces it owns.
+// Scattering the master also writes the segment's values, all of them on every rank, rounded to
+// their dtype. Synchronises `stream`.
 void ScatterSegment(FlatBuffer& buffer, int segment, StateKind kind,
                     std::span<const std::byte> whole, Stream& stream);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "kernels/base/check.h"
 #include "kernels/base/math.h"
 
 namespace filigree {
@@ -62,20 +63,27 @@ FlatLayout::Slice FlatLayout::slice(int bucket, int shard) const {
       .flat_offset = b.offset + shard * count, .shard_offset = b.offset / shards_, .count = count};
 }
 
+OwnedRange FlatLayout::Owned(int segment, int shard) const {
+  const Segment& s = segments_[segment];
+  const Slice own = slice(s.bucket, shard);
+  const int64_t begin = std::max(s.offset, own.flat_offset);
+  const int64_t end = std::min(s.offset + s.count, own.flat_offset + own.count);
+  OwnedRange range;
+  range.segment = segment;
+  if (begin >= end) return range;
+  range.segment_begin = begin - s.offset;
+  range.flat_begin = begin;
+  range.shard_begin = own.shard_offset + begin - own.flat_offset;
+  range.count = end - begin;
+  return range;
+}
+
 std::vector<OwnedRange> FlatLayout::OwnedRanges(int shard) const {
   std::vector<OwnedRange> ranges;
-  for (size_t b = 0; b < buckets_.size(); ++b) {
-    const Slice own = slice(static_cast<int>(b), shard);
-    for (int i : buckets_[b].segments) {
-      const Segment& segment = segments_[i];
-      const int64_t begin = std::max(segment.offset, own.flat_offset);
-      const int64_t end = std::min(segment.offset + segment.count, own.flat_offset + own.count);
-      if (begin >= end) continue;
-      ranges.push_back({.segment = i,
-                        .segment_begin = begin - segment.offset,
-                        .flat_begin = begin,
-                        .shard_begin = own.shard_offset + begin - own.flat_offset,
-                        .count = end - begin});
+  for (const Bucket& bucket : buckets_) {
+    for (int segment : bucket.segments) {
+      const OwnedRange range = Owned(segment, shard);
+      if (range.count > 0) ranges.push_back(range);
     }
   }
   return ranges;

@@ -12,14 +12,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/base/status.h"
-
 namespace filigree {
 
 inline constexpr int64_t kSegmentAlignment = 256;  // elements
 
-// Sparsified and dense parameters travel in separate buckets, so that their bytes are counted
-// apart.
+// Sparsified and dense parameters travel in separate buckets: their bytes are counted apart.
 enum class TrafficKind : uint8_t { kDense, kSparsified };
 
 struct SegmentSpec {
@@ -70,7 +67,9 @@ class FlatLayout {
   };
   Slice slice(int bucket, int shard) const;
 
-  // All pieces of segments that a shard owns, in order of memory.
+  // The piece of a segment that a shard owns; its count may be 0.
+  OwnedRange Owned(int segment, int shard) const;
+  // All such pieces that are not empty, in order of memory.
   std::vector<OwnedRange> OwnedRanges(int shard) const;
 
  private:

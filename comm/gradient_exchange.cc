@@ -1,6 +1,9 @@
 #include "comm/gradient_exchange.h"
 
+#include <span>
 #include <utility>
+
+#include "kernels/base/check.h"
 
 namespace filigree {
 namespace {
@@ -37,12 +40,12 @@ GradientExchange::GradientExchange(FlatBuffer& buffer, Communicator& communicato
   const size_t buckets = buffer.layout().buckets().size();
   CHECK(buffer.layout().shards() == 1 || buffer.layout().shards() == communicator.size())
       << buffer.layout().shards() << " shards, " << communicator.size() << " ranks";
+  CHECK(buffer.layout().shards() == 1 || buffer.shard() == communicator.rank())
+      << "shard " << buffer.shard() << " on rank " << communicator.rank();
   grad_work_.resize(buckets);
   value_work_.resize(buckets);
   Reset();
 }
-
-GradientExchange::~GradientExchange() = default;
 
 void GradientExchange::Reset() {
   const FlatLayout& layout = buffer_.layout();

@@ -3,13 +3,14 @@
 // Backward finishes segments roughly in reverse order of creation and calls MarkReady for each;
 // when all segments of a bucket are ready it leaves at once: all-reduce under ZeRO-0,
 // reduce-scatter under ZeRO-1 (after which only the rank's own slice of the bucket holds the sum).
-// After the optimizer, ZeRO-1 gathers the updated values bucket by bucket, in forward order.
+// After the optimizer, ZeRO-1 gathers the updated values bucket by bucket, in forward order. All
+// ranks make the same calls in the same order.
 // Gradients are summed, not averaged: the loss is scaled by the step's global number of valid
 // tokens.
 //
-// Bytes are counted by kind as the payload of each collective: elements of the bucket times the
-// element's size, once for an all-reduce, a reduce-scatter or an all-gather; nothing when there is
-// one rank.
+// Bytes are counted by kind as the payload of each collective: elements of the bucket, padding
+// included, times the element's size, once for an all-reduce, a reduce-scatter or an all-gather;
+// nothing when there is one rank.
 #pragma once
 
 #include <cstdint>
@@ -37,18 +38,20 @@ ExchangedBytes PredictExchangedBytes(const FlatLayout& layout, int world_size, D
 
 class GradientExchange {
  public:
-  // `buffer` and `communicator` must outlive the exchange. The buffer's shards are 1 or the ranks.
+  // `buffer` and `communicator` must outlive the exchange. The buffer has one shard, or one for
+  // each rank, its own being the rank.
   GradientExchange(FlatBuffer& buffer, Communicator& communicator);
-  ~GradientExchange();
 
   // The gradient of `segment` is final for this step once `ready` is complete. Each segment once a
-  // step, in any order; a bucket leaves with its last segment.
+  // step, in any order. A bucket leaves with its last segment and waits for that one's event alone,
+  // so the events of a step are recorded on one stream, in the order of the calls.
   void MarkReady(int segment, const Event& ready);
-  // All segments were marked; returns when `stream` may read the summed gradients. Resets for next
-  // step.
+  // All segments were marked. Work on `stream` may read the summed gradients afterwards, and the
+  // next step may begin.
   void WaitGrads(Stream& stream);
 
-  // ZeRO-1: starts gathering updated values, bucket by bucket (nothing under ZeRO-0).
+  // ZeRO-1: starts gathering the values that the ranks updated in their own slices, complete with
+  // `updated`, bucket by bucket (nothing under ZeRO-0).
   void StartGatherValues(const Event& updated);
   // Work on `stream` may read the values of `segment`. Call before its first use in a forward pass.
   void WaitValues(int segment, Stream& stream);
@@ -56,6 +59,7 @@ class GradientExchange {
   void WaitAllValues(Stream& stream);
 
   // Sum over ranks of the shards' sums (under ZeRO-0 every rank holds the whole: nothing to add).
+  // Blocking; counted as control.
   double ReduceOverShards(double value);
 
   // Since the last call of TakeBytes.

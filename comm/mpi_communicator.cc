@@ -5,6 +5,8 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -25,9 +27,6 @@ std::string ErrorText(int code) {
     const int mpi_code_ = (call);                                             \
     CHECK(mpi_code_ == MPI_SUCCESS) << #call << ": " << ErrorText(mpi_code_); \
   } while (false)
-
-// Counts are ints in MPI 3.1.
-constexpr int64_t kMaxElements = int64_t{1} << 30;
 
 MPI_Datatype TypeOf(DType dtype) {
   switch (dtype) {
@@ -50,7 +49,8 @@ MPI_Datatype TypeOf(DType dtype) {
   CHECK(false) << "dtype " << static_cast<int>(dtype);
 }
 
-// MPI's user-defined operation: b = a + b for bfloat16, each sum rounded once.
+// MPI's user-defined operation: b = a + b for bfloat16, each sum rounded once. It commutes to the
+// bit, as MPI's own sums do.
 void AddBFloat16(void* a, void* b, int* count, MPI_Datatype*) {
   const auto* in = static_cast<const BFloat16*>(a);
   auto* inout = static_cast<BFloat16*>(b);
@@ -70,17 +70,13 @@ class MpiWork final : public Work {
   ~MpiWork() override { Finish(); }
   void Wait(Stream& stream) override { Finish(); }
 
-  MPI_Request* Add() {
-    requests_.push_back(MPI_REQUEST_NULL);
-    return &requests_.back();
-  }
-  // Requests must not move while MPI fills them in.
-  void Reserve(int64_t elements) { requests_.reserve(elements / kMaxElements + 1); }
-  // Memory that lives until the work is done; `out` receives it then.
-  std::byte* Temporary(TensorView out) {
+  // Where to put the handle of the next MPI call; valid until the next Add.
+  MPI_Request* Add() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
+  // Memory of the size of `out` that lives until the work is done; `out` receives it then.
+  TensorView Temporary(TensorView out) {
     out_ = out;
-    temporary_.resize(out.bytes());
-    return temporary_.data();
+    temporary_ = std::make_unique_for_overwrite<std::byte[]>(out.bytes());
+    return TensorView(temporary_.get(), out.dtype(), {out.size()});
   }
 
  private:
@@ -88,20 +84,19 @@ class MpiWork final : public Work {
     MPI_CHECK(
         MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE));
     requests_.clear();
-    if (!temporary_.empty()) {
-      std::copy(temporary_.begin(), temporary_.end(), static_cast<std::byte*>(out_.data()));
-      temporary_.clear();
-    }
+    if (temporary_) std::copy_n(temporary_.get(), out_.bytes(), Bytes(out_, 0));
+    temporary_.reset();
   }
 
   std::vector<MPI_Request> requests_;
-  std::vector<std::byte> temporary_;
+  std::unique_ptr<std::byte[]> temporary_;
   TensorView out_;
 };
 
 class MpiCommunicator final : public Communicator {
  public:
-  explicit MpiCommunicator(bool finalize) : finalize_(finalize) {
+  MpiCommunicator(bool finalize, int64_t max_elements)
+      : finalize_(finalize), max_elements_(max_elements) {
     // A communicator of our own: tags and error handler do not mix with anybody else's.
     MPI_CHECK(MPI_Comm_dup(MPI_COMM_WORLD, &world_));
     MPI_CHECK(MPI_Comm_set_errhandler(world_, MPI_ERRORS_RETURN));
@@ -117,7 +112,6 @@ class MpiCommunicator final : public Communicator {
     int length = 0;
     MPI_CHECK(MPI_Get_processor_name(name, &length));
     host_.assign(name, length);
-    SetFatalRank(rank_, host_);
     SetFatalHook([] { MPI_Abort(MPI_COMM_WORLD, 1); });
   }
 
@@ -135,57 +129,66 @@ class MpiCommunicator final : public Communicator {
   const std::string& host() const override { return host_; }
 
   std::unique_ptr<Work> AllReduce(TensorView data, ReduceOp op, const Event& ready) override {
-    CHECK(ready.Done());
-    CHECK(data.contiguous());
+    CheckUsable(data, ready);
     auto work = std::make_unique<MpiWork>();
-    work->Reserve(data.size());
-    for (int64_t begin = 0; begin < data.size(); begin += kMaxElements) {
-      const auto count = static_cast<int>(std::min(kMaxElements, data.size() - begin));
+    ForEachPart(data.size(), [&](int64_t begin, int count) {
       MPI_CHECK(MPI_Iallreduce(MPI_IN_PLACE, Bytes(data, begin), count, TypeOf(data.dtype()),
                                OpOf(op, data.dtype()), world_, work->Add()));
-    }
+    });
     return work;
   }
 
   // MPI reduces into memory apart from its input, so the own slice arrives in a temporary.
   std::unique_ptr<Work> ReduceScatter(TensorView in, TensorView out, ReduceOp op,
                                       const Event& ready) override {
-    CHECK(ready.Done());
-    CHECK(in.contiguous() && out.contiguous());
-    CHECK_EQ(in.size(), out.size() * size_);
-    CHECK_LE(out.size(), kMaxElements) << "elements in one rank's slice; use smaller buckets";
+    CheckUsable(in, ready);
+    CheckSlices(/*whole=*/in, /*slice=*/out);
     auto work = std::make_unique<MpiWork>();
-    work->Reserve(1);
-    MPI_CHECK(MPI_Ireduce_scatter_block(in.data(), work->Temporary(out),
-                                        static_cast<int>(out.size()), TypeOf(in.dtype()),
-                                        OpOf(op, in.dtype()), world_, work->Add()));
+    const MPI_Datatype type = TypeOf(in.dtype());
+    const MPI_Op mpi_op = OpOf(op, in.dtype());
+    const TensorView result = work->Temporary(out);
+    if (out.size() <= max_elements_) {
+      MPI_CHECK(MPI_Ireduce_scatter_block(in.data(), result.data(), static_cast<int>(out.size()),
+                                          type, mpi_op, world_, work->Add()));
+      return work;
+    }
+    for (int owner = 0; owner < size_; ++owner) {
+      ForEachPart(out.size(), [&](int64_t begin, int count) {
+        MPI_CHECK(MPI_Ireduce(Bytes(in, owner * out.size() + begin), Bytes(result, begin), count,
+                              type, mpi_op, owner, world_, work->Add()));
+      });
+    }
     return work;
   }
 
   std::unique_ptr<Work> AllGather(ConstTensorView in, TensorView out, const Event& ready) override {
-    CHECK(ready.Done());
-    CHECK(in.contiguous() && out.contiguous());
-    CHECK_EQ(out.size(), in.size() * size_);
-    CHECK_LE(in.size(), kMaxElements) << "elements in one rank's slice; use smaller buckets";
-    const bool in_place = in.data() == Bytes(out, rank_ * in.size());
-    const auto count = static_cast<int>(in.size());
+    CheckUsable(out, ready);
+    CheckSlices(/*whole=*/out, /*slice=*/in);
     auto work = std::make_unique<MpiWork>();
-    work->Reserve(1);
-    MPI_CHECK(MPI_Iallgather(in_place ? MPI_IN_PLACE : in.data(), count, TypeOf(in.dtype()),
-                             out.data(), count, TypeOf(out.dtype()), world_, work->Add()));
+    const MPI_Datatype type = TypeOf(out.dtype());
+    std::byte* own = Bytes(out, rank_ * in.size());
+    if (in.data() != own) std::copy_n(static_cast<const std::byte*>(in.data()), in.bytes(), own);
+    if (in.size() <= max_elements_) {
+      MPI_CHECK(MPI_Iallgather(MPI_IN_PLACE, 0, type, out.data(), static_cast<int>(in.size()), type,
+                               world_, work->Add()));
+      return work;
+    }
+    for (int owner = 0; owner < size_; ++owner) {
+      ForEachPart(in.size(), [&](int64_t begin, int count) {
+        MPI_CHECK(MPI_Ibcast(Bytes(out, owner * in.size() + begin), count, type, owner, world_,
+                             work->Add()));
+      });
+    }
     return work;
   }
 
   std::unique_ptr<Work> Broadcast(TensorView data, int root, const Event& ready) override {
-    CHECK(ready.Done());
-    CHECK(data.contiguous());
+    CheckUsable(data, ready);
     auto work = std::make_unique<MpiWork>();
-    work->Reserve(data.size());
-    for (int64_t begin = 0; begin < data.size(); begin += kMaxElements) {
-      const auto count = static_cast<int>(std::min(kMaxElements, data.size() - begin));
+    ForEachPart(data.size(), [&](int64_t begin, int count) {
       MPI_CHECK(
           MPI_Ibcast(Bytes(data, begin), count, TypeOf(data.dtype()), root, world_, work->Add()));
-    }
+    });
     return work;
   }
 
@@ -198,11 +201,12 @@ class MpiCommunicator final : public Communicator {
                             MPI_INT64_T, OpOf(op, DType::kI64), world_));
   }
   void BroadcastHost(std::string* text, int root) override {
-    int64_t size = static_cast<int64_t>(text->size());
+    auto size = static_cast<int64_t>(text->size());
     MPI_CHECK(MPI_Bcast(&size, 1, MPI_INT64_T, root, world_));
-    CHECK_LE(size, kMaxElements);
     text->resize(size);
-    MPI_CHECK(MPI_Bcast(text->data(), static_cast<int>(size), MPI_CHAR, root, world_));
+    ForEachPart(size, [&](int64_t begin, int count) {
+      MPI_CHECK(MPI_Bcast(text->data() + begin, count, MPI_CHAR, root, world_));
+    });
   }
   void Barrier() override { MPI_CHECK(MPI_Barrier(world_)); }
   [[noreturn]] void Abort(int exit_code) override {
@@ -211,6 +215,25 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
+  static void CheckUsable(const TensorView& view, const Event& ready) {
+    CHECK(ready.Done()) << "MPI reads host memory: the work before a collective must be complete";
+    CHECK(view.contiguous());
+  }
+  void CheckSlices(const ConstTensorView& whole, const ConstTensorView& slice) const {
+    CHECK(slice.contiguous());
+    CHECK_EQ(whole.size(), slice.size() * size_) << "elements on " << size_ << " ranks";
+    CHECK(whole.dtype() == slice.dtype())
+        << NameOf(whole.dtype()) << " and " << NameOf(slice.dtype());
+  }
+
+  // Calls run(begin, count) for consecutive parts of [0, size) that one MPI call can take.
+  template <typename Run>
+  void ForEachPart(int64_t size, const Run& run) const {
+    for (int64_t begin = 0; begin < size; begin += max_elements_) {
+      run(begin, static_cast<int>(std::min(max_elements_, size - begin)));
+    }
+  }
+
   MPI_Op OpOf(ReduceOp op, DType dtype) const {
     if (dtype == DType::kBF16) {
       CHECK(op == ReduceOp::kSum) << "BF16 is only summed";
@@ -227,7 +250,8 @@ class MpiCommunicator final : public Communicator {
     CHECK(false) << "reduction " << static_cast<int>(op);
   }
 
-  bool finalize_;
+  const bool finalize_;
+  const int64_t max_elements_;  // in one call
   MPI_Comm world_ = MPI_COMM_NULL;
   MPI_Op add_bfloat16_ = MPI_OP_NULL;
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
@@ -242,14 +266,15 @@ bool MpiIsInitialized() {
   return initialized != 0;
 }
 
-std::unique_ptr<Communicator> MakeMpiCommunicator() {
+std::unique_ptr<Communicator> MakeMpiCommunicator(int64_t max_elements_per_call) {
+  CHECK(max_elements_per_call >= 1 && max_elements_per_call <= std::numeric_limits<int>::max());
   const bool ours = !MpiIsInitialized();
   if (ours) {
     int provided = 0;
     MPI_CHECK(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided));
     CHECK_GE(provided, MPI_THREAD_FUNNELED);
   }
-  return std::make_unique<MpiCommunicator>(ours);
+  return std::make_unique<MpiCommunicator>(ours, max_elements_per_call);
 }
 
 }  // namespace filigree

@@ -13,7 +13,6 @@ class DoneWork final : public Work {
   void Wait(Stream& stream) override {}
 };
 
-// The communicator of a process without peers: every collective is the identity.
 class SingleProcess final : public Communicator {
  public:
   SingleProcess() {
@@ -33,11 +32,11 @@ class SingleProcess final : public Communicator {
   }
   std::unique_ptr<Work> ReduceScatter(TensorView in, TensorView out, ReduceOp op,
                                       const Event& ready) override {
-    CHECK(in.data() == out.data() && in.size() == out.size()) << "one rank's slice is the whole";
+    CheckSame(in, out);
     return std::make_unique<DoneWork>();
   }
   std::unique_ptr<Work> AllGather(ConstTensorView in, TensorView out, const Event& ready) override {
-    CHECK(in.data() == out.data() && in.size() == out.size()) << "one rank's slice is the whole";
+    CheckSame(in, out);
     return std::make_unique<DoneWork>();
   }
   std::unique_ptr<Work> Broadcast(TensorView data, int root, const Event& ready) override {
@@ -51,6 +50,12 @@ class SingleProcess final : public Communicator {
   [[noreturn]] void Abort(int exit_code) override { std::_Exit(exit_code); }
 
  private:
+  static void CheckSame(const ConstTensorView& in, const ConstTensorView& out) {
+    CHECK_EQ(in.size(), out.size()) << "elements: the slice of a single rank is the whole";
+    CHECK(in.data() == out.data()) << "the slice of a single rank is the whole: same memory";
+    CHECK(in.dtype() == out.dtype()) << NameOf(in.dtype()) << " and " << NameOf(out.dtype());
+  }
+
   std::string host_;
 };
 

@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(kConsumers)
 }
 
 template <int kWidth>
-void Launch(const SddmmParams& params, const SddmmConfig& config, const SddmmArgs& args,
+void Launch(const SddmmParams& params, const SddmmConfig& config, const SddmmKernelArgs& args,
             cudaStream_t stream) {
   constexpr int kSharedBytes = SddmmShape<kWidth>::kSharedBytes;
   static const bool configured = [] {
@@ -325,7 +325,7 @@ SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc&, int multiprocessors) {
   return {.workers = multiprocessors};
 }
 
-void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config, const SddmmArgs& args,
+void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelArgs& args,
                         cudaStream_t stream) {
   CHECK(CanImplementSddmmBsrSm90(desc));
   const CUtensorMap output_grad =

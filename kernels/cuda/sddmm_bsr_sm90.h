@@ -22,7 +22,7 @@ struct SddmmConfig {
 };
 
 // Device pointers; all arrays are owned by the caller and must outlive the launch.
-struct SddmmArgs {
+struct SddmmKernelArgs {
   const __nv_bfloat16* output_grad = nullptr;  // dY [tokens, out_features]
   const __nv_bfloat16* input = nullptr;        // X [tokens, in_features]
   float* gradient = nullptr;                   // [block_count, block.rows, block.cols]
@@ -43,7 +43,7 @@ struct SddmmVariant {
   const char* name;
   bool (*can_implement)(const SddmmDesc&);
   SddmmConfig (*config)(const SddmmDesc&, int multiprocessors);
-  void (*launch)(const SddmmDesc&, const SddmmConfig&, const SddmmArgs&, cudaStream_t);
+  void (*launch)(const SddmmDesc&, const SddmmConfig&, const SddmmKernelArgs&, cudaStream_t);
 };
 
 // A partial holds the accumulators of a CTA: 256 threads x 128 fp32.
@@ -52,7 +52,7 @@ inline int64_t SddmmPartialBytes(int slot_count) { return slot_count * kSddmmPar
 
 bool CanImplementSddmmBsrSm90(const SddmmDesc& desc);
 SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& desc, int multiprocessors);
-void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config, const SddmmArgs& args,
+void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelArgs& args,
                         cudaStream_t stream);
 
 }  // namespace filigree

@@ -342,7 +342,7 @@ SpmmConfig ConfigSpmmBsrSm90(const SpmmDesc& desc, int multiprocessors) {
   return config;
 }
 
-void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const SpmmArgs& args,
+void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const SpmmKernelArgs& args,
                        cudaStream_t stream) {
   CHECK(CanImplementSpmmBsrSm90(desc));
   const int features = desc.tile_features();

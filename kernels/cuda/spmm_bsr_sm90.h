@@ -30,7 +30,7 @@ struct SpmmConfig {
 };
 
 // Device pointers; all arrays are owned by the caller and must outlive the launch.
-struct SpmmArgs {
+struct SpmmKernelArgs {
   const __nv_bfloat16* values = nullptr;  // [block_count, block.rows, block.cols]
   const __nv_bfloat16* input = nullptr;   // [tokens, input_width], row stride input_stride
   __nv_bfloat16* output = nullptr;        // [tokens, output_width], written whole
@@ -45,12 +45,12 @@ struct SpmmVariant {
   const char* name;
   bool (*can_implement)(const SpmmDesc&);
   SpmmConfig (*config)(const SpmmDesc&, int multiprocessors);
-  void (*launch)(const SpmmDesc&, const SpmmConfig&, const SpmmArgs&, cudaStream_t);
+  void (*launch)(const SpmmDesc&, const SpmmConfig&, const SpmmKernelArgs&, cudaStream_t);
 };
 
 bool CanImplementSpmmBsrSm90(const SpmmDesc& desc);
 SpmmConfig ConfigSpmmBsrSm90(const SpmmDesc& desc, int multiprocessors);
-void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const SpmmArgs& args,
+void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const SpmmKernelArgs& args,
                        cudaStream_t stream);
 
 }  // namespace filigree

@@ -129,18 +129,20 @@ def phase(steps, *fields):
     return f"phase {{ steps: {steps} {' '.join(fields)} }}"
 
 
-def config(data, *phases, model=LLAMA, sequences=6, extra=""):
+def config(data, *phases, model=LLAMA, sequences=6, schedule="warmup_steps: 2", checkpoint="",
+           parallel="", optimizer=""):
     """A run of tiny steps: 32 positions a sequence, two sequences a micro-batch."""
     return f"""
 model {{ {model} }}
 data {{ prepared: "{data}" }}
 batch {{ seq_len: 32 tokens_per_step: {32 * sequences} micro_batch_sequences: 2 }}
-schedule {{ lr: 1e-2 warmup_steps: 2 }}
+optimizer {{ {optimizer} }}
+schedule {{ lr: 1e-2 {schedule} }}
 evaluation {{ every_steps: 0 tokens: 2048 }}
-checkpoint {{ every_steps: 0 }}
-log {{ peak_tflops: 0.01 tensorboard: false }}
+parallel {{ {parallel} }}
+checkpoint {{ {checkpoint or "every_steps: 0"} }}
+log {{ every_steps: 1 peak_tflops: 0.01 tensorboard: false }}
 {chr(10).join(phases)}
-{extra}
 """
 
 

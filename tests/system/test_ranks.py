@@ -13,8 +13,8 @@ class RanksTest(SystemTest):
         # Seven sequences a step: no number of ranks divides them. Small buckets, so that there are
         # several.
         return config(self.data, phase(STEPS, sparsity), model=model, sequences=7,
-                      extra=f"parallel {{ zero_stage: {zero_stage} bucket_megabytes: 0.02 }}"
-                            f"optimizer {{ {optimizer} }}")
+                      parallel=f"zero_stage: {zero_stage} bucket_megabytes: 0.02",
+                      optimizer=optimizer)
 
     def compare(self, name, model, sparsity):
         reference = self.train(f"{name}-1-0", self.configuration(0, model, sparsity))

@@ -41,7 +41,7 @@ class ResumeTest(SystemTest):
         super().setUpClass()
         cls.two_phases = config(
             cls.data, phase(SPARSE_STEPS, sparse()), phase(DENSE_STEPS, "schedule { lr: 5e-3 }"),
-            extra="checkpoint { every_steps: 3 keep_last: 0 } log { every_steps: 1 }")
+            checkpoint="every_steps: 3 keep_last: 0")
         cls.uncut = {}
 
     def uncut_run(self, ranks):
@@ -95,7 +95,7 @@ class ResumeTest(SystemTest):
         """Constant rates do not depend on the length, so a longer run contains the shorter one."""
         def run_of(steps):
             return config(self.data, phase(steps, sparse()),
-                          extra="schedule { shape: CONSTANT }")
+                          schedule="shape: CONSTANT warmup_steps: 2")
         whole = self.train("long", run_of(10))
         self.train("lengthened", run_of(4))
         run = self.train("lengthened", run_of(10))

@@ -48,8 +48,8 @@ TEST_F(SafetensorsTest, WritesTheGoldenBytes) {
 
 TEST_F(SafetensorsTest, ReadsBackWhatItWroteAndHashesIt) {
   const std::vector<float> values = {1.5f, -0.0f, 3e-40f, 7.0f, 8.0f, 9.0f};
-  auto writer = SafetensorsWriter::Create(Path("a"), {{"x", DType::kF32, {2, 3}}},
-                                          {{"step", "12"}});
+  auto writer =
+      SafetensorsWriter::Create(Path("a"), {{"x", DType::kF32, {2, 3}}}, {{"step", "12"}});
   ASSERT_TRUE(writer.ok());
   ASSERT_TRUE(writer->Append(values.data(), 24).ok());
   ASSERT_TRUE(writer->Close().ok());
@@ -72,12 +72,12 @@ TEST_F(SafetensorsTest, ConvertsEveryFloatFormat) {
   const std::string halves = Packed<uint16_t>({0x3c00, 0xc100, 1, 0x7bff, 0x7c00, 0x7e00, 0x8000});
   const std::string bf16 = Packed<uint16_t>({0x3f80, 0xc020});
   const std::string doubles = Packed<double>({1.0 + 0x1p-24, 0.1});  // a tie, to even
-  const auto file = SafetensorsFile::Open(
-      WriteRaw(R"({"h":{"dtype":"F16","shape":[7],"data_offsets":[0,14]},)"
-               R"("b":{"dtype":"BF16","shape":[2],"data_offsets":[14,18]},)"
-               R"("d":{"dtype":"F64","shape":[2],"data_offsets":[18,34]},)"
-               R"("s":{"dtype":"I16","shape":[],"data_offsets":[34,36]}})",
-               halves + bf16 + doubles + "ab"));
+  const auto file =
+      SafetensorsFile::Open(WriteRaw(R"({"h":{"dtype":"F16","shape":[7],"data_offsets":[0,14]},)"
+                                     R"("b":{"dtype":"BF16","shape":[2],"data_offsets":[14,18]},)"
+                                     R"("d":{"dtype":"F64","shape":[2],"data_offsets":[18,34]},)"
+                                     R"("s":{"dtype":"I16","shape":[],"data_offsets":[34,36]}})",
+                                     halves + bf16 + doubles + "ab"));
   ASSERT_TRUE(file.ok()) << file.status().message();
   const std::vector<float> h = *ReadFloats(*file->Find("h"));
   EXPECT_THAT(std::vector<float>(h.begin(), h.begin() + 5),

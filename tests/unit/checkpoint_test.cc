@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 #include <sys/resource.h>
+
 #include <csignal>
 
 #include "data/tokenizer.h"
@@ -198,8 +199,8 @@ TEST_F(CheckpointTest, OldOnesGoAndProtectedOnesStay) {
   EXPECT_EQ(Steps().size(), 6u);  // the left-over one is gone
   const int64_t kProtected[] = {2};
   ASSERT_TRUE(RemoveOldCheckpoints(Path("run"), 2, kProtected).ok());
-  EXPECT_THAT(Steps(), ElementsAre("notes.txt", "step_00000002", "step_00000004",
-                                   "step_100000000"));
+  EXPECT_THAT(Steps(),
+              ElementsAre("notes.txt", "step_00000002", "step_00000004", "step_100000000"));
   EXPECT_EQ(NewestCheckpoint(Path("run")), Path("run/checkpoints/step_100000000"));
 }
 

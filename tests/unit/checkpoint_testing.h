@@ -79,8 +79,8 @@ inline std::vector<float> SegmentOf(const Parameter& parameter, CheckpointArray 
   const uint64_t stream = RngStream("test", parameter.name, static_cast<uint64_t>(array));
   for (size_t slot = 0; slot < cells.size(); ++slot) {
     if (cells[slot] >= 0) {
-      segment[slot] = static_cast<float>(
-          RandomNormal(1, stream, static_cast<uint64_t>(cells[slot])) * 0.05);
+      segment[slot] =
+          static_cast<float>(RandomNormal(1, stream, static_cast<uint64_t>(cells[slot])) * 0.05);
     }
   }
   return segment;

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/cpu/simd_kernels.h"
 #include "tests/unit/cpu_testing.h"
 
 namespace filigree {
@@ -112,6 +113,27 @@ TEST_F(CpuTest, CrossEntropyGradientAgreesWithDifferences) {
     return 0.5 * WeightedSum(losses, TestMatrix<double>::Constant(5, 1, 1));
   };
   ExpectIsGradient(loss, logits, gradient, "logits");
+}
+
+TYPED_TEST(CpuLossTest, ExpIsAccurateAndKeepsTheEdges) {
+  using T = TypeParam;
+  const auto exp_of = [](double x) {
+    const T value = static_cast<T>(x);
+    return static_cast<double>(Simd<T>().exp_sum(&value, T(1), T(0), nullptr, 1));
+  };
+  for (double x = -80; x < 88; x += 0.0137) {
+    const double want = std::exp(static_cast<double>(static_cast<T>(x)));
+    ASSERT_NEAR(exp_of(x) / want, 1.0, 2 * std::numeric_limits<T>::epsilon()) << x;
+  }
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(exp_of(0), 1.0);
+  EXPECT_GT(exp_of(88.7), 3e38);
+  EXPECT_LT(exp_of(88.7), 3.5e38);
+  EXPECT_EQ(exp_of(1e4), kInfinity);
+  EXPECT_EQ(exp_of(kInfinity), kInfinity);
+  EXPECT_EQ(exp_of(-1e4), 0.0);
+  EXPECT_EQ(exp_of(-kInfinity), 0.0);
+  EXPECT_TRUE(std::isnan(exp_of(NAN)));
 }
 
 // A non-finite loss must be seen, not smoothed over.

@@ -138,7 +138,8 @@ TEST_F(ImportTest, ForeignFeaturesAreRefusedByName) {
   refused({{"architectures", {"LlamaForSequenceClassification"}}}, "SequenceClassification");
   refused({{"hidden_act", "gelu"}}, "hidden_act \"gelu\"");
   refused({{"attention_bias", true}, {"mlp_bias", true}}, "attention_bias true, mlp_bias true");
-  refused({{"rope_scaling", {{"type", "linear"}, {"factor", 2}}}}, "rope_scaling of type \"linear\"");
+  refused({{"rope_scaling", {{"type", "linear"}, {"factor", 2}}}},
+          "rope_scaling of type \"linear\"");
   refused({{"rope_parameters", {{"rope_type", "yarn"}}}}, "rope_parameters of type \"yarn\"");
   refused({{"quantization_config", {{"bits", 4}}}}, "quantization_config");
   refused({{"num_key_value_heads", 3}}, "4 heads over 3 key-value heads");
@@ -224,7 +225,8 @@ TEST_F(ImportTest, InspectShowsWhatIsThere) {
   EXPECT_THAT(checkpoint,
               ContainsRegex("\ntotal +" + grouped(logical) + " +" + grouped(nonzero) + " +0\\."));
   EXPECT_THAT(*InspectPath(Path("hf")), HasSubstr("model.layers.0.self_attn.q_proj.weight"));
-  EXPECT_THAT(*InspectPath(Path("hf/filigree_layouts.safetensors")), HasSubstr("producer: filigree"));
+  EXPECT_THAT(*InspectPath(Path("hf/filigree_layouts.safetensors")),
+              HasSubstr("producer: filigree"));
   WriteShards("train", {7, 300, 2});
   const std::string shard = *InspectPath(Path("train_000000.bin"));
   EXPECT_THAT(shard, HasSubstr("largest id    300\nfirst tokens 7 300 2\n"));

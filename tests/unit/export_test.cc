@@ -93,10 +93,9 @@ TEST_F(ExportTest, LlamaNamesShapesAndValues) {
   std::vector<std::string> names = {"model.embed_tokens.weight", "model.norm.weight",
                                     "lm_head.weight"};
   for (const char* layer : {"model.layers.0.", "model.layers.1."}) {
-    for (const char* name :
-         {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-          "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm",
-          "post_attention_layernorm"}) {
+    for (const char* name : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                             "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+                             "input_layernorm", "post_attention_layernorm"}) {
       names.push_back(std::string(layer) + name + ".weight");
     }
   }
@@ -196,8 +195,8 @@ TEST_F(ExportTest, LayoutsTravelInTheExportedOrientation) {
   const auto& fc = Find("layers.0.mlp.up.weight").layout;
   EXPECT_EQ(Unpack(masks.at("transformer.h.0.mlp.c_fc.weight.mask"), 24 * 40),
             Transpose(MaskOf(fc), 40, 24));
-  const auto layout = nlohmann::json::parse(
-      metadata["transformer.h.0.mlp.c_fc.weight.layout"].get<std::string>());
+  const auto layout =
+      nlohmann::json::parse(metadata["transformer.h.0.mlp.c_fc.weight.layout"].get<std::string>());
   EXPECT_EQ(layout["shape"], (std::vector<int>{24, 40}));
   EXPECT_NEAR(layout["density"], 1 - fc.sparsity(), 1e-12);
   EXPECT_EQ(layout["parts"][0]["kind"], "blocked");
@@ -223,8 +222,8 @@ TEST_F(ExportTest, LayoutsTravelInTheExportedOrientation) {
 TEST_F(ExportTest, MasksFollowTheBlocks) {
   const auto layout = SparseLayout::Blocked(3, 5, 2, 2, {0, 1, 3}, {2, 0, 1});
   ASSERT_TRUE(layout.ok());
-  EXPECT_THAT(MaskOf(*layout), ElementsAre(0, 0, 0, 0, 1,   //
-                                           0, 0, 0, 0, 1,   //
+  EXPECT_THAT(MaskOf(*layout), ElementsAre(0, 0, 0, 0, 1,  //
+                                           0, 0, 0, 0, 1,  //
                                            1, 1, 1, 1, 0));
 }
 
@@ -269,8 +268,8 @@ TEST_F(ExportTest, EveryFileSaysWhereItComesFrom) {
 
 TEST_F(ExportTest, LargeModelsAreSharded) {
   constexpr int64_t kLimit = 12000;
-  ExportOk(ModelFamily::kLlama, /*tied_head=*/true, {.dtype = DType::kF32,
-                                                     .max_shard_bytes = kLimit});
+  ExportOk(ModelFamily::kLlama, /*tied_head=*/true,
+           {.dtype = DType::kF32, .max_shard_bytes = kLimit});
   const auto index = JsonOf(Path("out/model.safetensors.index.json"));
   std::set<std::string> files;
   for (const auto& [name, file] : index["weight_map"].items()) files.insert(file);
@@ -308,6 +307,74 @@ TEST_F(ExportTest, ByteTokenizerComesAlong) {
   EXPECT_EQ((*LoadTokenizer(Path("out")))->name(), "byte");
 }
 
+// Encodes as a reader of tokenizer.json does: normalise, cut into characters, merge the pair of
+// lowest rank until none is left, spell the rest in bytes.
+std::vector<int32_t> EncodeByJson(const nlohmann::json& json, const std::string& text) {
+  std::map<std::string, size_t> ranks;
+  for (const std::string merge : json["model"]["merges"]) ranks.emplace(merge, ranks.size());
+  std::string normal = json["normalizer"]["normalizers"][0]["prepend"];
+  for (char c : text) normal += c == ' ' ? "\u2581" : std::string(1, c);
+  std::vector<std::string> symbols;
+  for (char c : normal) {
+    if ((c & 0xc0) != 0x80) symbols.emplace_back();
+    symbols.back() += c;
+  }
+  for (;;) {
+    size_t best = SIZE_MAX, place = 0;
+    for (size_t i = 0; i + 1 < symbols.size(); ++i) {
+      const auto found = ranks.find(symbols[i] + " " + symbols[i + 1]);
+      if (found != ranks.end() && found->second < best) best = found->second, place = i;
+    }
+    if (best == SIZE_MAX) break;
+    symbols[place] += symbols[place + 1];
+    symbols.erase(symbols.begin() + static_cast<std::ptrdiff_t>(place) + 1);
+  }
+  std::vector<int32_t> ids;
+  const auto& vocabulary = json["model"]["vocab"];
+  for (const std::string& symbol : symbols) {
+    if (vocabulary.contains(symbol)) {
+      ids.push_back(vocabulary[symbol]);
+      continue;
+    }
+    for (char c : symbol) {
+      char name[8];
+      std::snprintf(name, sizeof(name), "<0x%02X>", static_cast<unsigned char>(c));
+      ids.push_back(vocabulary[name]);
+    }
+  }
+  return ids;
+}
+
+TEST_F(ExportTest, SentencePieceBecomesATokenizerJsonThatEncodesAlike) {
+  std::vector<std::string> pieces;
+  for (int i = 0; i < 200; ++i) {
+    pieces.push_back("the thinner thing " + std::to_string(i * 7919) +
+                     "  then sang, \n\tstanding " + std::string(static_cast<size_t>(i % 5), ' ') +
+                     "nothing caf\u00e9");
+  }
+  const auto model = TrainSentencePieceModel(pieces, 330);
+  ASSERT_TRUE(model.ok()) << model.status().message();
+  Write("tokenizer/tokenizer.model", *model);
+  ExportOk(ModelFamily::kLlama, /*tied_head=*/false, kF32, Path("tokenizer"));
+  EXPECT_EQ(FileText(Path("out/tokenizer.model")), *model);
+  const auto config = JsonOf(Path("out/tokenizer_config.json"));
+  EXPECT_EQ(config["bos_token"], "<s>");
+  EXPECT_EQ(config["eos_token"], "</s>");
+  EXPECT_EQ(config["unk_token"], "<unk>");
+  EXPECT_EQ(JsonOf(Path("out/config.json"))["bos_token_id"], 1);
+  EXPECT_EQ(JsonOf(Path("out/config.json"))["eos_token_id"], 2);
+  const auto json = JsonOf(Path("out/tokenizer.json"));
+  ASSERT_GT(json["model"]["merges"].size(), 30u);
+  EXPECT_EQ(json["added_tokens"].size(), 3u);
+  EXPECT_EQ(json["post_processor"]["single"][0]["SpecialToken"]["id"], "<s>");
+  const auto tokenizer = LoadTokenizer(Path("out"));
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  for (const std::string text : {"the thing", "  two spaces", "nothing then 123\n\tsang   ", " ",
+                                 "caf\u00e9 \u4e2d x<0x41>", "standing"}) {
+    EXPECT_EQ(EncodeByJson(json, text), (*tokenizer)->Encode(text)) << text;
+  }
+}
+
 TEST_F(ExportTest, ForeignDirectoriesAreLeftAlone) {
   Write("out/thesis.tex", "years of work");
   const Status status = Export(ModelFamily::kLlama, /*tied_head=*/false);
@@ -320,8 +387,8 @@ TEST_F(ExportTest, ForeignDirectoriesAreLeftAlone) {
 TEST_F(ExportTest, AnEarlierExportIsReplacedUnlessSomebodyAddedToIt) {
   ExportOk(ModelFamily::kLlama, /*tied_head=*/false, kF32);
   const auto first = FilesBelow(Path("out"));
-  ExportOk(ModelFamily::kLlama, /*tied_head=*/false, {.dtype = DType::kF32,
-                                                      .max_shard_bytes = 12000});
+  ExportOk(ModelFamily::kLlama, /*tied_head=*/false,
+           {.dtype = DType::kF32, .max_shard_bytes = 12000});
   EXPECT_FALSE(fs::exists(Path("out/model.safetensors")));
   ExportOk(ModelFamily::kLlama, /*tied_head=*/false, kF32);
   EXPECT_EQ(FilesBelow(Path("out")), first);

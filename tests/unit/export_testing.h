@@ -54,9 +54,9 @@ inline void ReadPlainTensors(const std::string& path, std::map<std::string, Plai
     const int64_t begin = entry["data_offsets"][0], end = entry["data_offsets"][1];
     ranges[begin] = end;
     EXPECT_EQ(tensors->count(name), 0u) << name;
-    (*tensors)[name] = {entry["dtype"], entry["shape"],
-                        text.substr(8 + length + static_cast<size_t>(begin),
-                                    static_cast<size_t>(end - begin))};
+    (*tensors)[name] = {
+        entry["dtype"], entry["shape"],
+        text.substr(8 + length + static_cast<size_t>(begin), static_cast<size_t>(end - begin))};
   }
   int64_t next = 0;
   for (const auto& [begin, end] : ranges) {

@@ -31,8 +31,7 @@ void RemoveLeftovers(const std::string& root) {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(root, error)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(".step_") &&
-        (name.ends_with(".partial") || name.ends_with(".removed"))) {
+    if (name.starts_with(".step_") && (name.ends_with(".partial") || name.ends_with(".removed"))) {
       fs::remove_all(entry.path(), error);
     }
   }

@@ -4,8 +4,8 @@
 
 #include "data/file_io.h"
 #include "trainer/checkpoint/checkpoint.h"
-#include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/checkpoint_list.h"
+#include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/safetensors.h"
 #include "trainer/checkpoint/stored_values.h"
 
@@ -127,8 +127,9 @@ class CheckpointDirectoryReader : public CheckpointReader {
     const Parameter& parameter = info_.parameters[static_cast<size_t>(index)];
     const bool master = array == CheckpointArray::kMaster;
     const SafetensorsFile& file = files_.at(master ? "model.safetensors" : "optimizer.safetensors");
-    const std::string name =
-        parameter.name + (master ? "" : array == CheckpointArray::kM ? ".m" : ".v");
+    const std::string name = parameter.name + (master                         ? ""
+                                               : array == CheckpointArray::kM ? ".m"
+                                                                              : ".v");
     const TensorEntry* tensor = file.Find(name);
     if (tensor == nullptr || tensor->count() != parameter.layout.nonzero_count()) {
       return InvalidInput(file.path() + ": tensor \"" + name + "\" " +

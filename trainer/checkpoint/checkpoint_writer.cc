@@ -109,9 +109,11 @@ class StagedCheckpointWriter : public CheckpointWriter {
       const SparseLayout& layout = parameter.layout;
       if (layout.kind() == LayoutKind::kDense) continue;
       layouts.push_back(&layout);
-      offsets.push_back({parameter.name + ".row_offsets", DType::kI64,
+      offsets.push_back({parameter.name + ".row_offsets",
+                         DType::kI64,
                          {static_cast<int64_t>(layout.row_offsets().size())}});
-      columns.push_back({parameter.name + ".columns", DType::kI32,
+      columns.push_back({parameter.name + ".columns",
+                         DType::kI32,
                          {static_cast<int64_t>(layout.columns().size())}});
     }
     offsets.insert(offsets.end(), columns.begin(), columns.end());

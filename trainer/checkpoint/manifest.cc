@@ -25,9 +25,8 @@ constexpr EnumName<ModelFamily> kFamilies[] = {{ModelFamily::kLlama, "llama"},
 constexpr EnumName<Recompute> kRecomputes[] = {{Recompute::kNone, "none"},
                                                {Recompute::kActivations, "activations"},
                                                {Recompute::kLayer, "layer"}};
-constexpr EnumName<InitKind> kInits[] = {{InitKind::kNormal, "normal"},
-                                         {InitKind::kZeros, "zeros"},
-                                         {InitKind::kOnes, "ones"}};
+constexpr EnumName<InitKind> kInits[] = {
+    {InitKind::kNormal, "normal"}, {InitKind::kZeros, "zeros"}, {InitKind::kOnes, "ones"}};
 constexpr EnumName<LayoutKind> kLayouts[] = {{LayoutKind::kDense, "dense"},
                                              {LayoutKind::kUnstructured, "unstructured"},
                                              {LayoutKind::kBlocked, "blocked"},
@@ -197,7 +196,8 @@ StatusOr<CheckpointManifest> ParseManifest(std::string_view text, const std::str
   const std::string expected(text.substr(kChecksumKey.size(), kChecksumDigits));
   const std::string found = ChecksumOf(std::string(text));
   if (found != expected) {
-    return InvalidInput(place + ": is damaged: its checksum is " + found + ", expected " + expected);
+    return InvalidInput(place + ": is damaged: its checksum is " + found + ", expected " +
+                        expected);
   }
   try {
     const Json json = Json::parse(text);

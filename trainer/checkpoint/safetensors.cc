@@ -22,9 +22,9 @@ struct DTypeInfo {
   int64_t bytes;
 };
 constexpr DTypeInfo kDTypes[] = {
-    {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"I16", 2}, {"U16", 2},
-    {"F16", 2},  {"BF16", 2}, {"I32", 4}, {"U32", 4},     {"F32", 4},     {"F64", 8}, {"I64", 8},
-    {"U64", 8},
+    {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1},
+    {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},
+    {"U32", 4},  {"F32", 4}, {"F64", 8}, {"I64", 8},     {"U64", 8},
 };
 
 int64_t Product(const std::vector<int64_t>& shape) {
@@ -81,8 +81,8 @@ int64_t ExpectedBytes(const DTypeInfo& dtype, const std::vector<int64_t>& shape)
   return bytes;
 }
 
-StatusOr<TensorEntry> ReadEntry(const std::string& name, const Json& json,
-                                const std::string& path, std::string_view buffer) {
+StatusOr<TensorEntry> ReadEntry(const std::string& name, const Json& json, const std::string& path,
+                                std::string_view buffer) {
   const std::string place = path + ": tensor \"" + name + "\"";
   if (!json.is_object() || json.size() != 3 || !json.contains("dtype") ||
       !json["dtype"].is_string() || !json.contains("shape") || !IsListOfCounts(json["shape"]) ||
@@ -108,8 +108,8 @@ StatusOr<TensorEntry> ReadEntry(const std::string& name, const Json& json,
                         " bytes of tensors; it is truncated or damaged: copy it again");
   }
   if (ExpectedBytes(*dtype, entry.shape) != end - begin) {
-    return InvalidInput(place + ": " + entry.dtype + " " + ShapeText(entry.shape) + " does not take " +
-                        std::to_string(end - begin) + " bytes");
+    return InvalidInput(place + ": " + entry.dtype + " " + ShapeText(entry.shape) +
+                        " does not take " + std::to_string(end - begin) + " bytes");
   }
   entry.bytes = std::as_bytes(std::span(buffer.data() + begin, static_cast<size_t>(end - begin)));
   return entry;
@@ -122,9 +122,9 @@ Status CheckCoverage(const std::vector<TensorEntry>& tensors, std::string_view b
   const auto* end = next + buffer.size();
   for (const TensorEntry& tensor : tensors) {
     if (tensor.bytes.data() != next) {
-      return InvalidInput(path + ": tensor \"" + tensor.name + "\" " +
-                          (tensor.bytes.data() < next ? "overlaps the one before it"
-                                                      : "leaves a hole before it"));
+      return InvalidInput(
+          path + ": tensor \"" + tensor.name + "\" " +
+          (tensor.bytes.data() < next ? "overlaps the one before it" : "leaves a hole before it"));
     }
     next += tensor.bytes.size();
   }

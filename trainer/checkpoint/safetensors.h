@@ -1,5 +1,5 @@
-// Safetensors files: 8 bytes of header length, a JSON header, then the tensors' bytes, row-major and
-// little-endian, without holes. A model may be one file or several with an index.
+// Safetensors files: 8 bytes of header length, a JSON header, then the tensors' bytes, row-major
+// and little-endian, without holes. A model may be one file or several with an index.
 //
 // Reading is strict: header and file sizes, overlaps, holes, duplicate keys, unknown dtypes and
 // sizes that do not follow from the shape are InvalidInput, with file and tensor in the message.

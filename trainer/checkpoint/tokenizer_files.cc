@@ -12,10 +12,9 @@ std::vector<std::string> TokenizerFiles(const std::string& directory) {
   if (!exists("tokenizer.model") && !exists("tokenizer.json") && !gpt2_pair) return {};
   std::vector<std::string> names;
   // generation_config.json: an imported model's begin and end tokens.
-  for (const char* name :
-       {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-        "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-        "generation_config.json"}) {
+  for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+                           "vocab.json", "merges.txt", "special_tokens_map.json",
+                           "added_tokens.json", "chat_template.jinja", "generation_config.json"}) {
     if (exists(name)) names.push_back(name);
   }
   return names;

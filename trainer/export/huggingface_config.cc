@@ -137,9 +137,9 @@ ModelSpec ReadGpt2(const Json& json, Refusals* refusals) {
 }
 
 void CheckSizes(const ModelSpec& model, Refusals* refusals) {
-  const int64_t least = std::min({model.vocab_size, model.width, model.feed_forward, model.layers,
-                                  model.heads, model.kv_heads, model.head_size,
-                                  model.max_positions});
+  const int64_t least =
+      std::min({model.vocab_size, model.width, model.feed_forward, model.layers, model.heads,
+                model.kv_heads, model.head_size, model.max_positions});
   if (least < 1) refusals->Add("a size below 1");
   if (model.kv_heads > 0 && model.heads % model.kv_heads != 0) {
     refusals->Add(std::to_string(model.heads) + " heads over " + std::to_string(model.kv_heads) +

@@ -31,11 +31,17 @@ bool IsModelFile(const std::string& name) {
 
 // Whether this entry of a directory is one that an export of ours wrote.
 bool IsOurs(const fs::path& path) {
-  static const std::set<std::string> kOther = {
-      "config.json",           "generation_config.json", kSafetensorsIndexName,
-      "tokenizer.model",       "tokenizer.json",         "tokenizer_config.json",
-      "vocab.json",            "merges.txt",             "special_tokens_map.json",
-      "added_tokens.json",     "chat_template.jinja"};
+  static const std::set<std::string> kOther = {"config.json",
+                                               "generation_config.json",
+                                               kSafetensorsIndexName,
+                                               "tokenizer.model",
+                                               "tokenizer.json",
+                                               "tokenizer_config.json",
+                                               "vocab.json",
+                                               "merges.txt",
+                                               "special_tokens_map.json",
+                                               "added_tokens.json",
+                                               "chat_template.jinja"};
   const std::string name = path.filename().string();
   if (kOther.count(name) > 0) return true;
   if (name != kLayoutsName && !IsModelFile(name)) return false;
@@ -101,8 +107,7 @@ class Exporter {
     for (size_t i = 0; i < shards.size(); ++i) {
       char name[64] = "model.safetensors";
       if (shards.size() > 1) {
-        std::snprintf(name, sizeof(name), "model-%05zu-of-%05zu.safetensors", i + 1,
-                      shards.size());
+        std::snprintf(name, sizeof(name), "model-%05zu-of-%05zu.safetensors", i + 1, shards.size());
       }
       std::vector<TensorSpec> specs;
       for (const HfTensor* tensor : shards[i]) specs.push_back(SpecOf(*tensor));
@@ -174,8 +179,7 @@ class Exporter {
   Status WriteTensor(const HfTensor& tensor, SafetensorsWriter* file) const {
     std::vector<std::vector<float>> parts;
     for (const HfTensor::Part& part : tensor.parts) {
-      ASSIGN_OR_RETURN(std::vector<float> values,
-                       reader_.ReadDense(index_of_.at(part.parameter)));
+      ASSIGN_OR_RETURN(std::vector<float> values, reader_.ReadDense(index_of_.at(part.parameter)));
       parts.push_back(std::move(values));
     }
     const std::vector<float> values = StackParts(tensor, std::move(parts));

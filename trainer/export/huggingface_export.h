@@ -9,8 +9,8 @@
 //                                 shape stand in the model files, U8 NAME.mask: bit i % 8 (least
 //                                 significant first) of byte i / 8 is cell i, row-major; bits past
 //                                 the last cell are zero. Metadata NAME.layout is a JSON object:
-//                                 shape, density, and of each part (GPT-2's q, k, v are stacked) the
-//                                 parameter, kind, block_rows, block_cols and density.
+//                                 shape, density, and of each part (GPT-2's q, k, v are stacked)
+//                                 the parameter, kind, block_rows, block_cols and density.
 //
 // Metadata of every file: producer, step, config_xxh64 (of the effective configuration).
 #pragma once

@@ -2,7 +2,8 @@
 //
 // Read: config.json of transformers 4 or 5, model.safetensors or its shards, in BF16, F16, F32 or
 // F64. Names may lack the "transformer." prefix, and buffers that are no parameters ("attn.bias",
-// "inv_freq") are passed over. Everything else that is not in the family's table is refused by name.
+// "inv_freq") are passed over. Everything else that is not in the family's table is refused by
+// name.
 #pragma once
 
 #include <memory>

@@ -76,10 +76,10 @@ StatusOr<SpecialTokens> ExportTokenizer(const std::string& tokenizer_dir,
   if (!has(kConfigName)) {
     const TokenizerConfig config = {.bos = "", .eos = "", .unk = "", .max_length = max_length};
     const bool byte_level = (*tokenizer)->file_name() == "tokenizer.json";
-    RETURN_IF_ERROR(byte_level ? WriteByteLevelConfig(**tokenizer, config, out_dir)
-                               : WriteSentencePieceConfig(**tokenizer, config,
-                                                          tokenizer_dir + "/tokenizer.model",
-                                                          out_dir));
+    RETURN_IF_ERROR(byte_level
+                        ? WriteByteLevelConfig(**tokenizer, config, out_dir)
+                        : WriteSentencePieceConfig(**tokenizer, config,
+                                                   tokenizer_dir + "/tokenizer.model", out_dir));
   }
   return SpecialTokens{.bos = (*tokenizer)->bos_id(), .eos = (*tokenizer)->eos_id()};
 }

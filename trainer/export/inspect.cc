@@ -145,8 +145,8 @@ StatusOr<std::string> InspectShard(const std::string& path) {
   std::vector<int32_t> tokens(1 << 16);
   int32_t largest = 0;
   for (int64_t begin = 0; begin < shard.size(); begin += static_cast<int64_t>(tokens.size())) {
-    const int64_t count = std::min<int64_t>(static_cast<int64_t>(tokens.size()),
-                                            shard.size() - begin);
+    const int64_t count =
+        std::min<int64_t>(static_cast<int64_t>(tokens.size()), shard.size() - begin);
     shard.Read(begin, count, tokens.data());
     largest = std::max(largest, *std::max_element(tokens.begin(), tokens.begin() + count));
   }

@@ -33,7 +33,7 @@ class WireReader {
   }
 
   int field() const { return field_; }
-  uint64_t number() const { return number_; }       // of a varint field
+  uint64_t number() const { return number_; }        // of a varint field
   std::string_view bytes() const { return bytes_; }  // of any other
   bool damaged() const { return damaged_; }
 

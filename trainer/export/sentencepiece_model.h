@@ -12,8 +12,14 @@
 namespace filigree {
 
 // The values are sentencepiece_model.proto's.
-enum class PieceType { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5,
-                       kByte = 6 };
+enum class PieceType {
+  kNormal = 1,
+  kUnknown = 2,
+  kControl = 3,
+  kUserDefined = 4,
+  kUnused = 5,
+  kByte = 6
+};
 
 struct SentencePieceFile {
   struct Piece {

@@ -102,8 +102,9 @@ std::string TokenizerJsonOf(const SentencePieceFile& model, int64_t bos_id) {
       {"post_processor", bos_id < 0 ? Json(nullptr) : TemplateOf(model.TextOf(bos_id), bos_id)},
       {"decoder",
        {{"type", "Sequence"},
-        {"decoders", Json::array({Replace(kSpace, " "), {{"type", "ByteFallback"}},
-                                  {{"type", "Fuse"}}, strip})}}},
+        {"decoders",
+         Json::array(
+             {Replace(kSpace, " "), {{"type", "ByteFallback"}}, {{"type", "Fuse"}}, strip})}}},
       {"model",
        {{"type", "BPE"},
         {"dropout", nullptr},

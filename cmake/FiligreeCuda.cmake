@@ -1,0 +1,10 @@
+# CMake 3.25 is older than CUDA 13 and does not know how its compiler is told the language standard.
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+endif()
+
+# Device code for Hopper only: wgmma exists under the architecture-specific name alone.
+function(filigree_cuda_target name)
+  set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES 90a-real)
+endfunction()

@@ -1,0 +1,77 @@
+// The CUDA implementation of every operation of kernels/backend.h, tested against the CPU's.
+//
+// Activations and values are BF16; gradients F32 or BF16 (BF16 ones are summed in F32 and rounded
+// once an operation); master, moments, norm statistics, log-sum-exp and losses F32. Rows of views
+// begin at multiples of 16 bytes and have widths that are multiples of 8 elements where a matrix
+// product reads or writes them (padded vocabularies and model widths are); other operations take any
+// width. Every operation is deterministic: no float atomics.
+//
+// No operation allocates: what it needs beside its arguments comes from one workspace, reserved when
+// the backend is made, and from PreparedLayout.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#include <memory>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/cuda_device.h"
+
+namespace filigree {
+
+// Plans of matrix products, chosen by cuBLASLt's heuristics once a shape (matmul.cc).
+class MatMulPlans;
+// cuDNN's attention graphs, one a shape (attention_cudnn.cc); absent where cuDNN is.
+class AttentionPlans;
+
+class CudaBackend final : public Backend {
+ public:
+  // `device` must outlive the backend.
+  explicit CudaBackend(CudaDevice& device);
+  ~CudaBackend() override;
+
+  Device& device() override { return device_; }
+
+  void MatMul(const MatMulArgs& args, Stream& stream) override;
+  void ColumnSum(const ColumnSumArgs& args, Stream& stream) override;
+  void RmsNorm(const RmsNormArgs& args, Stream& stream) override;
+  void RmsNormBackward(const RmsNormBackwardArgs& args, Stream& stream) override;
+  void LayerNorm(const LayerNormArgs& args, Stream& stream) override;
+  void LayerNormBackward(const LayerNormBackwardArgs& args, Stream& stream) override;
+  void SwiGlu(const SwiGluArgs& args, Stream& stream) override;
+  void SwiGluBackward(const SwiGluBackwardArgs& args, Stream& stream) override;
+  void Gelu(const GeluArgs& args, Stream& stream) override;
+  void GeluBackward(const GeluBackwardArgs& args, Stream& stream) override;
+  void Add(const AddArgs& args, Stream& stream) override;
+
+  std::unique_ptr<PreparedLayout> PrepareLayout(const SparseLayout& layout) override;
+  void Spmm(const SpmmArgs& args, Stream& stream) override;
+  void SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) override;
+  void Sddmm(const SddmmArgs& args, Stream& stream) override;
+  void ScatterStored(const ScatterStoredArgs& args, Stream& stream) override;
+  void GatherStored(const GatherStoredArgs& args, Stream& stream) override;
+
+  void Rope(const RopeArgs& args, Stream& stream) override;
+  void Attention(const AttentionArgs& args, Stream& stream) override;
+  void AttentionBackward(const AttentionBackwardArgs& args, Stream& stream) override;
+
+  void Embedding(const EmbeddingArgs& args, Stream& stream) override;
+  void EmbeddingBackward(const EmbeddingBackwardArgs& args, Stream& stream) override;
+  void CrossEntropy(const CrossEntropyArgs& args, Stream& stream) override;
+
+  void AdamW(const AdamWArgs& args, Stream& stream) override;
+  void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) override;
+
+ private:
+  // Device memory of at least `bytes` that is free until the next operation on the same stream.
+  // Operations of two streams must not use it at once: the trainer computes on one.
+  std::byte* Workspace(size_t bytes);
+
+  CudaDevice& device_;
+  DeviceBuffer workspace_;
+  std::unique_ptr<MatMulPlans> matmul_plans_;
+  std::unique_ptr<AttentionPlans> attention_plans_;
+};
+
+}  // namespace filigree

@@ -1,0 +1,67 @@
+// One NVIDIA GPU as a Device: memory by kind, streams, events, asynchronous copies.
+//
+// Memory comes from cudaMalloc (never managed); pinned host memory from cudaHostAlloc. A device out
+// of memory is fatal: the message says what was needed, what was free and which settings need less.
+// Streams do not synchronise with the legacy default stream, which nothing here uses.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "kernels/base/device.h"
+#include "kernels/base/status.h"
+
+namespace filigree {
+
+class CudaDevice final : public Device {
+ public:
+  // Takes GPU `ordinal` of those visible to this process and makes it the thread's current one.
+  explicit CudaDevice(int ordinal);
+  // Every buffer must be gone.
+  ~CudaDevice() override;
+  CudaDevice(const CudaDevice&) = delete;
+  CudaDevice& operator=(const CudaDevice&) = delete;
+
+  std::string_view name() const override { return "cuda"; }
+  DType compute_dtype() const override { return DType::kBF16; }
+  DeviceBuffer Allocate(size_t bytes, std::string_view kind) override;
+  DeviceBuffer AllocatePinned(size_t bytes, std::string_view kind) override;
+  void CopyAsync(TensorView dst, ConstTensorView src, Stream& stream) override;
+  void ZeroAsync(TensorView dst, Stream& stream) override;
+  std::unique_ptr<Stream> NewStream() override;
+  std::unique_ptr<Event> NewEvent() override;
+  MemoryUsage memory_usage() const override;
+
+  int ordinal() const { return ordinal_; }
+  // "NVIDIA H100 80GB HBM3".
+  const std::string& model() const { return model_; }
+  int multiprocessors() const { return multiprocessors_; }
+  // 90 for compute capability 9.0.
+  int compute_capability() const { return compute_capability_; }
+
+ private:
+  static void Release(void* owner, void* data, size_t bytes, const std::string& kind);
+  static void ReleasePinned(void* owner, void* data, size_t bytes, const std::string& kind);
+  void Account(std::string_view kind, size_t bytes);
+
+  const int ordinal_;
+  std::string model_;
+  int multiprocessors_ = 0;
+  int compute_capability_ = 0;
+  mutable std::mutex mutex_;  // guards usage_
+  MemoryUsage usage_;
+};
+
+// GPUs visible to this process; 0 where there is no driver.
+int CudaDeviceCount();
+
+// The CUDA handles behind a CudaDevice's streams and events.
+cudaStream_t NativeStream(Stream& stream);
+cudaEvent_t NativeEvent(const Event& event);
+
+}  // namespace filigree

@@ -1,0 +1,118 @@
+"""Sparsity is real: what the program holds and sends for sparse weights, counted by itself."""
+import json
+import os
+import unittest
+
+from filigree_testing import (GPT2, SystemTest, config, metrics, newest, phase, read_safetensors,
+                              sparse)
+
+# Blocks of 32 divide every width; a vocabulary that is no multiple of anything.
+EVEN = "family: LLAMA layers: 2 width: 128 heads: 4 kv_heads: 2 feed_forward: 256 vocab_size: 1009"
+# Width 80 and feed-forward 200 are no multiples of 32; three key-value heads of 16.
+ODD = "family: LLAMA layers: 2 width: 96 heads: 6 kv_heads: 3 feed_forward: 200 vocab_size: 1009"
+F32 = 4
+SPARSIFIABLE = (".attention.", ".mlp.")
+
+
+def weights_of(model):
+    """Logical cells of the attention and feed-forward matrices, from the shapes alone."""
+    fields = dict(zip(model.split()[::2], model.split()[1::2]))
+    number = {name[:-1]: int(value) for name, value in fields.items() if value.isdigit()}
+    width, layers = number["width"], number["layers"]
+    if "GPT2" in model:
+        return layers * 12 * width * width
+    head = width // number["heads"]
+    attention = width * (2 * width + 2 * number["kv_heads"] * head)
+    return layers * (attention + 3 * width * number["feed_forward"])
+
+
+class BytesTest(SystemTest):
+
+    def plan(self, model, sparsity, ranks=1):
+        path = self.write("plan.textproto", config(self.data, phase(4, sparsity), model=model))
+        return json.loads(self.filigree("plan", path, "--ranks", ranks, "--json").stdout)
+
+    def test_a_quarter_is_held(self):
+        """Of values, gradients and moments, dense minus sparse is three quarters of the weights."""
+        for kind in ("block_sparse", "masked"):
+            for ranks in (1, 2):
+                with self.subTest(kind=kind, ranks=ranks):
+                    dense = self.plan(EVEN, "", ranks)["memory_bytes"]
+                    quarter = self.plan(EVEN, sparse(kind, 0.75, block=32), ranks)["memory_bytes"]
+                    saved = 0.75 * weights_of(EVEN)
+                    # Buckets are padded to 256 elements a rank, in two kinds of buckets.
+                    padding = 2 * 256 * ranks
+                    for field, bytes_each in (("values", F32), ("grads", F32),
+                                              ("moments", 2 * F32 / ranks)):
+                        found = dense[field] - quarter[field]
+                        self.assertLessEqual(abs(found - saved * bytes_each), padding * bytes_each,
+                                             f"{field}: saved {found}")
+                    self.assertEqual(dense["layouts"], 0)
+                    self.assertGreater(quarter["layouts"], 0)
+
+    def test_a_quarter_is_exchanged(self):
+        """Bytes of one step, as planned and as counted during a run, on two ranks."""
+        for stage in (0, 1):
+            sent, planned = [], []
+            for name, sparsity in (("dense", ""), ("quarter", sparse(block=32))):
+                text = config(self.data, phase(3, sparsity), model=EVEN,
+                              parallel=f"zero_stage: {stage}")
+                run = self.train(f"sent-{name}-{stage}", text, ranks=2)
+                steps = {line["exchanged_bytes"] for line in metrics(run)[0]}
+                self.assertEqual(len(steps), 1, "steps differ in what they send")
+                sent.append(steps.pop())
+                path = self.path(f"sent-{name}-{stage}.textproto")
+                plan = json.loads(self.filigree("plan", path, "--ranks", 2, "--json").stdout)
+                planned.append(plan["phases"][0]["exchanged_bytes"])
+                self.assertEqual(plan["exchanged_bytes_per_step"], sent[-1])
+            # Gradients and, under ZeRO-1, values: 2 (R-1)/R elements a stored value on two ranks
+            # either way.
+            saved = 0.75 * weights_of(EVEN) * F32
+            self.assertLessEqual(abs(sent[0] - sent[1] - saved), 4 * 256 * 2 * F32)
+            dense, quarter = planned
+            kept = quarter["sparsified_grads"] + quarter["sparsified_values"]
+            self.assertLessEqual(abs(kept - 0.25 * weights_of(EVEN) * F32), 4 * 256 * 2 * F32)
+            self.assertEqual(dense["control"], quarter["control"])
+
+    def test_a_quarter_is_in_the_checkpoint(self):
+        for name, model in (("even", EVEN), ("gpt2", GPT2)):
+            with self.subTest(name=name):
+                run = self.train(f"stored-{name}", config(
+                    self.data, phase(2, sparse(block=16)), model=model))
+                for file, arrays in (("model.safetensors", 1), ("optimizer.safetensors", 2)):
+                    tensors, _ = read_safetensors(newest(run), file)
+                    stored = sum(len(t.data) for n, t in tensors.items()
+                                 if any(part in n for part in SPARSIFIABLE) and
+                                 n.removesuffix(".m").removesuffix(".v").endswith(".weight"))
+                    self.assertEqual(stored, weights_of(model) // 4 * F32 * arrays, file)
+
+    def test_blocks_that_do_not_divide(self):
+        """Edge blocks count by their cells inside the weight, everywhere alike."""
+        run = self.train("odd", config(self.data, phase(12, sparse(block=32)), model=ODD))
+        training, evaluations = metrics(run)
+        self.assertLess(evaluations[-1]["val_loss"], evaluations[0]["val_loss"] - 0.5)
+        tensors, _ = read_safetensors(newest(run), "model.safetensors")
+        stored = sum(t.shape[0] for n, t in tensors.items()
+                     if any(part in n for part in SPARSIFIABLE) and n.endswith(".weight"))
+        logical = weights_of(ODD)
+        self.assertNotEqual(stored, logical // 4, "no edge block cut: this tests nothing")
+        sparsity = 1 - stored / logical
+        self.assertAlmostEqual(sparsity, 0.75, delta=0.03)
+        for line in training:
+            self.assertAlmostEqual(line["sparsity"], sparsity, places=6)
+        plan = self.plan(ODD, sparse(block=32))
+        self.assertAlmostEqual(plan["final_sparsity"], sparsity, places=6)
+        table = self.filigree("inspect", run).stdout
+        self.assertIn(f"{stored:,}", table)
+        with open(os.path.join(run, "layers.json"), encoding="utf-8") as file:
+            self.assertEqual(sum(layer["stored"] for layer in json.load(file)), stored)
+
+    def test_masked_counts_exactly(self):
+        run = self.train("odd-masked", config(self.data, phase(2, sparse("masked", 0.75)),
+                                              model=ODD))
+        for line in metrics(run)[0]:
+            self.assertAlmostEqual(line["sparsity"], 0.75, delta=1e-4)
+
+
+if __name__ == "__main__":
+    unittest.main()
