@@ -20,6 +20,14 @@ namespace filigree {
 
 // ---------------------------------------------------------------------------- dense operations
 
+// What a product does with its result (bias and accumulation included) before it is stored. All of
+// the output's shape, none its memory; empty views do nothing.
+struct ProductEpilogue {
+  ConstTensorView residual = {};    // is added to the result
+  TensorView pre_activation = {};   // receives the result, and the output gelu(result)
+  ConstTensorView gelu_input = {};  // the output is result * gelu'(gelu_input)
+};
+
 // out[M, N] (+)= op(a) * op(b) + bias, where op transposes its operand if asked. `bias` [N] may be
 // empty.
 struct MatMulArgs {
@@ -30,6 +38,7 @@ struct MatMulArgs {
   bool transpose_b = false;
   bool accumulate = false;
   ConstTensorView bias = {};
+  ProductEpilogue epilogue = {};
 };
 
 // out[n] += sum over rows of in[:, n].
@@ -136,6 +145,7 @@ struct SpmmArgs {
   ConstTensorView x;          // [T, in]
   TensorView y;               // [T, out]; overwrites
   ConstTensorView bias = {};  // [out] or empty
+  ProductEpilogue epilogue = {};
 };
 // dx (+)= dy * W, from the same stored blocks.
 struct SpmmTransposedArgs {
@@ -144,6 +154,7 @@ struct SpmmTransposedArgs {
   ConstTensorView dy;      // [T, out]
   TensorView dx;           // [T, in]
   bool accumulate = false;
+  ProductEpilogue epilogue = {};
 };
 // dvalues += the stored cells of dy^T * x (SDDMM); edge padding receives zero.
 struct SddmmArgs {

@@ -3,6 +3,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/product_epilogue.h"
 #include "kernels/cpu/row_sums.h"
 #include "kernels/cpu/simd_kernels.h"
 
@@ -13,12 +14,12 @@ namespace {
 constexpr int64_t kProductGrain = 1 << 20;
 
 template <typename T>
-void MatMulOf(const MatMulArgs& args) {
-  const int64_t m = args.out.rows(), n = args.out.cols();
+void MatMulOf(const MatMulArgs& args, TensorView result) {
+  const int64_t m = result.rows(), n = result.cols();
   const int64_t k = args.transpose_a ? args.a.rows() : args.a.cols();
   const auto a = args.transpose_a ? AsMatrix<T>(args.a, k, m, "a") : AsMatrix<T>(args.a, m, k, "a");
   const auto b = args.transpose_b ? AsMatrix<T>(args.b, n, k, "b") : AsMatrix<T>(args.b, k, n, "b");
-  const auto out = AsMatrix<T>(args.out, m, n, "out");
+  const auto out = AsMatrix<T>(result, m, n, "out");
   const T* bias = args.bias.empty() ? nullptr : AsVector<T>(args.bias, n, "bias");
   const auto& simd = Simd<T>();
 
@@ -118,8 +119,10 @@ void AddOf(const AddArgs& args) {
 
 }  // namespace
 
-void CpuBackend::MatMul(const MatMulArgs& args, Stream&) {
-  DispatchFloat(args.out.dtype(), [&](auto t) { MatMulOf<decltype(t)>(args); });
+void CpuBackend::MatMul(const MatMulArgs& args, Stream& stream) {
+  const TensorView result = ProductResult(args.out, args.epilogue);
+  DispatchFloat(result.dtype(), [&](auto t) { MatMulOf<decltype(t)>(args, result); });
+  FinishProduct(*this, args.out, args.epilogue, stream);
 }
 void CpuBackend::ColumnSum(const ColumnSumArgs& args, Stream&) {
   DispatchFloat(args.in.dtype(), [&](auto t) { ColumnSumOf<decltype(t)>(args); });

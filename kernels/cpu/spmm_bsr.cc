@@ -4,6 +4,7 @@
 #include "kernels/cpu/block_panels.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/product_epilogue.h"
 
 namespace filigree {
 namespace {
@@ -103,7 +104,7 @@ void Multiply(const BlockProduct<T>& product) {
 }
 
 template <typename T>
-void SpmmOf(const SpmmArgs& args) {
+void SpmmOf(const SpmmArgs& args, TensorView y) {
   const SparseLayout& layout = Prepared(args.weight).layout();
   const int64_t height = layout.block_out(), width = layout.block_in();
   const int64_t tokens = args.x.rows(), padded = PaddedWidth<T>(height);
@@ -123,7 +124,7 @@ void SpmmOf(const SpmmArgs& args) {
   Multiply<T>({
       .in = AsMatrix<T>(args.x, tokens, layout.in(), "x"),
       .in_block = width,
-      .out = AsMatrix<T>(args.y, tokens, layout.out(), "y"),
+      .out = AsMatrix<T>(y, tokens, layout.out(), "y"),
       .out_block = height,
       .blocks = {blocks, width * padded, padded},
       .offsets = layout.row_offsets().data(),
@@ -151,7 +152,7 @@ BlockMatrices<T> RowsOfVectors(const SparseLayout& layout, const T* values) {
 }
 
 template <typename T>
-void SpmmTransposedOf(const SpmmTransposedArgs& args) {
+void SpmmTransposedOf(const SpmmTransposedArgs& args, TensorView dx) {
   const CpuPreparedLayout& prepared = Prepared(args.weight);
   const SparseLayout& layout = prepared.layout();
   const int64_t tokens = args.dy.rows();
@@ -159,7 +160,7 @@ void SpmmTransposedOf(const SpmmTransposedArgs& args) {
   Multiply<T>({
       .in = AsMatrix<T>(args.dy, tokens, layout.out(), "dy"),
       .in_block = layout.block_out(),
-      .out = AsMatrix<T>(args.dx, tokens, layout.in(), "dx"),
+      .out = AsMatrix<T>(dx, tokens, layout.in(), "dx"),
       .out_block = layout.block_in(),
       .blocks = RowsOfVectors(layout, values),
       .offsets = prepared.transposed.column_offsets.data(),
@@ -172,11 +173,15 @@ void SpmmTransposedOf(const SpmmTransposedArgs& args) {
 
 }  // namespace
 
-void CpuBackend::Spmm(const SpmmArgs& args, Stream&) {
-  DispatchFloat(args.y.dtype(), [&](auto t) { SpmmOf<decltype(t)>(args); });
+void CpuBackend::Spmm(const SpmmArgs& args, Stream& stream) {
+  const TensorView result = ProductResult(args.y, args.epilogue);
+  DispatchFloat(result.dtype(), [&](auto t) { SpmmOf<decltype(t)>(args, result); });
+  FinishProduct(*this, args.y, args.epilogue, stream);
 }
-void CpuBackend::SpmmTransposed(const SpmmTransposedArgs& args, Stream&) {
-  DispatchFloat(args.dx.dtype(), [&](auto t) { SpmmTransposedOf<decltype(t)>(args); });
+void CpuBackend::SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) {
+  const TensorView result = ProductResult(args.dx, args.epilogue);
+  DispatchFloat(result.dtype(), [&](auto t) { SpmmTransposedOf<decltype(t)>(args, result); });
+  FinishProduct(*this, args.dx, args.epilogue, stream);
 }
 
 }  // namespace filigree

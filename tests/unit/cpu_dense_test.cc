@@ -55,6 +55,40 @@ TYPED_TEST(CpuDenseTest, MatMulInAllForms) {
   }
 }
 
+// Against the operations it stands for, one after the other.
+TYPED_TEST(CpuDenseTest, MatMulEpilogues) {
+  using T = TypeParam;
+  const int64_t m = 37, n = 29, k = 13;
+  auto a = TestMatrix<T>::Random(m, k, 1), b = TestMatrix<T>::Random(k, n, 2);
+  auto bias = TestMatrix<T>::Random(1, n, 3), other = TestMatrix<T>::Random(m, n, 4, 2);
+  Stream& stream = *this->stream_;
+  TestMatrix<T> product(m, n), expected(m, n);
+  auto out = TestMatrix<T>::Constant(m, n, NAN, 3), pre = TestMatrix<T>::Constant(m, n, NAN, 1);
+  const auto same = [](TestMatrix<T>& found, TestMatrix<T>& wanted) {
+    const auto& cwanted = wanted;
+    ExpectNear(found, [&](int64_t i, int64_t j) { return cwanted(i, j); });
+  };
+  MatMulArgs args = {.a = a.view(), .b = b.view(), .out = product.view(), .bias = bias.flat()};
+  this->backend_.MatMul(args, stream);
+
+  args.out = out.view();
+  args.epilogue = {.residual = other.view()};
+  this->backend_.MatMul(args, stream);
+  this->backend_.Add({product.view(), other.view(), expected.view()}, stream);
+  same(out, expected);
+
+  args.epilogue = {.pre_activation = pre.view()};
+  this->backend_.MatMul(args, stream);
+  this->backend_.Gelu({product.view(), expected.view()}, stream);
+  same(out, expected);
+  same(pre, product);
+
+  args.epilogue = {.gelu_input = other.view()};
+  this->backend_.MatMul(args, stream);
+  this->backend_.GeluBackward({other.view(), product.view(), expected.view()}, stream);
+  same(out, expected);
+}
+
 TYPED_TEST(CpuDenseTest, NoTokensIsNoWork) {
   using T = TypeParam;
   TestMatrix<T> none(0, 8), weight(8, 8), sum(1, 8);

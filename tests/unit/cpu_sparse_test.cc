@@ -113,6 +113,40 @@ TYPED_TEST(CpuSparseTest, SpmmTransposed) {
   }
 }
 
+TYPED_TEST(CpuSparseTest, Epilogues) {
+  using T = TypeParam;
+  const Case c = {40, 50, 16, 16, 0.5, 33};
+  auto weight = WeightOf<T>(this->backend_, c);
+  auto x = TestMatrix<T>::Random(c.tokens, c.in, 1), dy = TestMatrix<T>::Random(c.tokens, c.out, 2);
+  auto residual = TestMatrix<T>::Random(c.tokens, c.out, 3);
+  auto gelu_input = TestMatrix<T>::Random(c.tokens, c.in, 4);
+  TestMatrix<T> y(c.tokens, c.out), product(c.tokens, c.out), expected(c.tokens, c.out);
+  TestMatrix<T> pre(c.tokens, c.out), dx(c.tokens, c.in), dproduct(c.tokens, c.in);
+  Stream& stream = *this->stream_;
+  this->backend_.Spmm({weight.layout(), weight.values.flat(), x.view(), product.view()}, stream);
+  this->backend_.Spmm({.weight = weight.layout(),
+                       .values = weight.values.flat(),
+                       .x = x.view(),
+                       .y = y.view(),
+                       .epilogue = {.residual = residual.view(), .pre_activation = pre.view()}},
+                      stream);
+  this->backend_.Add({product.view(), residual.view(), expected.view()}, stream);
+  EXPECT_EQ(pre.data(), expected.data());
+  this->backend_.Gelu({expected.view(), product.view()}, stream);
+  EXPECT_EQ(y.data(), product.data());
+
+  this->backend_.SpmmTransposed(
+      {weight.layout(), weight.values.flat(), dy.view(), dproduct.view(), false}, stream);
+  this->backend_.SpmmTransposed({.weight = weight.layout(),
+                                 .values = weight.values.flat(),
+                                 .dy = dy.view(),
+                                 .dx = dx.view(),
+                                 .epilogue = {.gelu_input = gelu_input.view()}},
+                                stream);
+  this->backend_.GeluBackward({gelu_input.view(), dproduct.view(), dproduct.view()}, stream);
+  EXPECT_EQ(dx.data(), dproduct.data());
+}
+
 TYPED_TEST(CpuSparseTest, SddmmAddsAndLeavesPaddingZero) {
   using T = TypeParam;
   for (const Case& c : kCases) {

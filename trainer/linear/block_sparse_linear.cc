@@ -33,22 +33,28 @@ class BlockSparseLinear final : public Linear {
 
   void Materialize(Stream& stream) override {}
 
-  void Forward(ConstTensorView x, TensorView y, Stream& stream) override {
-    backend_.Spmm(
-        {.weight = layout_.get(), .values = weight_.values, .x = x, .y = y, .bias = bias_.values()},
-        stream);
+  void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
+               Stream& stream) override {
+    backend_.Spmm({.weight = layout_.get(),
+                   .values = weight_.values,
+                   .x = x,
+                   .y = y,
+                   .bias = bias_.values(),
+                   .epilogue = epilogue},
+                  stream);
   }
 
-  void Backward(ConstTensorView x, ConstTensorView dy, TensorView dx, bool accumulate_dx,
+  void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
                 Stream& stream) override {
     backend_.Sddmm({.weight = layout_.get(), .dy = dy, .x = x, .dvalues = weight_.grads}, stream);
     bias_.Backward(dy, stream);
-    if (dx.empty()) return;
+    if (input_grad.dx.empty()) return;
     backend_.SpmmTransposed({.weight = layout_.get(),
                              .values = weight_.values,
                              .dy = dy,
-                             .dx = dx,
-                             .accumulate = accumulate_dx},
+                             .dx = input_grad.dx,
+                             .accumulate = input_grad.accumulate,
+                             .epilogue = {.gelu_input = input_grad.gelu_input}},
                             stream);
   }
 

@@ -34,6 +34,14 @@ struct BoundParameter {
   TensorView grads;   // [segment_count], gradient dtype
 };
 
+// Where the gradient of a linear's input goes: dx [T, in] (+)= dy W, times gelu'(gelu_input) if
+// that is given. An empty dx is not computed.
+struct InputGrad {
+  TensorView dx;
+  bool accumulate = false;
+  ConstTensorView gelu_input = {};
+};
+
 // Floating-point operations per token of one forward pass; a training step takes three times as
 // many (forward, input gradient, weight gradient). See ARCHITECTURE.md, "Names", for the three
 // kinds.
@@ -60,10 +68,12 @@ class Linear {
 
   // Values -> what compute reads. Call after every change of the values, before Forward.
   virtual void Materialize(Stream& stream) = 0;
-  // y [T, out] = x [T, in] W^T + bias. Views may be strided.
-  virtual void Forward(ConstTensorView x, TensorView y, Stream& stream) = 0;
-  // Adds the gradients of weight and bias into grads; dx [T, in] (+)= dy W unless dx is empty.
-  virtual void Backward(ConstTensorView x, ConstTensorView dy, TensorView dx, bool accumulate_dx,
+  // y [T, out] = x [T, in] W^T + bias, then `epilogue` (residual, pre_activation). Views may be
+  // strided.
+  virtual void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
+                       Stream& stream) = 0;
+  // Adds the gradients of weight and bias into grads, and computes the input's.
+  virtual void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
                         Stream& stream) = 0;
 
   virtual LinearFlops flops() const = 0;
@@ -104,13 +114,15 @@ class LinearGroup {
   // The columns of part i in a [T, out()] view.
   template <typename View>
   View Part(View y, int i) const {
+    if (y.empty()) return y;
     return y.Cols(offsets_[i], offsets_[i + 1] - offsets_[i]);
   }
   std::span<const std::unique_ptr<Linear>> parts() const { return parts_; }
 
   void Materialize(Stream& stream);
-  void Forward(ConstTensorView x, TensorView y, Stream& stream);
-  void Backward(ConstTensorView x, ConstTensorView dy, TensorView dx, Stream& stream);
+  // As Linear's, over the parts.
+  void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue, Stream& stream);
+  void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad, Stream& stream);
 
  private:
   std::vector<std::unique_ptr<Linear>> parts_;

@@ -12,15 +12,25 @@ void LinearGroup::Materialize(Stream& stream) {
   for (const auto& part : parts_) part->Materialize(stream);
 }
 
-void LinearGroup::Forward(ConstTensorView x, TensorView y, Stream& stream) {
+void LinearGroup::Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
+                          Stream& stream) {
   for (size_t i = 0; i < parts_.size(); ++i) {
-    parts_[i]->Forward(x, Part(y, static_cast<int>(i)), stream);
+    const int part = static_cast<int>(i);
+    parts_[i]->Forward(x, Part(y, part),
+                       {.residual = Part(epilogue.residual, part),
+                        .pre_activation = Part(epilogue.pre_activation, part)},
+                       stream);
   }
 }
 
-void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, TensorView dx, Stream& stream) {
+void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
+                           Stream& stream) {
   for (size_t i = 0; i < parts_.size(); ++i) {
-    parts_[i]->Backward(x, Part(dy, static_cast<int>(i)), dx, /*accumulate_dx=*/i > 0, stream);
+    // The derivative of the activation multiplies the sum over the parts.
+    InputGrad part = input_grad;
+    part.accumulate |= i > 0;
+    if (i + 1 < parts_.size()) part.gelu_input = {};
+    parts_[i]->Backward(x, Part(dy, static_cast<int>(i)), part, stream);
   }
 }
 

@@ -40,12 +40,18 @@ class MaskedLinear final : public Linear {
                            stream);
   }
 
-  void Forward(ConstTensorView x, TensorView y, Stream& stream) override {
-    backend_.MatMul({.a = x, .b = dense_, .out = y, .transpose_b = true, .bias = bias_.values()},
+  void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
+               Stream& stream) override {
+    backend_.MatMul({.a = x,
+                     .b = dense_,
+                     .out = y,
+                     .transpose_b = true,
+                     .bias = bias_.values(),
+                     .epilogue = epilogue},
                     stream);
   }
 
-  void Backward(ConstTensorView x, ConstTensorView dy, TensorView dx, bool accumulate_dx,
+  void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
                 Stream& stream) override {
     backend_.MatMul({.a = dy, .b = x, .out = dense_grads_, .transpose_a = true}, stream);
     backend_.GatherStored({.weight = layout_.get(),
@@ -54,8 +60,13 @@ class MaskedLinear final : public Linear {
                            .accumulate = true},
                           stream);
     bias_.Backward(dy, stream);
-    if (dx.empty()) return;
-    backend_.MatMul({.a = dy, .b = dense_, .out = dx, .accumulate = accumulate_dx}, stream);
+    if (input_grad.dx.empty()) return;
+    backend_.MatMul({.a = dy,
+                     .b = dense_,
+                     .out = input_grad.dx,
+                     .accumulate = input_grad.accumulate,
+                     .epilogue = {.gelu_input = input_grad.gelu_input}},
+                    stream);
   }
 
   LinearFlops flops() const override {

@@ -59,7 +59,7 @@ LayerGradients DecoderLayer::LayOutGradients(ActivationArena& arena, int64_t tok
   g.qkv = arena.Matrix(tokens, qkv_.group().out());
   g.attention_output = arena.Matrix(tokens, spec_.heads * spec_.head_size);
   g.gate_up = arena.Matrix(tokens, gate_up_.group().out());
-  g.hidden = arena.Matrix(tokens, spec_.feed_forward);
+  if (traits_.gated) g.hidden = arena.Matrix(tokens, spec_.feed_forward);
   return g;
 }
 
@@ -77,7 +77,7 @@ void DecoderLayer::Rope(TensorView qkv, int64_t seq_len, bool inverse, Stream& s
 }
 
 void DecoderLayer::Attend(const LayerActivations& a, int64_t seq_len, Stream& stream) {
-  qkv_.Forward(a.attention_input, a.qkv, stream);
+  qkv_.Forward(a.attention_input, a.qkv, {}, stream);
   Rope(a.qkv, seq_len, /*inverse=*/false, stream);
   backend_.Attention({.q = qkv_.group().Part(a.qkv, 0),
                       .k = qkv_.group().Part(a.qkv, 1),
@@ -105,13 +105,15 @@ void DecoderLayer::Forward(ConstTensorView x, TensorView out, const LayerActivat
                            int64_t seq_len, Stream& stream) {
   attention_norm_.Forward(x, a.attention_input, a.attention_statistics, stream);
   Attend(a, seq_len, stream);
-  o_.Forward(a.attention_output, a.middle, stream);
-  backend_.Add({.a = x, .b = a.middle, .out = a.middle}, stream);
+  o_.Forward(a.attention_output, a.middle, {.residual = x}, stream);
   mlp_norm_.Forward(a.middle, a.mlp_input, a.mlp_statistics, stream);
-  gate_up_.Forward(a.mlp_input, a.gate_up, stream);
-  Activate(a, stream);
-  down_.Forward(a.hidden, out, stream);
-  backend_.Add({.a = a.middle, .b = out, .out = out}, stream);
+  if (traits_.gated) {
+    gate_up_.Forward(a.mlp_input, a.gate_up, {}, stream);
+    Activate(a, stream);
+  } else {
+    gate_up_.Forward(a.mlp_input, a.hidden, {.pre_activation = a.gate_up}, stream);
+  }
+  down_.Forward(a.hidden, out, {.residual = a.middle}, stream);
 }
 
 void DecoderLayer::Recompute(ConstTensorView x, const LayerActivations& a, Stream& stream) {
@@ -122,8 +124,8 @@ void DecoderLayer::Recompute(ConstTensorView x, const LayerActivations& a, Strea
 
 void DecoderLayer::BackwardMlp(TensorView dx, const LayerActivations& a, const LayerGradients& g,
                                Stream& stream) {
-  down_.Backward(a.hidden, dx, g.hidden, stream);
   if (traits_.gated) {
+    down_.Backward(a.hidden, dx, {.dx = g.hidden}, stream);
     const LinearGroup& group = gate_up_.group();
     backend_.SwiGluBackward({.gate = group.Part(a.gate_up, 0),
                              .up = group.Part(a.gate_up, 1),
@@ -132,16 +134,16 @@ void DecoderLayer::BackwardMlp(TensorView dx, const LayerActivations& a, const L
                              .dup = group.Part(g.gate_up, 1)},
                             stream);
   } else {
-    backend_.GeluBackward({.x = a.gate_up, .dy = g.hidden, .dx = g.gate_up}, stream);
+    down_.Backward(a.hidden, dx, {.dx = g.gate_up, .gelu_input = a.gate_up}, stream);
   }
-  gate_up_.Backward(a.mlp_input, g.gate_up, g.normed, stream);
+  gate_up_.Backward(a.mlp_input, g.gate_up, {.dx = g.normed}, stream);
   mlp_norm_.Backward(a.middle, g.normed, dx, a.mlp_statistics, stream);
 }
 
 void DecoderLayer::BackwardAttention(ConstTensorView x, TensorView dx, const LayerActivations& a,
                                      const LayerGradients& g, int64_t seq_len, Stream& stream) {
   const LinearGroup& group = qkv_.group();
-  o_.Backward(a.attention_output, dx, g.attention_output, stream);
+  o_.Backward(a.attention_output, dx, {.dx = g.attention_output}, stream);
   backend_.AttentionBackward({.q = group.Part(a.qkv, 0),
                               .k = group.Part(a.qkv, 1),
                               .v = group.Part(a.qkv, 2),
@@ -156,7 +158,7 @@ void DecoderLayer::BackwardAttention(ConstTensorView x, TensorView dx, const Lay
                               .kv_heads = spec_.kv_heads},
                              stream);
   Rope(g.qkv, seq_len, /*inverse=*/true, stream);
-  qkv_.Backward(a.attention_input, g.qkv, g.normed, stream);
+  qkv_.Backward(a.attention_input, g.qkv, {.dx = g.normed}, stream);
   attention_norm_.Backward(x, g.normed, dx, a.attention_statistics, stream);
 }
 
