@@ -24,7 +24,8 @@ void CheckPattern(const BsrPattern& pattern) {
   CHECK_EQ(pattern.row_begin.size(), static_cast<size_t>(pattern.block_row_count) + 1);
   CHECK_EQ(pattern.row_begin.front(), 0);
   CHECK_EQ(pattern.row_begin.back(), pattern.block_count());
-  CHECK_LE(pattern.block_count() * pattern.block.rows, int64_t{1} << 31);
+  CHECK(pattern.value_begin.empty() || pattern.value_begin.size() == pattern.col.size());
+  CHECK_LE(pattern.value_extent() / kChunk, int64_t{1} << 31);
   // SpmmStep::input_chunk has 16 bits.
   CHECK_LE(std::max(pattern.in_features(), pattern.out_features()) / kChunk, 32767);
   for (int i = 0; i < pattern.block_row_count; ++i) {
@@ -32,6 +33,7 @@ void CheckPattern(const BsrPattern& pattern) {
       CHECK(pattern.col[p] >= 0 && pattern.col[p] < pattern.block_col_count);
       CHECK(p == pattern.row_begin[i] || pattern.col[p] > pattern.col[p - 1])
           << "columns of block row " << i << " do not ascend";
+      CHECK(pattern.ValueBegin(p) % std::max(pattern.block.cols, kChunk) == 0);
     }
   }
 }
@@ -45,11 +47,12 @@ std::vector<int> AppendSteps(const BsrPattern& pattern, bool transposed,
   for (int i = 0; i < pattern.block_row_count; ++i) {
     for (int p = pattern.row_begin[i]; p < pattern.row_begin[i + 1]; ++p) {
       const int j = pattern.col[p];
+      const auto first_row = static_cast<int32_t>(pattern.ValueBegin(p) / cols);
       const int reduction = transposed ? rows : cols;
       for (int c = 0; c < reduction / kChunk; ++c) {
         const int outer = (transposed ? i : j) * (reduction / kChunk) + c;
         lists[transposed ? j : i].push_back(
-            {.weight_row = p * rows + (transposed ? c * kChunk : 0),
+            {.weight_row = first_row + (transposed ? c * kChunk : 0),
              .weight_chunk = static_cast<int16_t>(transposed ? 0 : c),
              .input_chunk = static_cast<int16_t>(outer)});
       }
@@ -146,7 +149,7 @@ std::vector<std::vector<Chunk>> ListChunks(const BsrPattern& pattern, SddmmOrien
   for (int i = 0; i < pattern.block_row_count; ++i) {
     for (int p = pattern.row_begin[i]; p < pattern.row_begin[i + 1]; ++p) {
       const int j = pattern.col[p];
-      const int first = p * rows * (cols / kChunk);
+      const auto first = static_cast<int>(pattern.ValueBegin(p) / kChunk);
       for (int c = 0; c < (by_rows ? cols : rows) / kChunk; ++c) {
         if (by_rows) {
           lists[i].push_back({j * (cols / kChunk) + c, first + c});

@@ -5,9 +5,11 @@
 // every sum is then a function of (layout, tokens, tiling), so results are bit-for-bit repeatable.
 // Pure host C++; the structs are read by the device, so their layout is fixed.
 //
-// A weight is [out, in] = [block_row_count * rows, block_col_count * cols], its nonzero blocks stored
-// one after the other in block-row-major order, each row-major inside. A block is 64 or 128 elements
-// in either direction; a shape that is no multiple of the block must be padded by the caller.
+// A weight is [out, in] = [block_row_count * rows, block_col_count * cols]; its nonzero blocks are
+// stored each row-major inside, in block-row-major order or wherever `value_begin` says: several
+// weights that share their input are one pattern, their block rows one under the other. A block is 64
+// or 128 elements in either direction; a shape that is no multiple of the block must be padded by the
+// caller.
 #pragma once
 
 #include <cstdint>
@@ -32,17 +34,27 @@ struct BsrPattern {
   int block_col_count = 0;
   std::span<const int> row_begin;  // block_row_count + 1 offsets into `col`
   std::span<const int> col;        // block column of every stored block, ascending within a row
+  // Where each stored block's values begin, in elements and a multiple of block.cols and 64; empty:
+  // one after the other.
+  std::span<const int64_t> value_begin = {};
 
   int64_t out_features() const { return int64_t{block_row_count} * block.rows; }
   int64_t in_features() const { return int64_t{block_col_count} * block.cols; }
   int64_t block_count() const { return static_cast<int64_t>(col.size()); }
+  int64_t ValueBegin(int64_t p) const {
+    return value_begin.empty() ? p * block.rows * block.cols : value_begin[p];
+  }
+  // Elements from the first value to the end of the last block.
+  int64_t value_extent() const {
+    return block_count() == 0 ? 0 : ValueBegin(block_count() - 1) + int64_t{block.rows} * block.cols;
+  }
 };
 
 // ---- Forward product and input gradient ----
 
 // One 64-deep reduction step: an operand slice of one block times 64 columns of the input.
 struct SpmmStep {
-  int32_t weight_row;    // first row of the slice among the block_count * rows stored rows
+  int32_t weight_row;    // first row of the slice among the stored rows of block.cols values
   int16_t weight_chunk;  // which 64 columns of the block (forward; the transposed product reads all)
   int16_t input_chunk;   // which 64 columns of the input
 };

@@ -10,6 +10,14 @@
 
 namespace filigree {
 
+// What happens to the sums (bias added) before they are stored.
+enum class SpmmFinish {
+  kStore,         // output = sum
+  kResidual,      // output = sum + operand (forward only)
+  kGelu,          // pre_activation = sum, output = gelu(sum) (forward only)
+  kGeluBackward,  // output = sum * gelu'(operand) (transposed only)
+};
+
 struct SpmmDesc {
   BlockShape block;
   bool transposed = false;  // false: Y = X W^T; true: dX = dY W
@@ -17,6 +25,8 @@ struct SpmmDesc {
   int64_t out_features = 0;
   int64_t in_features = 0;
   int64_t block_count = 0;
+  int64_t stored_rows = 0;  // BsrPattern::value_extent() / block.cols
+  SpmmFinish finish = SpmmFinish::kStore;
 
   int64_t input_width() const { return transposed ? out_features : in_features; }
   int64_t output_width() const { return transposed ? in_features : out_features; }
@@ -31,11 +41,16 @@ struct SpmmConfig {
 
 // Device pointers; all arrays are owned by the caller and must outlive the launch.
 struct SpmmKernelArgs {
-  const __nv_bfloat16* values = nullptr;  // [block_count, block.rows, block.cols]
+  const __nv_bfloat16* values = nullptr;  // [stored_rows, block.cols]
   const __nv_bfloat16* input = nullptr;   // [tokens, input_width], row stride input_stride
   __nv_bfloat16* output = nullptr;        // [tokens, output_width], written whole
   int64_t input_stride = 0;
   int64_t output_stride = 0;
+  const __nv_bfloat16* bias = nullptr;     // [output_width] or none
+  const __nv_bfloat16* operand = nullptr;  // [tokens, output_width], where the finish has one; rows
+  int64_t operand_stride = 0;              // begin at multiples of 16 bytes
+  __nv_bfloat16* pre_activation = nullptr;  // [tokens, output_width], where the finish has one
+  int64_t pre_activation_stride = 0;
   const SpmmStep* steps = nullptr;  // BuildSpmmSchedule(pattern, transposed, tokens, tiling)
   const SpmmTile* tiles = nullptr;
   const int32_t* worker_begin = nullptr;

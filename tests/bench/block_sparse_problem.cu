@@ -165,7 +165,8 @@ SpmmDesc BlockSparseProblem::Desc(bool transposed) const {
           .tokens = tokens,
           .out_features = out_features,
           .in_features = in_features,
-          .block_count = pattern.view().block_count()};
+          .block_count = pattern.view().block_count(),
+          .stored_rows = pattern.view().value_extent() / pattern.block.cols};
 }
 
 SpmmConfig BlockSparseProblem::Prepare(bool transposed, Tuning tuning, SpmmLists* lists) {

@@ -1,0 +1,175 @@
+// How SpmmBsrKernel finishes a tile: bias, residual, GELU or its gradient on the fp32 sums, then bf16 to
+// device memory.
+//
+// A warpgroup holds 64 features x 256 tokens: in thread `warp`, `lane`, acc[4j .. 4j + 3] are features
+// 16 * warp + lane / 4 (+ 8 for the upper two) and tokens 8j + 2 * (lane % 4) (+ 1 for the odd ones).
+// stmatrix transposes 8x8 tiles on the way to shared memory, so that a row there is one token's 64
+// features, swizzled as the copy engine expects; the copy engine stores it and drops tokens beyond the
+// end. The tile passes through two small buffers in chunks of kStoreTokens tokens.
+//
+// An operand of the output's shape (residual, gelu's input) comes the same way back: coalesced loads
+// one chunk ahead, shared memory, ldmatrix, which hands each thread the very elements it is to write.
+#pragma once
+
+#include "kernels/cuda/sm90_tma.cuh"
+#include "kernels/cuda/spmm_shape_sm90.cuh"
+
+namespace filigree::sm90 {
+
+__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+__device__ __forceinline__ float2 UnpackBf16(uint32_t pair) {
+  return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
+}
+
+// tanh to 2^-11, a quarter of bf16's spacing.
+__device__ __forceinline__ float ApproximateTanh(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+constexpr float kGeluScale = 0.7978845608028654f;  // sqrt(2 / pi)
+constexpr float kGeluCubic = 0.044715f;
+
+__device__ __forceinline__ float Gelu(float x) {
+  const float inner = kGeluScale * (x + kGeluCubic * x * x * x);
+  return 0.5f * x * (1.0f + ApproximateTanh(inner));
+}
+
+__device__ __forceinline__ float GeluDerivative(float x) {
+  const float t = ApproximateTanh(kGeluScale * (x + kGeluCubic * x * x * x));
+  const float slope = kGeluScale * (1.0f + 3.0f * kGeluCubic * x * x);
+  return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * slope;
+}
+
+__device__ __forceinline__ void StoreMatrixTransposed(uint32_t address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+__device__ __forceinline__ void LoadMatrixTransposed(uint32_t address, uint32_t (&r)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+// A chunk of the operand on its way: thread t holds 16 bytes of token rows t / 8, t / 8 + 16, ...
+template <int kStoreTokens>
+struct OperandChunk {
+  static constexpr int kRows = kStoreTokens / 16;
+  uint4 data[kRows];
+
+  __device__ __forceinline__ void Load(const SpmmParams& params, int feature, int token, int thread) {
+    const int row = thread / 8, column = thread % 8 * 8;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int t = token + row + 16 * i;
+      data[i] = make_uint4(0, 0, 0, 0);
+      if (t < params.tokens) {
+        data[i] = __ldg(reinterpret_cast<const uint4*>(params.operand + t * params.operand_stride +
+                                                       feature + column));
+      }
+    }
+  }
+  // Into the buffer as the copy engine would have put it.
+  __device__ __forceinline__ void Put(uint8_t* buffer, int thread) const {
+    const int row = thread / 8, column = thread % 8;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int r = row + 16 * i;
+      *reinterpret_cast<uint4*>(buffer + r * kLineBytes + ((column ^ (r % 8)) * 16)) = data[i];
+    }
+  }
+};
+
+// Combines a thread's four sums with the operand's elements at the same places.
+template <SpmmFinish kFinish>
+__device__ __forceinline__ void Combine(float (&value)[8], const uint32_t (&operand)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = UnpackBf16(operand[i]);
+    if constexpr (kFinish == SpmmFinish::kResidual) {
+      value[2 * i] += pair.x;
+      value[2 * i + 1] += pair.y;
+    } else {
+      value[2 * i] *= GeluDerivative(pair.x);
+      value[2 * i + 1] *= GeluDerivative(pair.y);
+    }
+  }
+}
+
+// One warpgroup's part of a tile. `buffers`: two of Shape::kStoreBytes, its own.
+template <int kFeatures, SpmmFinish kFinish>
+__device__ __forceinline__ void StoreTile(const SpmmParams& params, const float (&acc)[128],
+                                          uint8_t* buffers, uint64_t policy, int group,
+                                          int feature_begin, int token_begin) {
+  using Shape = SpmmShape<kFeatures>;
+  constexpr bool kHasOperand =
+      kFinish == SpmmFinish::kResidual || kFinish == SpmmFinish::kGeluBackward;
+  // With GELU every chunk is stored twice: the sum, then its activation.
+  constexpr int kPasses = kFinish == SpmmFinish::kGelu ? 2 : 1;
+  constexpr int kChunks = 256 / Shape::kStoreTokens;
+  const int thread = threadIdx.x % kWarpgroup;
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+  // Lane l addresses row l % 8 of the 8x8 tile l / 8: tiles are (features 0-7 | 8-15) x two token
+  // groups; 16-byte columns are swizzled by the row.
+  const int store_row = (lane / 16) * 8 + lane % 8;
+  const int store_column = (2 * warp + (lane / 8) % 2) ^ (lane % 8);
+  float bias[2] = {0, 0};
+  if (params.bias != nullptr) {
+    bias[0] = __bfloat162float(params.bias[feature_begin + 16 * warp + lane / 4]);
+    bias[1] = __bfloat162float(params.bias[feature_begin + 16 * warp + lane / 4 + 8]);
+  }
+  OperandChunk<Shape::kStoreTokens> operand;
+  if constexpr (kHasOperand) operand.Load(params, feature_begin, token_begin, thread);
+#pragma unroll
+  for (int pass = 0; pass < kChunks * kPasses; ++pass) {
+    const int chunk = pass / kPasses;
+    uint8_t* buffer = buffers + (pass % 2) * Shape::kStoreBytes;
+    if (thread == 0) TmaStoreWaitRead<1>();
+    NamedBarrierSync(1 + group, kWarpgroup);
+    if constexpr (kHasOperand) {
+      operand.Put(buffer, thread);
+      if (chunk + 1 < kChunks) {
+        operand.Load(params, feature_begin, token_begin + (chunk + 1) * Shape::kStoreTokens, thread);
+      }
+      NamedBarrierSync(1 + group, kWarpgroup);
+    }
+    const uint32_t address = SharedAddress(buffer) + store_row * kLineBytes + store_column * 16;
+#pragma unroll
+    for (int t = 0; t < Shape::kStoreTokens; t += 16) {
+      const int j = 4 * ((chunk * Shape::kStoreTokens + t) / 8);
+      float value[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) value[i] = acc[j + i] + bias[i / 2 % 2];
+      if constexpr (kHasOperand) {
+        uint32_t other[4];
+        LoadMatrixTransposed(address + t * kLineBytes, other);
+        Combine<kFinish>(value, other);
+      }
+      if (kFinish == SpmmFinish::kGelu && pass % 2 == 1) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) value[i] = Gelu(value[i]);
+      }
+      const uint32_t packed[4] = {PackBf16(value[0], value[1]), PackBf16(value[2], value[3]),
+                                  PackBf16(value[4], value[5]), PackBf16(value[6], value[7])};
+      StoreMatrixTransposed(address + t * kLineBytes, packed);
+    }
+    FenceProxyAsync();
+    NamedBarrierSync(1 + group, kWarpgroup);
+    if (thread == 0) {
+      const bool first_of_two = kPasses == 2 && pass % 2 == 0;
+      TmaStore2D(first_of_two ? &params.pre_activation : &params.output, buffer, policy,
+                 feature_begin, token_begin + chunk * Shape::kStoreTokens);
+      TmaStoreCommit();
+    }
+  }
+}
+
+}  // namespace filigree::sm90

@@ -1,0 +1,245 @@
+// SpmmBsrKernel: Y = X W^T (kTransposed = 0) or dX = dY W (kTransposed = 1), W in stored blocks.
+//
+// It computes the transposed tile D^T = A B^T with A a slice of a weight block (M = output features)
+// and B rows of the input (N = tokens): sparsity then lies on M, where a warpgroup is 64 wide, and
+// the instruction is m64n256k16, the one that reads the least shared memory per product.
+//   kFeatures = 128: the two consumer warpgroups take 64 features each and share 256 tokens.
+//   kFeatures =  64: they share the 64 features and take 256 tokens each.
+// Grid: one CTA per multiprocessor, persistent, in clusters of kCluster along the tokens; all CTAs of
+//   a cluster walk the same block row, load kFeatures / kCluster rows of each weight slice and
+//   multicast them. Block: 384 threads: warpgroup 0 issues the copies, 1 and 2 multiply.
+// Shared memory: a ring of stages {weight kFeatures x 128 B, input tokens x 128 B}, one reduction
+//   step of 64 each; then two store buffers per consumer warpgroup (spmm_epilogue_sm90.cuh); then barriers. The warpgroups
+//   share stages but never wait for each other, so one's epilogue hides behind the other's products.
+// Bytes from L2 per step: (kFeatures / kCluster + tokens) * 128. FLOPs per step: 2 * 64 * kFeatures *
+//   tokens. Device memory: X and Y once each, W once per token group.
+#pragma once
+
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/sm90_pipeline.cuh"
+#include "kernels/cuda/sm90_tma.cuh"
+#include "kernels/cuda/sm90_wgmma.cuh"
+#include "kernels/cuda/spmm_epilogue_sm90.cuh"
+#include "kernels/cuda/spmm_shape_sm90.cuh"
+
+namespace filigree::sm90 {
+
+__device__ __forceinline__ SpmmTile LoadTile(const SpmmTile* tiles, int index) {
+  const int4 raw = __ldg(reinterpret_cast<const int4*>(tiles) + index);
+  return {raw.x, raw.y, raw.z, raw.w};
+}
+
+__device__ __forceinline__ SpmmStep LoadStep(const SpmmStep* steps, int index) {
+  const int2 raw = __ldg(reinterpret_cast<const int2*>(steps) + index);
+  return {raw.x, static_cast<int16_t>(raw.y), static_cast<int16_t>(raw.y >> 16)};
+}
+
+// This CTA's share of a weight slice, kFeatures / kCluster lines, sent to the whole cluster. Line q
+// of the slice is stored row q (forward), or row q % 64 of the block's chunk q / 64 (transposed).
+template <bool kTransposed, int kFeatures, int kCluster>
+__device__ __forceinline__ void LoadWeight(const SpmmParams& params, uint8_t* destination,
+                                           uint64_t* barrier, uint64_t policy, uint32_t rank,
+                                           const SpmmStep& step) {
+  constexpr int kLines = kFeatures / kCluster;
+  constexpr int kBoxLines = kLines < 64 ? kLines : 64;
+#pragma unroll
+  for (int i = 0; i < kLines; i += kBoxLines) {
+    const int line = static_cast<int>(rank) * kLines + i;
+    const int row = step.weight_row + (kTransposed ? line % 64 : line);
+    const int chunk = kTransposed ? line / 64 : step.weight_chunk;
+    uint8_t* target = destination + line * kLineBytes;
+    if constexpr (kCluster == 1) {
+      TmaLoad3D(target, &params.weight, barrier, policy, 0, row, chunk);
+    } else {
+      constexpr uint16_t kEveryCta = (1 << kCluster) - 1;
+      TmaLoadMulticast3D(target, &params.weight, barrier, kEveryCta, policy, 0, row, chunk);
+    }
+  }
+}
+
+// One thread issues every copy of the CTA.
+template <bool kTransposed, int kFeatures, int kCluster>
+__device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
+                                        RingBarriers<SpmmShape<kFeatures>::kStages>& barriers,
+                                        uint32_t rank, int tile_begin, int tile_end) {
+  using Shape = SpmmShape<kFeatures>;
+  const uint64_t weight_policy = PolicyEvictLast();
+  const uint64_t input_policy = PolicyEvictLast();
+  RingPosition<Shape::kStages> position;
+  position.parity = 1;
+  for (int index = tile_begin; index < tile_end; ++index) {
+    const SpmmTile tile = LoadTile(params.tiles, index);
+    const int token = tile.token_begin + static_cast<int>(rank) * Shape::kTokens;
+    if (tile.step_count == 0) continue;
+    SpmmStep step = LoadStep(params.steps, tile.step_begin);
+    for (int i = 0; i < tile.step_count; ++i) {
+      const SpmmStep next = LoadStep(params.steps, tile.step_begin + min(i + 1, tile.step_count - 1));
+      uint64_t* full = &barriers.full[position.slot];
+      uint8_t* weight = ring + position.slot * Shape::kStageBytes;
+      uint8_t* input = weight + Shape::kWeightBytes;
+      BarrierWait(&barriers.empty[position.slot], position.parity);
+      BarrierExpectBytes(full, Shape::kStageBytes);
+      LoadWeight<kTransposed, kFeatures, kCluster>(params, weight, full, weight_policy, rank, step);
+#pragma unroll
+      for (int t = 0; t < Shape::kTokens; t += 256) {
+        TmaLoad3D(input + t * kLineBytes, &params.input, full, input_policy, 0, token + t,
+                  step.input_chunk);
+      }
+      step = next;
+      position.Advance();
+    }
+  }
+}
+
+// Every warp releases a slot for itself, in every CTA whose copies fill it.
+template <int kCluster>
+__device__ __forceinline__ void Release(uint64_t* empty) {
+  const uint32_t lane = threadIdx.x % 32;
+  if constexpr (kCluster == 1) {
+    if (lane == 0) BarrierArrive(empty);
+  } else {
+    if (lane < kCluster) BarrierArriveCluster(empty, lane);
+  }
+}
+
+// Sums one tile into the accumulators. One group of products stays in flight while the next slot is
+// awaited; a slot is released when the group that read it has ended, one step late.
+template <bool kTransposed, int kFeatures, int kCluster>
+__device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, uint32_t ring,
+                                           RingBarriers<SpmmShape<kFeatures>::kStages>& barriers,
+                                           RingPosition<SpmmShape<kFeatures>::kStages>& position,
+                                           int group) {
+  using Shape = SpmmShape<kFeatures>;
+  constexpr int kAdvance = kTransposed ? kAdvanceTransposed : kAdvanceKMajor;
+  // Which half of which operand is this warpgroup's.
+  const uint32_t weight_offset = kFeatures == 128 ? group * 64 * kLineBytes : 0;
+  const uint32_t input_offset =
+      Shape::kWeightBytes + (kFeatures == 128 ? 0 : group * 256 * kLineBytes);
+  int previous = 0;
+  for (int step = 0; step < step_count; ++step) {
+    BarrierWait(&barriers.full[position.slot], position.parity);
+    const uint32_t stage = ring + position.slot * Shape::kStageBytes;
+    const uint64_t a = OperandDescriptor(stage + weight_offset, 0);
+    const uint64_t b = OperandDescriptor(stage + input_offset, 0);
+    WgmmaFence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      Wgmma<256, kTransposed, 0>(acc, a + k * (kAdvance >> 4), b + k * (kAdvanceKMajor >> 4),
+                                 step > 0 || k > 0);
+    }
+    WgmmaCommit();
+    WgmmaWait<1>();
+    if (step > 0) Release<kCluster>(&barriers.empty[previous]);
+    previous = position.slot;
+    position.Advance();
+  }
+  WgmmaWait<0>();
+  if (step_count > 0) Release<kCluster>(&barriers.empty[previous]);
+}
+
+template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish>
+__device__ __forceinline__ void Consume(const SpmmParams& params, uint8_t* ring,
+                                        RingBarriers<SpmmShape<kFeatures>::kStages>& barriers,
+                                        uint32_t rank, int group, int tile_begin, int tile_end) {
+  using Shape = SpmmShape<kFeatures>;
+  uint8_t* buffers = ring + Shape::kRingBytes + group * 2 * Shape::kStoreBytes;
+  const uint64_t policy = PolicyEvictFirst();
+  RingPosition<Shape::kStages> position;
+  float acc[128];
+  for (int index = tile_begin; index < tile_end; ++index) {
+    const SpmmTile tile = LoadTile(params.tiles, index);
+    if (tile.step_count == 0) {
+#pragma unroll
+      for (int i = 0; i < 128; ++i) acc[i] = 0;
+    }
+    Accumulate<kTransposed, kFeatures, kCluster>(acc, tile.step_count, SharedAddress(ring), barriers,
+                                                 position, group);
+    const int token = tile.token_begin + static_cast<int>(rank) * Shape::kTokens;
+    StoreTile<kFeatures, kFinish>(params, acc, buffers, policy, group,
+                         tile.feature_begin + (kFeatures == 128 ? group * 64 : 0),
+                         token + (kFeatures == 128 ? 0 : group * 256));
+  }
+  if (threadIdx.x % kWarpgroup == 0) TmaStoreWaitRead<0>();
+}
+
+template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish>
+__global__ void __launch_bounds__(kSpmmThreads, 1)
+    SpmmBsrKernel(const __grid_constant__ SpmmParams params) {
+  using Shape = SpmmShape<kFeatures>;
+  extern __shared__ uint8_t shared[];
+  uint8_t* ring = shared + (1024 - SharedAddress(shared) % 1024) % 1024;
+  auto& barriers =
+      *reinterpret_cast<RingBarriers<Shape::kStages>*>(ring + Shape::kBarrierOffset);
+  const int warpgroup = threadIdx.x / kWarpgroup;
+  const uint32_t rank = kCluster == 1 ? 0 : ClusterCtaRank();
+  const int worker = blockIdx.x / kCluster;
+  const int tile_begin = __ldg(params.worker_begin + worker);
+  const int tile_end = __ldg(params.worker_begin + worker + 1);
+
+  if (threadIdx.x == 0) {
+    PrefetchTensorMap(&params.weight);
+    PrefetchTensorMap(&params.input);
+    PrefetchTensorMap(&params.output);
+    barriers.Init(8 * kCluster);  // eight consumer warps in each CTA
+  }
+  if constexpr (kCluster > 1) {
+    ClusterSync();
+  } else {
+    __syncthreads();
+  }
+
+  if (warpgroup == 0) {
+    ReleaseRegisters<40>();
+    if (threadIdx.x == 0) {
+      Produce<kTransposed, kFeatures, kCluster>(params, ring, barriers, rank, tile_begin, tile_end);
+    }
+    __syncwarp();
+  } else {
+    ClaimRegisters<232>();
+    Consume<kTransposed, kFeatures, kCluster, kFinish>(params, ring, barriers, rank, warpgroup - 1,
+                                              tile_begin, tile_end);
+  }
+  // A CTA must not leave while another may still signal its barriers.
+  if constexpr (kCluster > 1) ClusterSync();
+}
+
+template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish>
+void LaunchKernel(const SpmmParams& params, int workers, cudaStream_t stream) {
+  constexpr int kSharedBytes = SpmmShape<kFeatures>::kSharedBytes;
+  const auto kernel = SpmmBsrKernel<kTransposed, kFeatures, kCluster, kFinish>;
+  static const bool configured = [&] {
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    kSharedBytes));
+    return true;
+  }();
+  static_cast<void>(configured);
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = workers * kCluster;
+  launch.blockDim = kSpmmThreads;
+  launch.dynamicSmemBytes = kSharedBytes;
+  launch.stream = stream;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = kCluster;
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  launch.attrs = &attribute;
+  launch.numAttrs = 1;
+  CUDA_CHECK(cudaLaunchKernelEx(&launch, kernel, params));
+}
+
+// The kernel for this tile width and cluster.
+template <bool kTransposed, SpmmFinish kFinish>
+void LaunchSpmmKernel(int features, int cluster, const SpmmParams& params, int workers,
+                      cudaStream_t stream) {
+  CHECK(cluster == 1 || cluster == 2) << "cluster of " << cluster;
+  if (features == 128) {
+    cluster == 1 ? LaunchKernel<kTransposed, 128, 1, kFinish>(params, workers, stream)
+                 : LaunchKernel<kTransposed, 128, 2, kFinish>(params, workers, stream);
+  } else {
+    cluster == 1 ? LaunchKernel<kTransposed, 64, 1, kFinish>(params, workers, stream)
+                 : LaunchKernel<kTransposed, 64, 2, kFinish>(params, workers, stream);
+  }
+}
+
+}  // namespace filigree::sm90
