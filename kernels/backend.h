@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "kernels/base/device.h"
 #include "kernels/base/tensor_view.h"
@@ -182,6 +183,14 @@ class SparseOps {
  public:
   virtual ~SparseOps() = default;
   virtual std::unique_ptr<PreparedLayout> PrepareLayout(const SparseLayout& layout) = 0;
+  // Blocked weights with one input as a single weight, the parts' outputs one after the other. Its
+  // values (and gradients) are one view that spans the parts': those of part i begin
+  // `value_begin[i]` elements after those of part 0, ascending; what lies between them is not
+  // touched. Returns nullptr where the backend does not gain by it: then multiply part by part.
+  virtual std::unique_ptr<PreparedLayout> PrepareGroup(std::span<const PreparedLayout* const> parts,
+                                                       std::span<const int64_t> value_begin) {
+    return nullptr;
+  }
   virtual void Spmm(const SpmmArgs& args, Stream& stream) = 0;
   virtual void SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) = 0;
   virtual void Sddmm(const SddmmArgs& args, Stream& stream) = 0;

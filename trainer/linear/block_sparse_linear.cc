@@ -58,6 +58,10 @@ class BlockSparseLinear final : public Linear {
                             stream);
   }
 
+  std::optional<BlockedProduct> blocked_product() const override {
+    return BlockedProduct{layout_.get(), weight_, bias_.bound()};
+  }
+
   LinearFlops flops() const override {
     const SparseLayout& layout = layout_->layout();
     return {2.0 * static_cast<double>(layout.logical_count()),

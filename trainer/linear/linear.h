@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -56,6 +57,13 @@ struct LinearMemory {
   int64_t scratch_bytes = 0;       // needed during one backward; shared by all linears (maximum)
 };
 
+// A linear that is one product with a blocked weight, as a group joins it to its neighbours.
+struct BlockedProduct {
+  const PreparedLayout* weight = nullptr;
+  BoundParameter values;  // and gradients, [stored_count]
+  BoundParameter bias;    // [out], or empty views
+};
+
 class Linear {
  public:
   virtual ~Linear() = default;
@@ -75,6 +83,9 @@ class Linear {
   // Adds the gradients of weight and bias into grads, and computes the input's.
   virtual void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
                         Stream& stream) = 0;
+
+  // Set where the linear is nothing but that product; valid after Bind.
+  virtual std::optional<BlockedProduct> blocked_product() const { return std::nullopt; }
 
   virtual LinearFlops flops() const = 0;
   virtual LinearMemory memory(DType compute_dtype) const = 0;
@@ -106,9 +117,11 @@ SparsitySpec MatchSparsity(std::string_view weight_name, const std::vector<Spars
 // A sequence of linears that share their input (q, k, v; gate, up): y's columns are the parts'
 // outputs side by side, dx is the sum of the parts'. Topology, checkpoints and export see only the
 // parts.
+// Where all parts are blocked products and the backend gains by it, they are computed as one.
 class LinearGroup {
  public:
-  explicit LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<int64_t> widths);
+  LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<int64_t> widths,
+              Backend& backend);
 
   int64_t out() const { return offsets_.back(); }
   // The columns of part i in a [T, out()] view.
@@ -119,14 +132,26 @@ class LinearGroup {
   }
   std::span<const std::unique_ptr<Linear>> parts() const { return parts_; }
 
+  // Call once the parts are bound.
+  void JoinParts();
   void Materialize(Stream& stream);
   // As Linear's, over the parts.
   void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue, Stream& stream);
   void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad, Stream& stream);
 
  private:
+  void BackwardJoined(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
+                      Stream& stream);
+
   std::vector<std::unique_ptr<Linear>> parts_;
   std::vector<int64_t> offsets_;  // parts + 1
+  Backend& backend_;
+  // The parts as one product; nullptr where they are computed one by one.
+  std::unique_ptr<PreparedLayout> joined_;
+  std::vector<BlockedProduct> products_;
+  TensorView joined_values_, joined_grads_;
+  DeviceBuffer joined_bias_;  // a copy of the parts' biases, one after the other
+  TensorView bias_;
 };
 
 }  // namespace filigree

@@ -1,19 +1,78 @@
+#include <algorithm>
+
 #include "trainer/linear/linear.h"
 
 namespace filigree {
+namespace {
 
-LinearGroup::LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<int64_t> widths)
-    : parts_(std::move(parts)), offsets_{0} {
+// Both lie in one array (a flat buffer), or are empty.
+int64_t ElementsBetween(ConstTensorView from, ConstTensorView to) {
+  return (static_cast<const std::byte*>(to.data()) - static_cast<const std::byte*>(from.data())) /
+         static_cast<int64_t>(SizeOf(from.dtype()));
+}
+
+}  // namespace
+
+LinearGroup::LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<int64_t> widths,
+                         Backend& backend)
+    : parts_(std::move(parts)), offsets_{0}, backend_(backend) {
   CHECK_EQ(parts_.size(), widths.size());
   for (int64_t width : widths) offsets_.push_back(offsets_.back() + width);
 }
 
+void LinearGroup::JoinParts() {
+  joined_.reset();
+  products_.clear();
+  if (parts_.size() < 2) return;
+  std::vector<const PreparedLayout*> weights;
+  std::vector<int64_t> value_begin, grad_begin;
+  for (const auto& part : parts_) {
+    const std::optional<BlockedProduct> product = part->blocked_product();
+    if (!product) return;
+    products_.push_back(*product);
+    const BlockedProduct& first = products_.front();
+    weights.push_back(product->weight);
+    value_begin.push_back(ElementsBetween(first.values.values, product->values.values));
+    grad_begin.push_back(ElementsBetween(first.values.grads, product->values.grads));
+  }
+  const bool trains = !products_.front().values.grads.empty();
+  if (trains && grad_begin != value_begin) return;
+  if (!std::is_sorted(value_begin.begin(), value_begin.end())) return;
+  joined_ = backend_.PrepareGroup(weights, value_begin);
+  if (!joined_) return;
+  const int64_t extent = value_begin.back() + products_.back().values.values.size();
+  const auto span = [&](TensorView first) {
+    return TensorView(first.data(), first.dtype(), {extent});
+  };
+  joined_values_ = span(products_.front().values.values);
+  if (trains) joined_grads_ = span(products_.front().values.grads);
+  if (products_.front().bias.values.empty()) return;
+  const DType dtype = joined_values_.dtype();
+  joined_bias_ = backend_.device().Allocate(out() * SizeOf(dtype), "compute_copies");
+  bias_ = joined_bias_.View(dtype, out());
+}
+
 void LinearGroup::Materialize(Stream& stream) {
   for (const auto& part : parts_) part->Materialize(stream);
+  if (!joined_ || bias_.empty()) return;
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    backend_.device().CopyAsync(bias_.Range(offsets_[i], offsets_[i + 1] - offsets_[i]),
+                                products_[i].bias.values, stream);
+  }
 }
 
 void LinearGroup::Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
                           Stream& stream) {
+  if (joined_) {
+    backend_.Spmm({.weight = joined_.get(),
+                   .values = joined_values_,
+                   .x = x,
+                   .y = y,
+                   .bias = bias_,
+                   .epilogue = epilogue},
+                  stream);
+    return;
+  }
   for (size_t i = 0; i < parts_.size(); ++i) {
     const int part = static_cast<int>(i);
     parts_[i]->Forward(x, Part(y, part),
@@ -25,6 +84,7 @@ void LinearGroup::Forward(ConstTensorView x, TensorView y, const ProductEpilogue
 
 void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
                            Stream& stream) {
+  if (joined_) return BackwardJoined(x, dy, input_grad, stream);
   for (size_t i = 0; i < parts_.size(); ++i) {
     // The derivative of the activation multiplies the sum over the parts.
     InputGrad part = input_grad;
@@ -32,6 +92,23 @@ void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InputGra
     if (i + 1 < parts_.size()) part.gelu_input = {};
     parts_[i]->Backward(x, Part(dy, static_cast<int>(i)), part, stream);
   }
+}
+
+void LinearGroup::BackwardJoined(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
+                                 Stream& stream) {
+  backend_.Sddmm({.weight = joined_.get(), .dy = dy, .x = x, .dvalues = joined_grads_}, stream);
+  for (size_t i = 0; i < parts_.size() && !bias_.empty(); ++i) {
+    backend_.ColumnSum({.in = Part(dy, static_cast<int>(i)), .out = products_[i].bias.grads},
+                       stream);
+  }
+  if (input_grad.dx.empty()) return;
+  backend_.SpmmTransposed({.weight = joined_.get(),
+                           .values = joined_values_,
+                           .dy = dy,
+                           .dx = input_grad.dx,
+                           .accumulate = input_grad.accumulate,
+                           .epilogue = {.gelu_input = input_grad.gelu_input}},
+                          stream);
 }
 
 }  // namespace filigree

@@ -30,6 +30,7 @@ class LinearBias {
   }
   // [out], or an empty view.
   ConstTensorView values() const { return bound_.values; }
+  const BoundParameter& bound() const { return bound_; }
   void Backward(ConstTensorView dy, Stream& stream) {
     if (spec_.bias) backend_.ColumnSum({.in = dy, .out = bound_.grads}, stream);
   }

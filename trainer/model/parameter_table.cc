@@ -19,7 +19,7 @@ LinearGroup MakeGroup(const std::vector<LinearSpec>& parts,
     linears.push_back(row->create(part, match, std::move(layout), backend));
     widths.push_back(part.out);
   }
-  return LinearGroup(std::move(linears), std::move(widths));
+  return LinearGroup(std::move(linears), std::move(widths), backend);
 }
 
 }  // namespace
@@ -66,6 +66,7 @@ void TableLinear::Bind(TensorView scratch) {
     for (int i = 0; i < count; ++i) bound.push_back(table_.bound(next++));
     part->Bind(bound, scratch);
   }
+  group_.JoinParts();
 }
 
 void TableLinear::Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
