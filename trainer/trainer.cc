@@ -17,6 +17,7 @@
 #include "trainer/schedule.h"
 #include "trainer/stop_signal.h"
 #include "trainer/train_log.h"
+#include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
 namespace filigree {
@@ -32,8 +33,7 @@ class Trainer {
         run_(options.run),
         communicator_(communicator),
         backend_(backend),
-        stream_(backend.device().NewStream()),
-        event_(backend.device().NewEvent()) {}
+        stream_(backend.device().NewStream()) {}
 
   Status Run();
 
@@ -45,8 +45,7 @@ class Trainer {
   Status EnterPhase(int phase);
   Status RunPhase();
   bool TakeBatch();
-  void TrainStep(StepMetrics* metrics);
-  void RunMicroBatches(double loss_scale);
+  void RunStep(StepMetrics* metrics);
   Status AfterStep(const StepMetrics& metrics);
   Status SaveCheckpoint();
   void EvaluateAndSample();
@@ -61,7 +60,6 @@ class Trainer {
   Communicator& communicator_;
   Backend& backend_;
   std::unique_ptr<Stream> stream_;
-  std::unique_ptr<Event> event_;
 
   std::unique_ptr<CheckpointReader> start_;
   std::unique_ptr<Tokenizer> tokenizer_;  // nullptr where the data has none
@@ -73,12 +71,11 @@ class Trainer {
   int phase_ = 0;
   PhaseData data_;
   std::unique_ptr<Prefetcher> prefetcher_;
-  std::unique_ptr<BatchFeeder> feeder_;
+  std::unique_ptr<TrainStep> train_step_;
   std::unique_ptr<TrainingState> state_;
 
   const SampleBatch* batch_ = nullptr;  // this rank's samples of the step
   double valid_tokens_ = 0;             // of the step, over all ranks
-  double loss_sum_ = 0;
   int64_t skipped_steps_ = 0;
   int consecutive_skips_ = 0;
   int64_t saved_step_ = -1;  // of the newest checkpoint
@@ -170,8 +167,7 @@ Status Trainer::EnterPhase(int phase) {
     state_->TakeOver(*previous, *stream_);
   }
   state_->model().set_hooks({});
-  feeder_ = std::make_unique<BatchFeeder>(
-      backend_.device(), this->phase().batch.micro_batch_sequences, this->phase().batch.seq_len);
+  train_step_ = std::make_unique<TrainStep>(this->phase().batch, backend_, *stream_);
   log_->BeginPhase(phase, step_, state_->model(), backend_, communicator_.size());
   LogInfo(data_.train->Describe());
   // A resumed run evaluated this very state when it was saved.
@@ -196,60 +192,22 @@ bool Trainer::TakeBatch() {
   return sums[1] == 0;
 }
 
-// Forward and backward of this rank's samples. Parameters leave for the exchange during the last
-// micro-batch, so that is where the gradients become final.
-void Trainer::RunMicroBatches(double loss_scale) {
-  const int64_t seq_len = phase().batch.seq_len;
-  const int64_t sequences = phase().batch.micro_batch_sequences;
-  // A rank without samples runs one masked row: zero gradients, and the same order of collectives.
-  const std::vector<int32_t> no_tokens(batch_->count == 0 ? seq_len : 0, 0);
-  const int64_t count = std::max<int64_t>(batch_->count, 1);
-  Model& model = state_->model();
-  GradientExchange& exchange = state_->exchange();
-  ParameterHooks hooks;
-  hooks.before_use = [&](int parameter) { exchange.WaitValues(parameter, *stream_); };
-  loss_sum_ = 0;
-  for (int64_t done = 0; done < count; done += sequences) {
-    const int64_t rows = std::min(sequences, count - done);
-    if (done + rows == count) {
-      hooks.grad_ready = [&](int parameter) {
-        event_->Record(*stream_);
-        exchange.MarkReady(parameter, *event_);
-      };
-    }
-    model.set_hooks(hooks);
-    const int32_t* tokens =
-        batch_->count ? batch_->tokens.data() + done * seq_len : no_tokens.data();
-    const int32_t* targets = batch_->count ? batch_->targets.data() + done * seq_len : nullptr;
-    const MicroBatch batch = feeder_->Feed(tokens, targets, rows, seq_len, *stream_);
-    model.ForwardBackward(batch, loss_scale, feeder_->Losses(rows, seq_len), *stream_);
-    loss_sum_ += feeder_->SumLosses(rows * seq_len, *stream_);
-  }
-  hooks.grad_ready = nullptr;
-  model.set_hooks(hooks);
-}
-
-void Trainer::TrainStep(StepMetrics* metrics) {
+void Trainer::RunStep(StepMetrics* metrics) {
   const auto begin = std::chrono::steady_clock::now();
   GradientExchange& exchange = state_->exchange();
-  backend_.device().ZeroAsync(state_->buffer().grads(), *stream_);
-  // A step whose targets are all masked has zero gradients, whatever they are divided by.
-  RunMicroBatches(1.0 / std::max(valid_tokens_, 1.0));
-  exchange.WaitGrads(*stream_);
-
   const double lr = LearningRate(phase().schedule, step_in_phase(), phase().steps);
-  const int64_t updates = UpdatesSinceFreshMoments(run_, phase_, step_);
-  const Optimizer::Result update =
-      state_->optimizer().Step(phase().optimizer, lr, updates, *stream_);
-  if (!update.skipped) {
-    event_->Record(*stream_);
-    exchange.StartGatherValues(*event_);
-    state_->model().ValuesChanged();
-  }
+  const StepResult result =
+      train_step_->Run(*state_,
+                       {.tokens = batch_->tokens.data(),
+                        .targets = batch_->targets.data(),
+                        .sequences = batch_->count,
+                        .valid_tokens = valid_tokens_},
+                       phase().optimizer, lr, UpdatesSinceFreshMoments(run_, phase_, step_));
+  const Optimizer::Result& update = result.update;
   skipped_steps_ += update.skipped;
   consecutive_skips_ = update.skipped ? consecutive_skips_ + 1 : 0;
 
-  double loss_sum = loss_sum_;
+  double loss_sum = result.loss_sum;
   communicator_.AllReduceHost(std::span<double>(&loss_sum, 1), ReduceOp::kSum);
   exchange.CountControl(sizeof(loss_sum));
   const std::chrono::duration<double, std::milli> elapsed =
@@ -290,7 +248,7 @@ void Trainer::EvaluateAndSample() {
   if (!data_.validation) return;
   const EvaluationResult result =
       Evaluate(state_->model(), *data_.validation, run_.evaluation.tokens,
-               phase().batch.micro_batch_sequences, *feeder_, communicator_, *stream_);
+               phase().batch.micro_batch_sequences, train_step_->feeder(), communicator_, *stream_);
   log_->Evaluation(step_, result);
   if (!tokenizer_) return;
   for (const std::string& prompt : run_.evaluation.sample_prompts) {
@@ -326,7 +284,7 @@ Status Trainer::RunPhase() {
                          "; the same command goes on from there");
     }
     StepMetrics metrics;
-    TrainStep(&metrics);
+    RunStep(&metrics);
     ++step_;
     tokens_ += phase().batch.tokens_per_step;
     metrics.step = step_;

@@ -1,0 +1,64 @@
+#include "trainer/train_step.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace filigree {
+
+TrainStep::TrainStep(const BatchSpec& batch, Backend& backend, Stream& stream)
+    : batch_(batch),
+      backend_(backend),
+      stream_(stream),
+      event_(backend.device().NewEvent()),
+      feeder_(backend.device(), batch.micro_batch_sequences, batch.seq_len) {}
+
+// Forward and backward of this rank's samples. Parameters leave for the exchange during the last
+// micro-batch, so that is where the gradients become final.
+double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& samples) {
+  const int64_t seq_len = batch_.seq_len;
+  // A rank without samples runs one masked row: zero gradients, and the same order of collectives.
+  const std::vector<int32_t> no_tokens(samples.sequences == 0 ? seq_len : 0, 0);
+  const int64_t count = std::max<int64_t>(samples.sequences, 1);
+  // A step whose targets are all masked has zero gradients, whatever they are divided by.
+  const double loss_scale = 1.0 / std::max(samples.valid_tokens, 1.0);
+  GradientExchange& exchange = state.exchange();
+  ParameterHooks hooks;
+  hooks.before_use = [&](int parameter) { exchange.WaitValues(parameter, stream_); };
+  double loss_sum = 0;
+  for (int64_t done = 0; done < count; done += batch_.micro_batch_sequences) {
+    const int64_t rows = std::min(batch_.micro_batch_sequences, count - done);
+    if (done + rows == count) {
+      hooks.grad_ready = [&](int parameter) {
+        event_->Record(stream_);
+        exchange.MarkReady(parameter, *event_);
+      };
+    }
+    state.model().set_hooks(hooks);
+    const bool none = samples.sequences == 0;
+    const MicroBatch batch =
+        feeder_.Feed(none ? no_tokens.data() : samples.tokens + done * seq_len,
+                     none ? nullptr : samples.targets + done * seq_len, rows, seq_len, stream_);
+    state.model().ForwardBackward(batch, loss_scale, feeder_.Losses(rows, seq_len), stream_);
+    loss_sum += feeder_.SumLosses(rows * seq_len, stream_);
+  }
+  hooks.grad_ready = nullptr;
+  state.model().set_hooks(hooks);
+  return loss_sum;
+}
+
+StepResult TrainStep::Run(TrainingState& state, const StepSamples& samples,
+                          const OptimizerSpec& optimizer, double lr, int64_t updates) {
+  StepResult result;
+  backend_.device().ZeroAsync(state.buffer().grads(), stream_);
+  result.loss_sum = RunMicroBatches(state, samples);
+  state.exchange().WaitGrads(stream_);
+  result.update = state.optimizer().Step(optimizer, lr, updates, stream_);
+  if (!result.update.skipped) {
+    event_->Record(stream_);
+    state.exchange().StartGatherValues(*event_);
+    state.model().ValuesChanged();
+  }
+  return result;
+}
+
+}  // namespace filigree

@@ -1,0 +1,51 @@
+// One optimizer step over given samples: micro-batches, exchange, update. The trainer feeds it from
+// its data, `filigree bench step` from random tokens.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/backend.h"
+#include "trainer/batch_feeder.h"
+#include "trainer/optimizer.h"
+#include "trainer/spec.h"
+#include "trainer/training_state.h"
+
+namespace filigree {
+
+// This rank's samples of a step: [sequences, S] each, -1 a masked target.
+struct StepSamples {
+  const int32_t* tokens = nullptr;
+  const int32_t* targets = nullptr;
+  int64_t sequences = 0;
+  double valid_tokens = 0;  // targets that count, over all ranks
+};
+
+struct StepResult {
+  double loss_sum = 0;  // over this rank's samples, divided by nothing
+  Optimizer::Result update;
+};
+
+class TrainStep {
+ public:
+  // For micro-batches of `batch`. `backend` and `stream` must outlive it.
+  TrainStep(const BatchSpec& batch, Backend& backend, Stream& stream);
+
+  // Runs the step on `state`: learning rate `lr`, `updates` counted as Optimizer::Step does. A rank
+  // without samples takes part in every collective.
+  StepResult Run(TrainingState& state, const StepSamples& samples, const OptimizerSpec& optimizer,
+                 double lr, int64_t updates);
+
+  BatchFeeder& feeder() { return feeder_; }
+
+ private:
+  double RunMicroBatches(TrainingState& state, const StepSamples& samples);
+
+  const BatchSpec batch_;
+  Backend& backend_;
+  Stream& stream_;
+  std::unique_ptr<Event> event_;
+  BatchFeeder feeder_;
+};
+
+}  // namespace filigree
