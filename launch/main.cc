@@ -105,6 +105,22 @@ void AddReport(CLI::App& app, ReportCommand& c, Runner& run) {
   sub->callback([&] { run = [&] { return c.Run(); }; });
 }
 
+void AddBench(CLI::App& app, BenchStepCommand& step, Runner& run) {
+  CLI::App* bench = app.add_subcommand("bench", "The project's own benchmarks");
+  bench->require_subcommand(1);
+  CLI::App* sub = bench->add_subcommand("step", "Times training steps on random tokens");
+  sub->add_option("config", step.config, "A textproto; its first phase is timed")->required();
+  sub->add_option("--override", step.overrides, "Text format merged over the config");
+  sub->add_option("--steps", step.steps, "Steps timed")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  sub->add_option("--warmup", step.warmup, "Steps before them")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  sub->add_flag("--json", step.json, "Print JSON");
+  sub->callback([&] { run = [&] { return step.Run(); }; });
+}
+
 int Main(int argc, char** argv) {
   CLI::App app("Filigree pretrains sparse language models on many GPUs (or CPU ranks).",
                "filigree");
@@ -119,6 +135,7 @@ int Main(int argc, char** argv) {
   ImportCommand import_;
   InspectCommand inspect;
   ReportCommand report;
+  BenchStepCommand bench_step;
   AddPrepare(app, prepare, run);
   AddPlan(app, plan, run);
   AddTrain(app, train, run);
@@ -128,6 +145,7 @@ int Main(int argc, char** argv) {
   AddImport(app, import_, run);
   AddInspect(app, inspect, run);
   AddReport(app, report, run);
+  AddBench(app, bench_step, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

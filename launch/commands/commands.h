@@ -74,4 +74,13 @@ struct ReportCommand {
   Status Run() const;
 };
 
+// Whole training steps of a config's first phase on random tokens.
+struct BenchStepCommand {
+  std::string config;
+  std::vector<std::string> overrides;
+  int steps = 20, warmup = 5;
+  bool json = false;
+  Status Run() const;
+};
+
 }  // namespace filigree
