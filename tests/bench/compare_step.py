@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Training steps of Filigree and of compiled PyTorch, side by side on this machine's GPU.
+
+    python3 tests/bench/compare_step.py gpt3_xl --variants dense,block128/75,masked/75 \
+        [--binary build/filigree] [--out docs/results/step.json --run-id ID --commit C]
+
+Runs `filigree bench step` on tests/bench/models/MODEL.textproto for each variant and peer_torch.py on the
+same model, prints a table of medians and ratios, and writes records (see results_tables.py). A
+variant is `dense`, `masked/PERCENT` or `blockROWSxCOLS/PERCENT` (`block128` is 128x128), the percentage
+being zeros in all attention and feed-forward weights. The peer of every ratio is PyTorch's faster
+precision.
+"""
+import argparse
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def override(variant):
+    if variant == "dense":
+        return ""
+    kind, percent = variant.split("/")
+    sparsity = f"sparsity: {float(percent) / 100}"
+    if kind == "masked":
+        return f'sparsity {{ parameterisation: "masked" {sparsity} }}'
+    rows, cols = re.fullmatch(r"block(\d+)(?:x(\d+))?", kind).groups()
+    return (f'sparsity {{ parameterisation: "block_sparse" {sparsity} '
+            f"block_out: {rows} block_in: {cols or rows} }}")
+
+
+def ours(options, variant):
+    command = [options.binary, "bench", "step", os.path.join(HERE, "models", options.model + ".textproto"),
+               "--steps", str(options.steps), "--json"]
+    for text in filter(None, (override(variant), options.override)):
+        command += ["--override", text]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print(f"{variant}: {done.stderr.strip()}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peer(options):
+    command = [sys.executable, os.path.join(HERE, "peer_torch.py"), options.model, "--json",
+               "--steps", str(options.steps)]
+    if options.peer_precision:
+        command += ["--precision", options.peer_precision]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def name_of(model, variant):
+    if variant == "dense":
+        return f"dense/{model}/vs_torch"
+    if variant.startswith("masked/"):
+        return f"{variant.replace('masked', 'masked/' + model)}/vs_torch_dense"
+    return f"step/{model}/{variant}/vs_torch_dense"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--variants", default="dense")
+    parser.add_argument("--binary", default="build/filigree")
+    parser.add_argument("--override", default="", help="text format, for all of ours")
+    parser.add_argument("--peer-precision", default="", help="bf16, master or both (default)")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out")
+    parser.add_argument("--run-id", default="")
+    parser.add_argument("--commit", default="")
+    options = parser.parse_args()
+    torch = peer(options)
+    fastest = min(torch["best"], key=lambda r: r["step_ms"])
+    for r in torch["best"]:
+        print(f"{options.model:10} torch {r['precision']:12} {r['step_ms']:8.2f} ms "
+              f"{r['memory_peak_bytes'] / 1e9:6.2f} GB  ({r['attention']} attention)", flush=True)
+    records = []
+    for variant in options.variants.split(","):
+        r = ours(options, variant)
+        if r is None:
+            continue
+        print(f"{options.model:10} {variant:18} {r['step_ms']:8.2f} ms {r['memory_peak_bytes'] / 1e9:6.2f}"
+              f" GB  {fastest['step_ms'] / r['step_ms']:5.2f}x  loss {r['first_loss']:.2f} -> "
+              f"{r['last_loss']:.2f}", flush=True)
+        settings = {"tokens_per_step": r["tokens_per_step"],
+                    "tokens_per_second": round(r["tokens_per_second"]),
+                    "memory_peak_bytes": r["memory_peak_bytes"],
+                    "peer": f"PyTorch {fastest['torch']}, {fastest['precision']}, "
+                            f"{fastest['attention']} attention",
+                    "peer_memory_peak_bytes": {p["precision"]: p["memory_peak_bytes"]
+                                               for p in torch["best"]},
+                    "mfu_executed": round(r["mfu_executed"], 4)}
+        if variant != "dense":
+            settings["loss_gap"] = "unmeasured"
+        records.append({
+            "name": name_of(options.model, variant), "value": fastest["step_ms"] / r["step_ms"],
+            "unit": "ratio", "ours_ms": r["step_ms"], "peer_ms": fastest["step_ms"],
+            "samples": len(r["samples"]), "run_id": options.run_id, "settings": settings,
+            "device": fastest["device"], "date": datetime.date.today().isoformat(),
+            "commit": options.commit, "command": " ".join(
+                ["python3", "tests/bench/compare_step.py", *sys.argv[1:]])})
+    if options.out:
+        old = []
+        if os.path.exists(options.out):
+            with open(options.out, encoding="utf-8") as file:
+                old = json.load(file)
+        with open(options.out, "w", encoding="utf-8") as file:
+            json.dump(old + records, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
