@@ -193,5 +193,44 @@ INSTANTIATE_TEST_SUITE_P(TokensAndWorkers, SddmmScheduleTest,
                          testing::Combine(testing::ValuesIn(kTokenCounts),
                                           testing::Values(1, 13, 132)));
 
+// Two weights as one pattern: the steps and chunks of the second lie where its values do.
+TEST(BlockSchedule, ValuesMayLieApart) {
+  for (const Pattern& pattern : Patterns()) {
+    const int64_t block = int64_t{pattern.block.rows} * pattern.block.cols;
+    const int half = pattern.row_begin[pattern.rows / 2];
+    const int64_t gap = 5 * block;
+    std::vector<int64_t> value_begin;
+    for (int p = 0; p < static_cast<int>(pattern.col.size()); ++p) {
+      value_begin.push_back(p * block + (p < half ? 0 : gap));
+    }
+    BsrPattern apart = pattern.view();
+    apart.value_begin = value_begin;
+    const auto shifted = [&](int64_t element) {
+      return element < half * block ? element : element + gap;
+    };
+    for (const bool transposed : {false, true}) {
+      const SpmmTiling tiling = {.workers = 7, .tile_tokens = 256, .token_group = 2};
+      const SpmmSchedule close = BuildSpmmSchedule(pattern.view(), transposed, 1000, tiling);
+      const SpmmSchedule wide = BuildSpmmSchedule(apart, transposed, 1000, tiling);
+      ASSERT_EQ(close.steps.size(), wide.steps.size());
+      for (size_t i = 0; i < close.steps.size(); ++i) {
+        const int64_t element = int64_t{close.steps[i].weight_row} * pattern.block.cols;
+        EXPECT_EQ(wide.steps[i].weight_row, shifted(element) / pattern.block.cols);
+        EXPECT_EQ(wide.steps[i].input_chunk, close.steps[i].input_chunk);
+      }
+    }
+    const SddmmSchedule close = BuildSddmmSchedule(pattern.view(), 1000, 7);
+    const SddmmSchedule wide = BuildSddmmSchedule(apart, 1000, 7);
+    ASSERT_EQ(close.units.size(), wide.units.size());
+    for (size_t u = 0; u < close.units.size(); ++u) {
+      for (int slot = 0; slot < 8; ++slot) {
+        if (slot % 4 >= close.units[u].chunk_count[slot / 4]) continue;
+        const int64_t element = int64_t{close.units[u].gradient_chunk[slot]} * kChunk;
+        EXPECT_EQ(wide.units[u].gradient_chunk[slot], shifted(element) / kChunk);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace filigree
