@@ -216,12 +216,14 @@ struct AttentionArgs {
   ConstTensorView q;     // [T, H * E]
   ConstTensorView k, v;  // [T, K * E]
   TensorView out;        // [T, H * E]
-  TensorView lse;        // [T, H] log-sum-exp of the scaled scores, F32 (F64 for F64)
+  // Log-sum-exp of the scaled scores, F32 (F64 for F64), for AttentionBackward of the same backend.
+  // The CPU stores [T, H]; CUDA needs a contiguous view and stores [B, H, S] in it.
+  TensorView lse;  // [T, H]
   int64_t seq_len = 0, heads = 0, kv_heads = 0;
 };
 struct AttentionBackwardArgs {
   ConstTensorView q, k, v, out, dout;  // as above
-  ConstTensorView lse;                 // [T, H]
+  ConstTensorView lse;                 // [T, H], as Attention left it
   TensorView dq, dk, dv;               // as q, k, v; overwrites
   int64_t seq_len = 0, heads = 0, kv_heads = 0;
 };
@@ -312,6 +314,9 @@ class Backend : public DenseOps,
                 public OptimizerOps {
  public:
   virtual Device& device() = 0;
+  // Asks for the same bits at every call of every operation, also where that costs time or memory
+  // (CUDA's attention backward; all else, and the CPU, is so anyway). Off at first.
+  virtual void set_deterministic(bool deterministic) = 0;
 };
 
 }  // namespace filigree

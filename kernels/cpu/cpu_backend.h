@@ -21,6 +21,7 @@ class CpuBackend final : public Backend {
   explicit CpuBackend(Device& device) : device_(device) {}
 
   Device& device() override { return device_; }
+  void set_deterministic(bool) override {}
 
   void MatMul(const MatMulArgs& args, Stream& stream) override;
   void ColumnSum(const ColumnSumArgs& args, Stream& stream) override;

@@ -4,7 +4,8 @@
 // once an operation); master, moments, norm statistics, log-sum-exp and losses F32. Rows of views
 // begin at multiples of 16 bytes and have widths that are multiples of 8 elements where a matrix
 // product reads or writes them (padded vocabularies and model widths are); other operations take any
-// width. Every operation is deterministic: no float atomics.
+// width. Every operation is deterministic, without float atomics; only attention's backward pass by
+// cuDNN is so on demand (set_deterministic).
 //
 // No operation allocates: what it needs beside its arguments comes from one workspace, reserved when
 // the backend is made, and from PreparedLayout.
@@ -22,7 +23,7 @@ namespace filigree {
 
 // Plans of matrix products, chosen by cuBLASLt's heuristics once a shape (matmul.cc).
 class MatMulPlans;
-// cuDNN's attention graphs, one a shape (attention_cudnn.cc); absent where cuDNN is.
+// cuDNN's attention graphs, one a shape (attention_plans.h); declines every shape without cuDNN.
 class AttentionPlans;
 
 class CudaBackend final : public Backend {
@@ -32,6 +33,7 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override;
 
   Device& device() override { return device_; }
+  void set_deterministic(bool deterministic) override { deterministic_ = deterministic; }
 
   void MatMul(const MatMulArgs& args, Stream& stream) override;
   void ColumnSum(const ColumnSumArgs& args, Stream& stream) override;
@@ -72,6 +74,7 @@ class CudaBackend final : public Backend {
   DeviceBuffer workspace_;
   std::unique_ptr<MatMulPlans> matmul_plans_;
   std::unique_ptr<AttentionPlans> attention_plans_;
+  bool deterministic_ = false;
 };
 
 }  // namespace filigree
