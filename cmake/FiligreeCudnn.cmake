@@ -1,7 +1,9 @@
 # Attention through cuDNN 9, where both of its parts are found; else the backend's own plain kernels serve.
+#
 #   The library: in the CUDA toolkit, under CUDNN_ROOT, in the system, or in Python's nvidia-cudnn-cu13.
 #   The C++ front end, headers only: under CUDNN_FRONTEND_ROOT, in the system, or in build/_deps, where
 #   launch/setup.sh unpacks it from Python's nvidia-cudnn-frontend.
+#
 # Defines FILIGREE_CUDNN_FOUND and, where it is ON, the target filigree_cudnn.
 set(FILIGREE_CUDNN AUTO CACHE STRING "Attention through cuDNN: AUTO, ON or OFF")
 

@@ -37,6 +37,9 @@ missing_packages() {
   if ! have mpicc || ! have mpirun; then
     if installed libmpich-dev; then echo mpich; else printf '%s\n' libopenmpi-dev openmpi-bin; fi
   fi
+  if cudnn_frontend_is_missing && ! python3 -m pip --version >/dev/null 2>&1; then
+    echo python3-pip
+  fi
   not_installed "${LIBRARIES[@]}"
 }
 
@@ -49,6 +52,34 @@ text_package() {
   name=$(apt-cache search --names-only '^python3\.[0-9]+-doc$' | cut -d' ' -f1 | sort -V | tail -1)
   [ -n "$name" ] || die "no package python3.*-doc; name text files in FILIGREE_TEXT instead"
   echo "$name"
+}
+
+# cuDNN's C++ front end, headers only, with which attention on a GPU is built (see
+# cmake/FiligreeCudnn.cmake). Without it the build takes its own, slower attention.
+CUDNN_FRONTEND=nvidia-cudnn-frontend==1.32.0
+
+cudnn_frontend_is_missing() {
+  [ -n "$(find_nvcc)" ] && [ -z "${CUDNN_FRONTEND_ROOT:-}" ] &&
+    [ ! -f /usr/include/cudnn_frontend.h ] &&
+    [ ! -f build/_deps/cudnn_frontend/include/cudnn_frontend.h ]
+}
+
+# Puts the headers of its Python wheel into $1.
+unpack_cudnn_frontend() {
+  local scratch=$1/scratch
+  rm -rf "$scratch" && mkdir -p "$scratch" &&
+    python3 -m pip -q --disable-pip-version-check download --retries 1 --timeout 20 --no-deps \
+      --only-binary :all: -d "$scratch" "$CUDNN_FRONTEND" &&
+    python3 -m zipfile -e "$scratch"/*.whl "$scratch" &&
+    mv "$scratch/include" "$1/include" && rm -rf "$scratch"
+}
+
+install_cudnn_frontend() {
+  local target=build/_deps/cudnn_frontend
+  say "set-up: installing the headers of $CUDNN_FRONTEND into $target"
+  unpack_cudnn_frontend "$target" ||
+    say "set-up: $CUDNN_FRONTEND could not be installed, so attention on a GPU takes slower kernels;" \
+      "CUDNN_FRONTEND_ROOT may name a copy"
 }
 
 # Runs apt-get as root.
@@ -86,6 +117,7 @@ main() {
     die "${text[*]} is installed but its text is not in /usr/share/doc/python3*/html/_sources;" \
       "name text files in FILIGREE_TEXT instead"
   fi
+  if cudnn_frontend_is_missing; then install_cudnn_frontend; fi
   local cmake_version
   cmake_version=$(cmake --version | sed -n '1s/[^0-9]*//p')
   printf '3.25\n%s\n' "$cmake_version" | sort -VC ||

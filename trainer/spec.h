@@ -117,6 +117,7 @@ struct RunSpec {
   double bucket_megabytes = 25;
   int cpu_threads = 0;
   int required_ranks = 0;
+  bool deterministic = false;
   int64_t checkpoint_every_steps = 1000;
   int64_t checkpoint_keep_last = 3;
   int64_t log_every_steps = 10;

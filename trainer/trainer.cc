@@ -313,6 +313,7 @@ Status Trainer::Run() {
 }  // namespace
 
 Status Train(const TrainOptions& options, Communicator& communicator, Backend& backend) {
+  backend.set_deterministic(options.run.deterministic);
   return Trainer(options, communicator, backend).Run();
 }
 

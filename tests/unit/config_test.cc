@@ -172,6 +172,7 @@ parallel {
   bucket_megabytes: 25
   cpu_threads: 0
   ranks: 0
+  deterministic: false
 }
 checkpoint {
   every_steps: 1000

@@ -112,6 +112,7 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   spec.bucket_megabytes = config.parallel().bucket_megabytes();
   spec.cpu_threads = config.parallel().cpu_threads();
   spec.required_ranks = config.parallel().ranks();
+  spec.deterministic = config.parallel().deterministic();
   spec.checkpoint_every_steps = config.checkpoint().every_steps();
   spec.checkpoint_keep_last = config.checkpoint().keep_last();
   spec.log_every_steps = config.log().every_steps();
