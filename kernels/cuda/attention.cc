@@ -1,10 +1,10 @@
+#include <cmath>
+
 #include "kernels/cuda/attention_fallback.h"
 #include "kernels/cuda/attention_plans.h"
 #include "kernels/cuda/attention_shape.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/trace.h"
-
-#include <cmath>
 
 namespace filigree {
 namespace {

@@ -16,11 +16,11 @@ namespace fe = cudnn_frontend;
 using fe::graph::Graph;
 using fe::graph::Tensor_attributes;
 
-#define CUDNN_CHECK(call)                                               \
-  do {                                                                  \
-    const cudnnStatus_t cudnn_check_status = (call);                    \
-    CHECK(cudnn_check_status == CUDNN_STATUS_SUCCESS)                   \
-        << #call << ": " << cudnnGetErrorString(cudnn_check_status);    \
+#define CUDNN_CHECK(call)                                            \
+  do {                                                               \
+    const cudnnStatus_t cudnn_check_status = (call);                 \
+    CHECK(cudnn_check_status == CUDNN_STATUS_SUCCESS)                \
+        << #call << ": " << cudnnGetErrorString(cudnn_check_status); \
   } while (false)
 
 constexpr int64_t kLengthMultiple = 64;
@@ -70,8 +70,12 @@ enum class Kind : int64_t { kForward, kBackward, kDeterministicBackward };
 
 // All that a graph depends on.
 std::vector<int64_t> KeyOf(Kind kind, const AttentionShape& shape, const Operands& operands) {
-  std::vector<int64_t> key = {static_cast<int64_t>(kind), shape.sequences, shape.seq_len,
-                              shape.heads,                shape.kv_heads,  shape.head_size};
+  std::vector<int64_t> key = {static_cast<int64_t>(kind),
+                              shape.sequences,
+                              shape.seq_len,
+                              shape.heads,
+                              shape.kv_heads,
+                              shape.head_size};
   for (const Operand& operand : operands) key.push_back(operand.row_stride);
   return key;
 }
@@ -120,9 +124,9 @@ std::shared_ptr<Graph> ForwardGraph(const AttentionShape& shape, const Operands&
                      .set_attn_scale(shape.scale())
                      .set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
                      .set_diagonal_band_right_bound(0);
-  auto [out, lse] = graph->sdpa(Input(graph.get(), shape, operands[0]),
-                                Input(graph.get(), shape, operands[1]),
-                                Input(graph.get(), shape, operands[2]), std::move(options));
+  auto [out, lse] =
+      graph->sdpa(Input(graph.get(), shape, operands[0]), Input(graph.get(), shape, operands[1]),
+                  Input(graph.get(), shape, operands[2]), std::move(options));
   Output(shape, operands[3], out);
   lse->set_output(true);
   DescribeLse(shape, lse.get());
@@ -152,9 +156,12 @@ std::shared_ptr<Graph> BackwardGraph(const AttentionShape& shape, const Operands
 
 const char* NameOf(Kind kind) {
   switch (kind) {
-    case Kind::kForward: return "attention";
-    case Kind::kBackward: return "attention backward";
-    case Kind::kDeterministicBackward: return "deterministic attention backward";
+    case Kind::kForward:
+      return "attention";
+    case Kind::kBackward:
+      return "attention backward";
+    case Kind::kDeterministicBackward:
+      return "deterministic attention backward";
   }
   return "?";
 }
@@ -165,8 +172,7 @@ struct Plan {
   int64_t workspace_bytes = 0;
 };
 
-Plan Build(Kind kind, const AttentionShape& shape, const Operands& operands,
-           cudnnHandle_t handle) {
+Plan Build(Kind kind, const AttentionShape& shape, const Operands& operands, cudnnHandle_t handle) {
   Plan plan;
   plan.graph = kind == Kind::kForward
                    ? ForwardGraph(shape, operands)
@@ -236,8 +242,7 @@ bool AttentionPlans::Forward(const AttentionArgs& args, const AttentionShape& sh
 }
 
 bool AttentionPlans::Backward(const AttentionBackwardArgs& args, const AttentionShape& shape,
-                              bool deterministic, const Workspace& workspace,
-                              cudaStream_t stream) {
+                              bool deterministic, const Workspace& workspace, cudaStream_t stream) {
   const Kind kind = deterministic ? Kind::kDeterministicBackward : Kind::kBackward;
   return graphs_->Run(kind, shape, OperandsOf(args), args.lse.data(), workspace, stream);
 }

@@ -1,8 +1,9 @@
 // AttentionFallbackKernel: out and lse of one tile of queries of one head.
 //
 // Grid: (tiles of queries, the longest first; heads; sequences). Block: 256 threads. Shared memory:
-// the queries, one tile of keys and then of values, the tile's probabilities: 84 KiB at most. FLOPs:
-// 2 B H S^2 E (half of the square is skipped). Keys and values are read once a tile of queries.
+// the queries, one tile of keys and then of values, the tile's probabilities: 84 KiB at most.
+// FLOPs: 2 B H S^2 E (half of the square is skipped). Keys and values are read once a tile of
+// queries.
 #include <cmath>
 
 #include "kernels/cuda/attention_tiles.cuh"
@@ -42,7 +43,8 @@ struct Softmax {
   float max[kOwnRows], sum[kOwnRows];  // of base-2 scores; of their exponentials
 
   // Turns the scores of keys from `key` on into probabilities relative to the new maximum, and
-  // rescales what was summed. Every tile begins at or before the row, so that the maximum is finite.
+  // rescales what was summed. Every tile begins at or before the row, so that the maximum is
+  // finite.
   __device__ void Add(int query, int key, float scale_log2, typename Tile<kWidth>::Scores& scores,
                       typename Tile<kWidth>::Accumulator& out) {
     for (int i = 0; i < kOwnRows; ++i) {

@@ -22,10 +22,10 @@ void LaunchAttentionFallback(const AttentionArgs& args, const AttentionShape& sh
 
 // Bytes of `delta` below.
 size_t AttentionFallbackWorkspaceBytes(const AttentionShape& shape);
-// `delta` [B, H, S] F32 is scratch: the row sums of dout * out. dq, and dk with dv, are two kernels,
-// so that each output has one writer; dk and dv sum over their query heads in ascending order.
-void LaunchAttentionBackwardFallback(const AttentionBackwardArgs& args,
-                                     const AttentionShape& shape, float* delta,
-                                     cudaStream_t stream);
+// `delta` [B, H, S] F32 is scratch: the row sums of dout * out. dq, and dk with dv, are two
+// kernels, so that each output has one writer; dk and dv sum over their query heads in ascending
+// order.
+void LaunchAttentionBackwardFallback(const AttentionBackwardArgs& args, const AttentionShape& shape,
+                                     float* delta, cudaStream_t stream);
 
 }  // namespace filigree

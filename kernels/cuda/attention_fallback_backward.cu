@@ -1,11 +1,11 @@
 // The fallback's backward pass: with p = exp(scale q k^T - lse) and delta = rowsum(dout * out),
 //   dv = p^T dout;  ds = scale p (dout v^T - delta);  dq = ds k;  dk = ds^T q.
 //
-// AttentionFallbackDeltaKernel: a warp for each token and head. AttentionFallbackQueryGradKernel: dq
-// of one tile of queries, over its keys. AttentionFallbackKeyGradKernel: dk and dv of one tile of
-// keys, over the queries of every head that reads them, in ascending order. Both grids: (tiles, the
-// longest first; heads; sequences), 256 threads. Shared memory: two tiles of their own, two passing
-// ones, and one or two of scores: 99 KiB at most. FLOPs: 7 B H S^2 E together.
+// AttentionFallbackDeltaKernel: a warp for each token and head. AttentionFallbackQueryGradKernel:
+// dq of one tile of queries, over its keys. AttentionFallbackKeyGradKernel: dk and dv of one tile
+// of keys, over the queries of every head that reads them, in ascending order. Both grids: (tiles,
+// the longest first; heads; sequences), 256 threads. Shared memory: two tiles of their own, two
+// passing ones, and one or two of scores: 99 KiB at most. FLOPs: 7 B H S^2 E together.
 #include "kernels/cuda/attention_tiles.cuh"
 
 namespace filigree {
@@ -201,9 +201,8 @@ size_t AttentionFallbackWorkspaceBytes(const AttentionShape& shape) {
   return static_cast<size_t>(shape.tokens() * shape.heads) * sizeof(float);
 }
 
-void LaunchAttentionBackwardFallback(const AttentionBackwardArgs& args,
-                                     const AttentionShape& shape, float* delta,
-                                     cudaStream_t stream) {
+void LaunchAttentionBackwardFallback(const AttentionBackwardArgs& args, const AttentionShape& shape,
+                                     float* delta, cudaStream_t stream) {
   const BackwardParams params = ParamsOf(args, shape, delta);
   const auto blocks =
       static_cast<unsigned>(CeilDiv(shape.tokens() * shape.heads, kThreads / kWarp));

@@ -1,8 +1,8 @@
 // cuDNN's fused attention: one graph a shape, built at its first call.
 //
 // q, k, v and their gradients are read and written where they lie, as column slices of wider
-// matrices. Scores and sums are F32; probabilities enter the tensor cores as BF16. A first call of a
-// shape costs the host some tenths of a second and must come before its stream is captured.
+// matrices. Scores and sums are F32; probabilities enter the tensor cores as BF16. A first call of
+// a shape costs the host some tenths of a second and must come before its stream is captured.
 //
 // Built from attention_cudnn.cc where cuDNN and its C++ front end were found, else from
 // attention_without_cudnn.cc, which declines every call.

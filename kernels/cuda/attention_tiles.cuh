@@ -29,9 +29,9 @@ struct Tile {
   static constexpr int kOwnRows = kRows / kSide;
   static constexpr int kPairs = kWidth / 2;
   static constexpr int kOwnPairs = kPairs / kSide;
-  static constexpr int kStride = kPairs + 1;       // in pairs
-  static constexpr int kScoreStride = kRows + 1;   // in floats
-  static constexpr int kSize = kRows * kStride;    // in pairs
+  static constexpr int kStride = kPairs + 1;      // in pairs
+  static constexpr int kScoreStride = kRows + 1;  // in floats
+  static constexpr int kSize = kRows * kStride;   // in pairs
   static constexpr int kBytes = kSize * 4;
   static constexpr int kScoreBytes = kRows * kScoreStride * 4;
 
@@ -177,8 +177,8 @@ void LaunchTiles(void (*kernel)(Params), const Params& params, const AttentionSh
                  int64_t heads, int shared_bytes, cudaStream_t stream) {
   CHECK_LE(shape.sequences, 65535) << "sequences in one call";
   CHECK_LE(heads, 65535);
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  shared_bytes));
+  CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   const dim3 grid(static_cast<unsigned>(CeilDiv(shape.seq_len, Tile<kWidth>::kRows)),
                   static_cast<unsigned>(heads), static_cast<unsigned>(shape.sequences));
   kernel<<<grid, kThreads, shared_bytes, stream>>>(params);

@@ -69,12 +69,12 @@ class Problem {
         token_lse_(c.tokens() * c.heads) {}
 
   AttentionArgs Gpu(Mirror& out, Mirror& lse) {
-    return {Q(qkv_.gpu()), K(qkv_.gpu()), V(qkv_.gpu()), out.gpu(), LseView(lse),
-            c_.seq_len,    c_.heads,      c_.kv_heads};
+    return {Q(qkv_.gpu()), K(qkv_.gpu()), V(qkv_.gpu()), out.gpu(),
+            LseView(lse),  c_.seq_len,    c_.heads,      c_.kv_heads};
   }
   AttentionArgs Cpu() {
-    return {Q(qkv_.cpu()), K(qkv_.cpu()), V(qkv_.cpu()), out_.cpu(), token_lse(),
-            c_.seq_len,    c_.heads,      c_.kv_heads};
+    return {Q(qkv_.cpu()), K(qkv_.cpu()), V(qkv_.cpu()), out_.cpu(),
+            token_lse(),   c_.seq_len,    c_.heads,      c_.kv_heads};
   }
   AttentionBackwardArgs GpuBackward(Mirror& out, Mirror& lse, Mirror& dqkv) {
     return {.q = Q(qkv_.gpu()),
@@ -215,8 +215,7 @@ class AttentionTest : public GpuTest {
   // From the reference's out and log-sum-exp, so that errors of the forward pass stay out.
   void ExpectBackward(const Case& c, Problem& problem, Path path, double floor) {
     Mirror out = Mirror::Of(c.tokens(), c.q_cols(), DType::kBF16, problem.Out(), kGap);
-    Mirror lse =
-        Mirror::Of(c.sequences * c.heads, c.seq_len, DType::kF32, problem.HeadLse());
+    Mirror lse = Mirror::Of(c.sequences * c.heads, c.seq_len, DType::kF32, problem.HeadLse());
     Mirror found = problem.NewGradients();
     Backward(path, problem.GpuBackward(out, lse, found));
     cpu().AttentionBackward(problem.CpuBackward(out), cpu_stream());
