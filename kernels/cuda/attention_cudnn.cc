@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/base/log.h"
 #include "kernels/cuda/attention_plans.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/trace.h"
@@ -186,6 +187,10 @@ Plan Build(Kind kind, const AttentionShape& shape, const Operands& operands, cud
   }
   auto sized = plan.graph->get_workspace_size(plan.workspace_bytes);
   CHECK(sized.is_good()) << sized.get_message();
+  if (kind == Kind::kDeterministicBackward) {
+    LogInfo(std::string(NameOf(kind)) + " of " + shape.Name() + " takes a workspace of " +
+            std::to_string(plan.workspace_bytes >> 20) + " MiB");
+  }
   return plan;
 }
 

@@ -68,55 +68,14 @@ class Problem {
         dqkv_(Mirror::Output(c.tokens(), c.cols(), DType::kBF16, kGap)),
         token_lse_(c.tokens() * c.heads) {}
 
-  AttentionArgs Gpu(Mirror& out, Mirror& lse) {
-    return {Q(qkv_.gpu()), K(qkv_.gpu()), V(qkv_.gpu()), out.gpu(),
-            LseView(lse),  c_.seq_len,    c_.heads,      c_.kv_heads};
-  }
-  AttentionArgs Cpu() {
-    return {Q(qkv_.cpu()), K(qkv_.cpu()), V(qkv_.cpu()), out_.cpu(),
-            token_lse(),   c_.seq_len,    c_.heads,      c_.kv_heads};
-  }
+  AttentionArgs Gpu(Mirror& out, Mirror& lse) { return Args(qkv_.gpu(), out.gpu(), LseView(lse)); }
+  AttentionArgs Cpu() { return Args(qkv_.cpu(), out_.cpu(), token_lse()); }
   AttentionBackwardArgs GpuBackward(Mirror& out, Mirror& lse, Mirror& dqkv) {
-    return {.q = Q(qkv_.gpu()),
-            .k = K(qkv_.gpu()),
-            .v = V(qkv_.gpu()),
-            .out = out.gpu(),
-            .dout = dout_.gpu(),
-            .lse = LseView(lse),
-            .dq = Q(dqkv.gpu()),
-            .dk = K(dqkv.gpu()),
-            .dv = V(dqkv.gpu()),
-            .seq_len = c_.seq_len,
-            .heads = c_.heads,
-            .kv_heads = c_.kv_heads};
+    return BackwardArgs(Gpu(out, lse), dout_.gpu(), dqkv.gpu());
   }
   // `out` holds what the GPU reads, rounded.
   AttentionBackwardArgs CpuBackward(Mirror& out) {
-    return {.q = Q(qkv_.cpu()),
-            .k = K(qkv_.cpu()),
-            .v = V(qkv_.cpu()),
-            .out = out.cpu(),
-            .dout = dout_.cpu(),
-            .lse = token_lse(),
-            .dq = Q(dqkv_.cpu()),
-            .dk = K(dqkv_.cpu()),
-            .dv = V(dqkv_.cpu()),
-            .seq_len = c_.seq_len,
-            .heads = c_.heads,
-            .kv_heads = c_.kv_heads};
-  }
-
-  template <typename View>
-  View Q(const View& qkv) const {
-    return qkv.Cols(0, c_.q_cols());
-  }
-  template <typename View>
-  View K(const View& qkv) const {
-    return qkv.Cols(c_.q_cols(), c_.kv_cols());
-  }
-  template <typename View>
-  View V(const View& qkv) const {
-    return qkv.Cols(c_.q_cols() + c_.kv_cols(), c_.kv_cols());
+    return BackwardArgs(Args(qkv_.cpu(), out.cpu(), token_lse()), dout_.cpu(), dqkv_.cpu());
   }
 
   // The reference's log-sum-exp as CUDA stores it: [B, H, S].
@@ -162,6 +121,29 @@ class Problem {
                     v.begin() + (row + 1) * c_.kv_cols());
     }
     return joined;
+  }
+  TensorView Q(const TensorView& qkv) const { return qkv.Cols(0, c_.q_cols()); }
+  TensorView K(const TensorView& qkv) const { return qkv.Cols(c_.q_cols(), c_.kv_cols()); }
+  TensorView V(const TensorView& qkv) const {
+    return qkv.Cols(c_.q_cols() + c_.kv_cols(), c_.kv_cols());
+  }
+  AttentionArgs Args(const TensorView& qkv, const TensorView& out, const TensorView& lse) const {
+    return {Q(qkv), K(qkv), V(qkv), out, lse, c_.seq_len, c_.heads, c_.kv_heads};
+  }
+  AttentionBackwardArgs BackwardArgs(const AttentionArgs& forward, const TensorView& dout,
+                                     const TensorView& dqkv) const {
+    return {.q = forward.q,
+            .k = forward.k,
+            .v = forward.v,
+            .out = forward.out,
+            .dout = dout,
+            .lse = forward.lse,
+            .dq = Q(dqkv),
+            .dk = K(dqkv),
+            .dv = V(dqkv),
+            .seq_len = c_.seq_len,
+            .heads = c_.heads,
+            .kv_heads = c_.kv_heads};
   }
   TensorView LseView(const Mirror& lse) const {
     return TensorView(lse.gpu().data(), DType::kF32, {c_.tokens(), c_.heads});
