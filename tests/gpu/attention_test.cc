@@ -36,21 +36,16 @@ struct Case {
 };
 
 const Case kCases[] = {
-    {3, 1, 2, 1, 16},         // each token sees itself alone
-    {2, 7, 3, 3, 8},          //
-    {2, 63, 4, 2, 48},        // one short of a tile
-    {2, 64, 4, 4, 64},        // a tile
-    {2, 64, 4, 4, 64, 3},     // of sharp probabilities
-    {1, 129, 6, 2, 128},      // one more than two tiles
-    {2, 128, 2, 1, 16},       //
-    {1, 192, 2, 2, 8},        //
-    {1, 256, 3, 1, 48},       //
-    {2, 70, 2, 1, 256},       // the widest heads
-    {1, 45, 2, 2, 7},         // odd heads, whose rows are not aligned
-    {1, 1000, 4, 2, 64},      //
-    {1, 1024, 8, 2, 128, 2},  //
-    {2, 2048, 2, 2, 64},      //
-    {1, 2048, 2, 1, 128},     //
+    {3, 1, 2, 1, 16},      // each token sees itself alone
+    {2, 7, 3, 3, 8},       //
+    {2, 63, 4, 2, 48},     // one short of a tile
+    {2, 64, 4, 4, 64},     // a tile
+    {2, 64, 4, 4, 64, 3},  // of sharp probabilities
+    {1, 129, 6, 2, 128},   // one more than two tiles
+    {2, 70, 2, 1, 256},    // the widest heads
+    {1, 45, 2, 2, 7},      // odd heads, whose rows are not aligned
+    {2, 128, 2, 1, 16},      {1, 192, 2, 2, 8},   {1, 256, 3, 1, 48},   {1, 1000, 4, 2, 64},
+    {1, 1024, 8, 2, 128, 2}, {2, 2048, 2, 2, 64}, {1, 2048, 2, 1, 128},
 };
 
 enum class Path { kBackend, kPlain };
