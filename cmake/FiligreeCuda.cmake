@@ -9,7 +9,7 @@ function(filigree_cuda_target name)
   set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES 90a-real)
 endfunction()
 
-# Device code for everything from Ampere on: machine code for 80 and 90, and PTX for what comes later.
+# Device code for everything from Ampere on: machine code for 80 and 90, PTX for what comes later.
 function(filigree_cuda_general_target name)
   set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "80;90-real")
 endfunction()

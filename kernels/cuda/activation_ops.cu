@@ -2,8 +2,8 @@
 // Grid and block: map_rows.cuh. Bytes an element: SwiGlu 6, its backward 10, Gelu 4, its backward
 // 6, Add 6.
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/map_rows.cuh"
 #include "kernels/cuda/device_rows.h"
+#include "kernels/cuda/map_rows.cuh"
 
 namespace filigree {
 namespace {

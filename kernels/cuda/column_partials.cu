@@ -1,10 +1,9 @@
 // AddPartialsKernel: out[c] += the partial sums of column c.
 // Grid: one block for 32 columns; block: 32 columns x 16 ranges of partial rows. A thread sums its
 // range, then the first sixteenth adds the ranges up in order. Bytes: 4 a partial, 4 to 8 a column.
-#include "kernels/cuda/column_partials.h"
-
 #include "kernels/base/check.h"
 #include "kernels/base/math.h"
+#include "kernels/cuda/column_partials.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/vectors.cuh"
 
@@ -46,8 +45,7 @@ void AddColumnPartials(const float* partials, int64_t count, int64_t stride, Ten
   const dim3 block(kCols, kRanges);
   const auto blocks = static_cast<unsigned>(CeilDiv(cols, kCols));
   if (out.dtype() == DType::kF32) {
-    AddPartialsKernel<<<blocks, block, 0, stream>>>(partials, rows, stride, cols,
-                                                    out.As<float>());
+    AddPartialsKernel<<<blocks, block, 0, stream>>>(partials, rows, stride, cols, out.As<float>());
   } else {
     CHECK(out.dtype() == DType::kBF16) << "gradients in " << NameOf(out.dtype());
     AddPartialsKernel<<<blocks, block, 0, stream>>>(partials, rows, stride, cols,

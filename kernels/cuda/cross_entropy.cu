@@ -163,8 +163,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) WideCrossEntropyKernel(LossPar
   for (int col = kVec * threadIdx.x; col < p.cols; col += step) {
     float values[kVec];
     LogitsOf(Load<kVec>(logits + col), col, p.vocab_size, values);
-    Store<kVec>(logits + col,
-                GradientOf(values, col, target, row_max, factor, p.loss_scale));
+    Store<kVec>(logits + col, GradientOf(values, col, target, row_max, factor, p.loss_scale));
   }
 }
 

@@ -2,8 +2,8 @@
 // Grid and block: map_rows.cuh. Bytes: T * D * 2 written, as much read for the table's rows and
 // again for positions (these mostly from L2), 4 a token.
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/map_rows.cuh"
 #include "kernels/cuda/device_rows.h"
+#include "kernels/cuda/map_rows.cuh"
 
 namespace filigree {
 namespace {

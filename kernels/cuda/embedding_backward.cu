@@ -4,7 +4,8 @@
 // Positions are sorted by token (token_sort.h), so that a token is a run. The sorted list is cut
 // into chunks of equal length. A run within a chunk is summed in the order of its positions and
 // added to its table row; of a run that crosses chunks, each chunk writes the sum of its part, and
-// JoinRunsKernel adds the parts in order: however frequent a token, no block sums more than a chunk.
+// JoinRunsKernel adds the parts in order: however frequent a token, no block sums more than a
+// chunk.
 //
 // Grid of both: (chunks, ceil(D / (128 * kVec))) blocks of 128 threads, each with kVec columns.
 // Bytes: T * D * 2 read, 8 (or 4) an element of the distinct tokens' rows, and of runs that cross
@@ -109,8 +110,8 @@ __global__ void __launch_bounds__(kThreads) JoinRunsKernel(RunParams<Grad> p) {
   int end = chunk + 1;
   for (int found = kThreads; found == kThreads; end += found) {
     const int candidate = end + static_cast<int>(threadIdx.x);
-    found = __syncthreads_count(candidate < chunks &&
-                                p.sorted.tokens[candidate * p.chunk] == token);
+    found =
+        __syncthreads_count(candidate < chunks && p.sorted.tokens[candidate * p.chunk] == token);
   }
   const int col = ColumnOf<kVec>();
   if (col >= p.cols) return;
@@ -211,8 +212,8 @@ void CudaBackend::EmbeddingBackward(const EmbeddingBackwardArgs& args, Stream& s
   const int64_t count = args.dout.rows(), cols = args.dout.cols();
   if (args.dout.empty()) return;
   const int chunk = ChunkLength(count, cols);
-  const size_t part_bytes = AlignUp(
-      CeilDiv(count, chunk) * 2 * cols * static_cast<int64_t>(sizeof(float)), 256);
+  const size_t part_bytes =
+      AlignUp(CeilDiv(count, chunk) * 2 * cols * static_cast<int64_t>(sizeof(float)), 256);
   std::byte* memory = Workspace(part_bytes + SortTokensBytes(count, args.dtable.rows()));
   if (args.dtable.dtype() == DType::kF32) {
     Backward<float>(args, chunk, part_bytes, memory, NativeStream(stream));

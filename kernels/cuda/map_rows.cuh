@@ -26,8 +26,8 @@ constexpr int kMapPacks = 2;
 
 // `packs` = rows * packs_per_row; Index is 32 bits wide where that holds it: it is divided.
 template <int kVec, typename Index, typename Op>
-__global__ void __launch_bounds__(kMapThreads) MapRowsKernel(Op op, Index packs,
-                                                             Index packs_per_row) {
+__global__ void __launch_bounds__(kMapThreads)
+    MapRowsKernel(Op op, Index packs, Index packs_per_row) {
   const Index first = static_cast<Index>(blockIdx.x) * (kMapThreads * kMapPacks) + threadIdx.x;
   typename Op::template Inputs<kVec> inputs[kMapPacks];
 #pragma unroll

@@ -2,10 +2,10 @@
 //   dx += rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)), mean(dxhat) in LayerNorm alone,
 // and partial sums of dgain (dy * xhat) and dbias (dy), which AddColumnPartials finishes.
 //
-// Grid: as many blocks as partial rows; each takes rows of x a grid apart. Block: the threads of one
-// row (8 columns each), or several such groups side by side where rows are narrow. A thread keeps its
-// columns' sums in registers over all its rows.
-// Bytes: 8 an element (x, dy, dx twice), 8 a row, and 4 or 8 a column of each partial row.
+// Grid: as many blocks as partial rows; each takes rows of x a grid apart. Block: the threads of
+// one row (8 columns each), or several such groups side by side where rows are narrow. A thread
+// keeps its columns' sums in registers over all its rows. Bytes: 8 an element (x, dy, dx twice), 8
+// a row, and 4 or 8 a column of each partial row.
 #include <algorithm>
 
 #include "kernels/base/math.h"

@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kThreads) AnyNormBackwardKernel(NormBackwardPa
 }
 
 template <bool kLayer>
-__global__ void __launch_bounds__(kThreads) GainPartialsKernel(NormBackwardParams p,
-                                                               int64_t range_rows) {
+__global__ void __launch_bounds__(kThreads)
+    GainPartialsKernel(NormBackwardParams p, int64_t range_rows) {
   const int col = blockIdx.x * kThreads + threadIdx.x;
   if (col >= p.cols) return;
   const int64_t begin = blockIdx.y * range_rows, end = min(p.rows, begin + range_rows);

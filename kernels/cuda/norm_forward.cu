@@ -8,8 +8,8 @@
 #include "kernels/base/math.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/device_rows.h"
+#include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vectors.cuh"
 
 namespace filigree {
@@ -150,8 +150,7 @@ __global__ void __launch_bounds__(kAnyThreads) AnyNormKernel(NormParams p) {
 template <bool kLayer, int kWarps, int kPacks>
 void LaunchNorm(const NormParams& p, cudaStream_t stream) {
   constexpr int kThreads = kWarps == 1 ? 128 : 32 * kWarps, kBlockRows = kThreads / (32 * kWarps);
-  NormKernel<kLayer, kWarps, kPacks>
-      <<<CeilDiv(p.rows, kBlockRows), kThreads, 0, stream>>>(p);
+  NormKernel<kLayer, kWarps, kPacks><<<CeilDiv(p.rows, kBlockRows), kThreads, 0, stream>>>(p);
 }
 
 template <bool kLayer>

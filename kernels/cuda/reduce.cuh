@@ -23,8 +23,8 @@ __device__ __forceinline__ float WarpMax(float value) {
   return value;
 }
 
-// Every thread of the block gets the sum of `value`; all must call it. `shared` may be used again at
-// once.
+// Every thread of the block gets the sum of `value`; all must call it. `shared` may be used again
+// at once.
 __device__ __forceinline__ float BlockSum(float value, float (&shared)[kMaxWarps]) {
   const int lane = threadIdx.x % kWarpThreads, warps = blockDim.x / kWarpThreads;
   value = WarpSum(value);

@@ -30,8 +30,8 @@ struct RopeParams {
 
 // Cosine and sine of row `row`'s angle at frequency j.
 __device__ __forceinline__ float2 TurnOf(const RopeParams& p, int64_t row, int j) {
-  const double turns = static_cast<double>(row % p.seq_len) *
-                       exp2(-p.log2_theta * j / p.half - p.log2_turn);
+  const double turns =
+      static_cast<double>(row % p.seq_len) * exp2(-p.log2_theta * j / p.half - p.log2_turn);
   float sine, cosine;
   sincospif(static_cast<float>(2.0 * (turns - rint(turns))), &sine, &cosine);
   return make_float2(cosine, sine * p.direction);

@@ -1,8 +1,6 @@
 // PositionsKernel and CUB's radix sort.
 // Grid: one thread a token, blocks of 256. Bytes: 8 a token, then two or three radix passes over
 // keys and values of 4 bytes each: microseconds beside the gradient rows that the order serves.
-#include "kernels/cuda/token_sort.h"
-
 #include <algorithm>
 #include <bit>
 #include <cub/device/device_radix_sort.cuh>
@@ -10,6 +8,7 @@
 
 #include "kernels/base/math.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/token_sort.h"
 
 namespace filigree {
 namespace {
@@ -58,7 +57,9 @@ size_t SortTokensBytes(int64_t count, int64_t token_limit) {
 SortedTokens SortTokens(const int32_t* tokens, int64_t count, int64_t token_limit,
                         std::byte* memory, cudaStream_t stream) {
   CHECK(count >= 1 && count <= std::numeric_limits<int32_t>::max()) << count << " tokens";
-  const auto list = [&](int i) { return reinterpret_cast<int32_t*>(memory + i * ListBytes(count)); };
+  const auto list = [&](int i) {
+    return reinterpret_cast<int32_t*>(memory + i * ListBytes(count));
+  };
   int32_t* positions = list(0);
   PositionsKernel<<<CeilDiv(count, kThreads), kThreads, 0, stream>>>(
       tokens, static_cast<int>(count), token_limit, positions);

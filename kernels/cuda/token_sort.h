@@ -16,8 +16,8 @@ struct SortedTokens {
 // Bytes of device memory that SortTokens needs for `count` tokens below `token_limit`.
 size_t SortTokensBytes(int64_t count, int64_t token_limit);
 
-// Sorts stably; the result lies in `memory` (SortTokensBytes, aligned to 256 bytes). A token that is
-// not in [0, token_limit) stops the program.
+// Sorts stably; the result lies in `memory` (SortTokensBytes, aligned to 256 bytes). A token that
+// is not in [0, token_limit) stops the program.
 SortedTokens SortTokens(const int32_t* tokens, int64_t count, int64_t token_limit,
                         std::byte* memory, cudaStream_t stream);
 

@@ -11,8 +11,9 @@ struct Shape {
   int64_t rows, cols, gap;
 };
 // Every width that kernels treat differently; odd counts of rows; the last is large.
-constexpr Shape kShapes[] = {{1, 1, 0},    {5, 7, 3},     {33, 48, 0},   {33, 48, 8},   {33, 48, 4},
-                             {17, 513, 0}, {65, 2048, 0}, {65, 2048, 8}, {7, 5461, 11}, {2051, 5632, 0}};
+constexpr Shape kShapes[] = {{1, 1, 0},     {5, 7, 3},      {33, 48, 0},   {33, 48, 8},
+                             {33, 48, 4},   {17, 513, 0},   {65, 2048, 0}, {65, 2048, 8},
+                             {7, 5461, 11}, {2051, 5632, 0}};
 
 std::string Name(const char* what, const Shape& s) {
   return std::string(what) + " of " + std::to_string(s.rows) + " x " + std::to_string(s.cols) +
@@ -78,7 +79,8 @@ TEST_F(GpuActivationTest, Gelu) {
 
 TEST_F(GpuActivationTest, ExponentialsSaturate) {
   const std::vector<double> values = {200, -200, 1e4, -1e4, 89, -89, 0, -0.0};
-  auto x = Mirror::Of(1, 8, DType::kBF16, values), one = Mirror::Of(1, 8, DType::kBF16, {1, 1, 1, 1, 1, 1, 1, 1});
+  auto x = Mirror::Of(1, 8, DType::kBF16, values),
+       one = Mirror::Of(1, 8, DType::kBF16, {1, 1, 1, 1, 1, 1, 1, 1});
   auto silu = Mirror::Output(1, 8, DType::kBF16), gelu = Mirror::Output(1, 8, DType::kBF16);
   auto dgate = Mirror::Output(1, 8, DType::kBF16), dup = Mirror::Output(1, 8, DType::kBF16);
   auto dx = Mirror::Output(1, 8, DType::kBF16);

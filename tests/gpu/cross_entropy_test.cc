@@ -11,9 +11,9 @@ struct Shape {
   int64_t rows, vocab, cols, gap;
 };
 // The last two are GPT-2's vocabulary, and one of which no row fits into shared memory.
-constexpr Shape kShapes[] = {{1, 1, 1, 0},        {5, 7, 7, 3},          {9, 48, 48, 0},
-                             {9, 41, 48, 8},      {9, 48, 48, 4},        {17, 513, 513, 0},
-                             {33, 2048, 2048, 0}, {33, 2041, 2112, 8},   {7, 5461, 5461, 0},
+constexpr Shape kShapes[] = {{1, 1, 1, 0},         {5, 7, 7, 3},          {9, 48, 48, 0},
+                             {9, 41, 48, 8},       {9, 48, 48, 4},        {17, 513, 513, 0},
+                             {33, 2048, 2048, 0},  {33, 2041, 2112, 8},   {7, 5461, 5461, 0},
                              {3, 32000, 32000, 0}, {37, 50257, 50304, 0}, {5, 151669, 151680, 0}};
 
 std::string Name(const char* what, const Shape& s) {

@@ -12,9 +12,10 @@ struct Shape {
   int64_t tokens, seq_len, vocab, cols, gap;
 };
 // Fewer tokens than a chunk of the gradient's sums, as many as one, and many; the last is large.
-constexpr Shape kShapes[] = {{1, 1, 1, 1, 0},         {7, 7, 5, 7, 2},      {32, 16, 9, 48, 0},
-                             {33, 11, 9, 48, 8},      {99, 33, 70, 48, 4},  {300, 100, 1000, 513, 0},
-                             {513, 171, 50, 2048, 0}, {64, 64, 31, 5461, 0}, {8193, 2731, 5000, 264, 8}};
+constexpr Shape kShapes[] = {
+    {1, 1, 1, 1, 0},         {7, 7, 5, 7, 2},       {32, 16, 9, 48, 0},
+    {33, 11, 9, 48, 8},      {99, 33, 70, 48, 4},   {300, 100, 1000, 513, 0},
+    {513, 171, 50, 2048, 0}, {64, 64, 31, 5461, 0}, {8193, 2731, 5000, 264, 8}};
 
 std::string Name(const char* what, const Shape& s) {
   return std::string(what) + " of " + std::to_string(s.tokens) + " tokens of " +
@@ -45,11 +46,11 @@ TEST_F(GpuEmbeddingTest, ForwardIsExact) {
       auto table = Mirror::Integers(s.vocab, s.cols, DType::kBF16, 1, s.gap);
       auto positions = Mirror::Integers(s.seq_len + 3, s.cols, DType::kBF16, 2, s.gap);
       auto out = Mirror::Output(s.tokens, s.cols, DType::kBF16, s.gap);
-      gpu().Embedding({tokens.gpu_flat(), table.gpu(),
-                       positional ? positions.gpu() : TensorView(), out.gpu(), s.seq_len},
+      gpu().Embedding({tokens.gpu_flat(), table.gpu(), positional ? positions.gpu() : TensorView(),
+                       out.gpu(), s.seq_len},
                       stream());
-      cpu().Embedding({tokens.cpu_flat(), table.cpu(),
-                       positional ? positions.cpu() : TensorView(), out.cpu(), s.seq_len},
+      cpu().Embedding({tokens.cpu_flat(), table.cpu(), positional ? positions.cpu() : TensorView(),
+                       out.cpu(), s.seq_len},
                       cpu_stream());
       stream().Synchronize();
       ExpectEqual(out, Name("Embedding", s));
@@ -64,12 +65,10 @@ TEST_F(GpuEmbeddingTest, GradientOfIntegersIsExact) {
       auto dout = Mirror::Integers(s.tokens, s.cols, DType::kBF16, 1, s.gap);
       auto dtable = Mirror::Integers(s.vocab, s.cols, DType::kF32, 2, s.gap);
       auto dpositions = Mirror::Integers(s.seq_len + 3, s.cols, DType::kF32, 3, s.gap);
-      gpu().EmbeddingBackward({tokens.gpu_flat(), dout.gpu(), dtable.gpu(), dpositions.gpu(),
-                               s.seq_len},
-                              stream());
-      cpu().EmbeddingBackward({tokens.cpu_flat(), dout.cpu(), dtable.cpu(), dpositions.cpu(),
-                               s.seq_len},
-                              cpu_stream());
+      gpu().EmbeddingBackward(
+          {tokens.gpu_flat(), dout.gpu(), dtable.gpu(), dpositions.gpu(), s.seq_len}, stream());
+      cpu().EmbeddingBackward(
+          {tokens.cpu_flat(), dout.cpu(), dtable.cpu(), dpositions.cpu(), s.seq_len}, cpu_stream());
       stream().Synchronize();
       ExpectEqual(dtable, Name("dtable", s));
       ExpectEqual(dpositions, Name("dpositions", s));
@@ -99,9 +98,8 @@ TEST_F(GpuEmbeddingTest, GradientRepeatsBitForBit) {
     auto dout = Mirror::Random(s.tokens, s.cols, DType::kBF16, 1);
     auto dtable = Mirror::Random(s.vocab, s.cols, DType::kF32, 2);
     auto dpositions = Mirror::Random(s.seq_len, s.cols, DType::kF32, 3);
-    gpu().EmbeddingBackward({tokens.gpu_flat(), dout.gpu(), dtable.gpu(), dpositions.gpu(),
-                             s.seq_len},
-                            stream());
+    gpu().EmbeddingBackward(
+        {tokens.gpu_flat(), dout.gpu(), dtable.gpu(), dpositions.gpu(), s.seq_len}, stream());
     stream().Synchronize();
     result = dtable.Download();
     const auto positions = dpositions.Download();

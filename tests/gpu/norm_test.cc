@@ -12,9 +12,9 @@ struct Shape {
 };
 // Every width that kernels treat differently (in registers of a warp or a block, of any width), at
 // odd counts of rows; the last but one is large, the last beyond what registers hold.
-constexpr Shape kShapes[] = {{1, 1, 0},     {37, 7, 3},    {37, 48, 0},   {37, 48, 8},
-                             {37, 48, 4},   {129, 513, 0}, {255, 768, 8}, {97, 2048, 0},
-                             {97, 2048, 8}, {5, 2056, 0},  {19, 5461, 0}, {33, 4096, 0},
+constexpr Shape kShapes[] = {{1, 1, 0},     {37, 7, 3},    {37, 48, 0},     {37, 48, 8},
+                             {37, 48, 4},   {129, 513, 0}, {255, 768, 8},   {97, 2048, 0},
+                             {97, 2048, 8}, {5, 2056, 0},  {19, 5461, 0},   {33, 4096, 0},
                              {33, 8192, 0}, {3, 16384, 0}, {4099, 1280, 0}, {3, 20480, 0}};
 
 std::string Name(const char* what, const Shape& s) {
@@ -55,7 +55,8 @@ TEST_F(GpuNormTest, LayerNorm) {
     auto gain = Mirror::Random(1, s.cols, DType::kBF16, 2);
     auto bias = Mirror::Random(1, s.cols, DType::kBF16, 3);
     auto y = Mirror::Output(s.rows, s.cols, DType::kBF16, s.gap);
-    auto mean = Mirror::Output(1, s.rows, DType::kF32), rstd = Mirror::Output(1, s.rows, DType::kF32);
+    auto mean = Mirror::Output(1, s.rows, DType::kF32),
+         rstd = Mirror::Output(1, s.rows, DType::kF32);
     gpu().LayerNorm({x.gpu(), gain.gpu_flat(), bias.gpu_flat(), y.gpu(), mean.gpu_flat(),
                      rstd.gpu_flat(), 1e-5},
                     stream());
@@ -76,15 +77,16 @@ TEST_F(GpuNormTest, LayerNormOfAFarMean) {
     std::vector<double> values(3 * cols);
     for (size_t i = 0; i < values.size(); ++i) values[i] = 512 + 4 * static_cast<double>(i % 3);
     auto x = Mirror::Of(3, cols, DType::kBF16, values);
-    auto gain = Mirror::Random(1, cols, DType::kBF16, 2), bias = Mirror::Random(1, cols, DType::kBF16, 3);
+    auto gain = Mirror::Random(1, cols, DType::kBF16, 2),
+         bias = Mirror::Random(1, cols, DType::kBF16, 3);
     auto y = Mirror::Output(3, cols, DType::kBF16);
     auto mean = Mirror::Output(1, 3, DType::kF32), rstd = Mirror::Output(1, 3, DType::kF32);
-    gpu().LayerNorm({x.gpu(), gain.gpu_flat(), bias.gpu_flat(), y.gpu(), mean.gpu_flat(),
-                     rstd.gpu_flat()},
-                    stream());
-    cpu().LayerNorm({x.cpu(), gain.cpu_flat(), bias.cpu_flat(), y.cpu(), mean.cpu_flat(),
-                     rstd.cpu_flat()},
-                    cpu_stream());
+    gpu().LayerNorm(
+        {x.gpu(), gain.gpu_flat(), bias.gpu_flat(), y.gpu(), mean.gpu_flat(), rstd.gpu_flat()},
+        stream());
+    cpu().LayerNorm(
+        {x.cpu(), gain.cpu_flat(), bias.cpu_flat(), y.cpu(), mean.cpu_flat(), rstd.cpu_flat()},
+        cpu_stream());
     stream().Synchronize();
     ExpectParity(y, "LayerNorm of a far mean");
     ExpectParity(rstd, "its rstd");
@@ -104,12 +106,12 @@ TEST_F(GpuNormTest, ResidualIsAddedFirst) {
       auto y = Mirror::Output(s.rows, s.cols, DType::kBF16, s.gap);
       auto mean = Mirror::Output(1, s.rows, DType::kF32);
       auto rstd = Mirror::Output(1, s.rows, DType::kF32);
-      gpu().RmsNorm({x.gpu(), gain.gpu_flat(), y.gpu(), rstd.gpu_flat(), 1e-5, residual.gpu(),
-                     sum.gpu()},
-                    stream());
-      cpu().RmsNorm({x.cpu(), gain.cpu_flat(), y.cpu(), rstd.cpu_flat(), 1e-5, residual.cpu(),
-                     sum.cpu()},
-                    cpu_stream());
+      gpu().RmsNorm(
+          {x.gpu(), gain.gpu_flat(), y.gpu(), rstd.gpu_flat(), 1e-5, residual.gpu(), sum.gpu()},
+          stream());
+      cpu().RmsNorm(
+          {x.cpu(), gain.cpu_flat(), y.cpu(), rstd.cpu_flat(), 1e-5, residual.cpu(), sum.cpu()},
+          cpu_stream());
       stream().Synchronize();
       ExpectParity(y, Name("RmsNorm of a sum", s));
       ExpectEqual(sum, Name("RmsNorm's sum", s));
@@ -128,12 +130,14 @@ TEST_F(GpuNormTest, ResidualIsAddedFirst) {
 
 // The norm reads the rounded sum, which backward will read too.
 TEST_F(GpuNormTest, NormOfTheRoundedSum) {
-  auto x = Mirror::Random(37, 2048, DType::kBF16, 1), residual = Mirror::Random(37, 2048, DType::kBF16, 2, 3);
+  auto x = Mirror::Random(37, 2048, DType::kBF16, 1),
+       residual = Mirror::Random(37, 2048, DType::kBF16, 2, 3);
   auto gain = Mirror::Random(1, 2048, DType::kBF16, 3);
   auto sum = Mirror::Output(37, 2048, DType::kBF16), y = Mirror::Output(37, 2048, DType::kBF16);
   auto rstd = Mirror::Output(1, 37, DType::kF32), again = Mirror::Output(37, 2048, DType::kBF16);
-  gpu().RmsNorm({x.gpu(), gain.gpu_flat(), y.gpu(), rstd.gpu_flat(), 1e-5, residual.gpu(), sum.gpu()},
-                stream());
+  gpu().RmsNorm(
+      {x.gpu(), gain.gpu_flat(), y.gpu(), rstd.gpu_flat(), 1e-5, residual.gpu(), sum.gpu()},
+      stream());
   gpu().RmsNorm({sum.gpu(), gain.gpu_flat(), again.gpu(), rstd.gpu_flat(), 1e-5}, stream());
   stream().Synchronize();
   EXPECT_EQ(y.Download(), again.Download());
@@ -148,12 +152,12 @@ TEST_F(GpuNormTest, RmsNormBackward) {
       auto rstd = Scales(s.rows);
       auto dx = Mirror::Random(s.rows, s.cols, DType::kBF16, 4, 1, s.gap);
       auto dgain = Mirror::Random(1, s.cols, grad, 5);
-      gpu().RmsNormBackward({x.gpu(), dy.gpu(), gain.gpu_flat(), rstd.gpu_flat(), dx.gpu(),
-                             dgain.gpu_flat()},
-                            stream());
-      cpu().RmsNormBackward({x.cpu(), dy.cpu(), gain.cpu_flat(), rstd.cpu_flat(), dx.cpu(),
-                             dgain.cpu_flat()},
-                            cpu_stream());
+      gpu().RmsNormBackward(
+          {x.gpu(), dy.gpu(), gain.gpu_flat(), rstd.gpu_flat(), dx.gpu(), dgain.gpu_flat()},
+          stream());
+      cpu().RmsNormBackward(
+          {x.cpu(), dy.cpu(), gain.cpu_flat(), rstd.cpu_flat(), dx.cpu(), dgain.cpu_flat()},
+          cpu_stream());
       stream().Synchronize();
       ExpectParity(dx, Name("RmsNorm's dx", s));
       ExpectParity(dgain, Name("RmsNorm's dgain", s), 1e-5);
@@ -170,11 +174,11 @@ TEST_F(GpuNormTest, LayerNormBackward) {
       auto mean = Mirror::Random(1, s.rows, DType::kF32, 6), rstd = Scales(s.rows);
       auto dx = Mirror::Random(s.rows, s.cols, DType::kBF16, 4, 1, s.gap);
       auto dgain = Mirror::Random(1, s.cols, grad, 5), dbias = Mirror::Random(1, s.cols, grad, 7);
-      gpu().LayerNormBackward({x.gpu(), dy.gpu(), gain.gpu_flat(), mean.gpu_flat(),
-                               rstd.gpu_flat(), dx.gpu(), dgain.gpu_flat(), dbias.gpu_flat()},
+      gpu().LayerNormBackward({x.gpu(), dy.gpu(), gain.gpu_flat(), mean.gpu_flat(), rstd.gpu_flat(),
+                               dx.gpu(), dgain.gpu_flat(), dbias.gpu_flat()},
                               stream());
-      cpu().LayerNormBackward({x.cpu(), dy.cpu(), gain.cpu_flat(), mean.cpu_flat(),
-                               rstd.cpu_flat(), dx.cpu(), dgain.cpu_flat(), dbias.cpu_flat()},
+      cpu().LayerNormBackward({x.cpu(), dy.cpu(), gain.cpu_flat(), mean.cpu_flat(), rstd.cpu_flat(),
+                               dx.cpu(), dgain.cpu_flat(), dbias.cpu_flat()},
                               cpu_stream());
       stream().Synchronize();
       ExpectParity(dx, Name("LayerNorm's dx", s));
@@ -209,11 +213,13 @@ TEST_F(GpuNormTest, GainGradientsOfIntegersAreExact) {
 TEST_F(GpuNormTest, GradientsRepeatBitForBit) {
   std::vector<double> results[2];
   for (auto& result : results) {
-    auto x = Mirror::Random(1027, 768, DType::kBF16, 1), dy = Mirror::Random(1027, 768, DType::kBF16, 2);
+    auto x = Mirror::Random(1027, 768, DType::kBF16, 1),
+         dy = Mirror::Random(1027, 768, DType::kBF16, 2);
     auto gain = Mirror::Random(1, 768, DType::kBF16, 3);
     auto mean = Mirror::Random(1, 1027, DType::kF32, 6), rstd = Scales(1027);
     auto dx = Mirror::Random(1027, 768, DType::kBF16, 4);
-    auto dgain = Mirror::Random(1, 768, DType::kF32, 5), dbias = Mirror::Random(1, 768, DType::kF32, 7);
+    auto dgain = Mirror::Random(1, 768, DType::kF32, 5),
+         dbias = Mirror::Random(1, 768, DType::kF32, 7);
     gpu().LayerNormBackward({x.gpu(), dy.gpu(), gain.gpu_flat(), mean.gpu_flat(), rstd.gpu_flat(),
                              dx.gpu(), dgain.gpu_flat(), dbias.gpu_flat()},
                             stream());

@@ -139,7 +139,7 @@ Activations Decoder::LayOut(ActivationArena& arena, int64_t tokens, int64_t seq_
   LayOutLayers(arena, tokens, training, &a);
   a.final_statistics = final_norm_.LayOut(arena, tokens);
   a.final_norm = arena.Matrix(tokens, spec_.width);
-  a.logits = arena.Matrix(HeadModule::ChunkRows(tokens, seq_len), spec_.padded_vocab_size);
+  a.logits = arena.Matrix(head_.ChunkRows(tokens, seq_len), spec_.padded_vocab_size);
   if (!training) return a;
   a.dx = arena.Matrix(tokens, spec_.width);
   a.dfinal = arena.Matrix(tokens, spec_.width);

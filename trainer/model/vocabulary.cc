@@ -7,7 +7,12 @@
 namespace filigree {
 namespace {
 
-constexpr int64_t kChunkRows = 1024;
+// On a CPU a chunk is small enough that its logits are still in cache when their gradient is taken.
+// On a GPU every chunk reads and writes the head's whole gradient, so there are few: as many rows
+// as keep all multiprocessors busy with tiles of every product, within a budget of memory.
+constexpr int64_t kCpuChunkRows = 1024;
+constexpr int64_t kGpuChunkRows = 16384;
+constexpr int64_t kGpuChunkBytes = int64_t{2} << 30;
 
 Parameter Table(const std::string& name, int64_t rows, int64_t padded_rows, int64_t width,
                 double init_std) {
@@ -75,8 +80,15 @@ HeadModule::HeadModule(const ModelSpec& spec, int embedding_index, Backend& back
   }
 }
 
-int64_t HeadModule::ChunkRows(int64_t tokens, int64_t seq_len) {
-  return std::min(tokens, std::max(kChunkRows, seq_len));
+int64_t HeadModule::ChunkRows(int64_t tokens, int64_t seq_len) const {
+  const DType dtype = backend_.device().compute_dtype();
+  int64_t rows = kCpuChunkRows;
+  // Only GPUs compute in BF16.
+  if (dtype == DType::kBF16) {
+    const int64_t row_bytes = spec_.padded_vocab_size * static_cast<int64_t>(SizeOf(dtype));
+    rows = std::clamp(kGpuChunkBytes / row_bytes, kCpuChunkRows, kGpuChunkRows);
+  }
+  return std::min(tokens, std::max(rows, seq_len));
 }
 
 TensorView HeadModule::Weight() const {

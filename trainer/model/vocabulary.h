@@ -35,8 +35,10 @@ class HeadModule {
   // `embedding_index` is the parameter that a tied head shares.
   HeadModule(const ModelSpec& spec, int embedding_index, Backend& backend, ParameterTable& table);
 
-  // Rows of a chunk: about 1024, and at least a whole sequence.
-  static int64_t ChunkRows(int64_t tokens, int64_t seq_len);
+  // Rows of a chunk of `tokens`, at least a whole sequence: 1024 on a CPU; on a GPU up to 16384, as
+  // far as 2 GiB of logits go. Never fewer for more tokens, so that memory reserved for the largest
+  // micro-batch serves all.
+  int64_t ChunkRows(int64_t tokens, int64_t seq_len) const;
 
   // Losses [T] of x [T, D] against the batch's targets, through `logits` [chunk rows, Vp]. Where
   // loss_scale is not zero, also dx [T, D] (overwritten) and the head's gradient.
