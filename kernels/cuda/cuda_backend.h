@@ -49,6 +49,9 @@ class CudaBackend final : public Backend {
   void Add(const AddArgs& args, Stream& stream) override;
 
   std::unique_ptr<PreparedLayout> PrepareLayout(const SparseLayout& layout) override;
+  // On Hopper, for blocks of 64 and 128 that divide the weights.
+  std::unique_ptr<PreparedLayout> PrepareGroup(std::span<const PreparedLayout* const> parts,
+                                               std::span<const int64_t> value_begin) override;
   void Spmm(const SpmmArgs& args, Stream& stream) override;
   void SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) override;
   void Sddmm(const SddmmArgs& args, Stream& stream) override;

@@ -90,6 +90,15 @@ CudaPreparedLayout::CudaPreparedLayout(SparseLayout layout, CudaDevice& device)
   indices_.columns = At<std::byte>(index_buffer_, columns_at);
 }
 
+CudaPreparedLayout::CudaPreparedLayout(SparseLayout layout, std::vector<Part> parts,
+                                       CudaDevice& device)
+    : PreparedLayout(std::move(layout)), device_(device), parts_(std::move(parts)) {}
+
+int64_t CudaPreparedLayout::value_count() const {
+  if (parts_.empty()) return layout().stored_count();
+  return parts_.back().value_begin + parts_.back().weight->layout().stored_count();
+}
+
 size_t CudaPreparedLayout::bytes() const {
   return index_buffer_.bytes() + BytesOf(forward_) + BytesOf(transposed_) + BytesOf(sddmm_);
 }
@@ -104,6 +113,13 @@ CudaPreparedLayout::HostPattern CudaPreparedLayout::Pattern() const {
                   .block_col_count = static_cast<int>(layout().grid_cols()),
                   .row_begin = pattern.row_begin,
                   .col = pattern.col};
+  const int64_t block = int64_t{layout().block_out()} * layout().block_in();
+  for (const Part& part : parts_) {
+    for (int64_t p = 0; p < part.weight->layout().block_count(); ++p) {
+      pattern.value_begin.push_back(part.value_begin + p * block);
+    }
+  }
+  pattern.view.value_begin = pattern.value_begin;
   return pattern;
 }
 

@@ -50,11 +50,26 @@ struct DeviceSddmmSchedule {
 
 class CudaPreparedLayout final : public PreparedLayout {
  public:
+  // A weight that others were joined to (Backend::PrepareGroup): its rows and values in the whole.
+  struct Part {
+    const CudaPreparedLayout* weight = nullptr;
+    int64_t out_begin = 0;
+    int64_t value_begin = 0;
+  };
+
   // `device` must outlive it.
   CudaPreparedLayout(SparseLayout layout, CudaDevice& device);
+  // Weights joined to one, `layout`; only the Hopper kernels read such, so there is no index on the
+  // device. The parts must outlive it.
+  CudaPreparedLayout(SparseLayout layout, std::vector<Part> parts, CudaDevice& device);
   size_t bytes() const override;
 
+  // Not of a joined weight.
   const DeviceLayout& indices() const { return indices_; }
+  // Empty where nothing was joined.
+  const std::vector<Part>& parts() const { return parts_; }
+  // Elements of the values' view: what is stored, and what lies between the parts.
+  int64_t value_count() const;
   CudaDevice& device() const { return device_; }
 
   // Blocked layouts only. Valid until a later call for the same product.
@@ -66,11 +81,13 @@ class CudaPreparedLayout final : public PreparedLayout {
   // The host arrays behind a BsrPattern.
   struct HostPattern {
     std::vector<int> row_begin, col;
+    std::vector<int64_t> value_begin;
     BsrPattern view;
   };
   HostPattern Pattern() const;
 
   CudaDevice& device_;
+  std::vector<Part> parts_;
   DeviceBuffer index_buffer_;
   DeviceLayout indices_;
   // Caches, newest first.

@@ -29,7 +29,7 @@ void Multiply(CudaBackend& backend, const char* operation, const BlockProduct& p
               Stream& stream) {
   const SparseLayout& layout = product.layout();
   const int64_t tokens = product.tokens();
-  CHECK_EQ(product.values.size(), layout.stored_count());
+  CHECK_EQ(product.values.size(), product.weight->value_count());
   CheckMatrix(product.in, tokens, product.transposed ? layout.out() : layout.in(), "the input");
   CheckMatrix(product.out, tokens, product.transposed ? layout.in() : layout.out(), "the output");
   CheckFinish(product.out, product.bias, product.epilogue);
@@ -46,6 +46,7 @@ void Multiply(CudaBackend& backend, const char* operation, const BlockProduct& p
 std::span<const BlockProductVariant> BlockProductVariants() {
   static constexpr std::array kVariants = {
       BlockProductVariant{"spmm_bsr_sm90", &CanMultiplySm90, &MultiplySm90},
+      BlockProductVariant{"part by part", &CanMultiplyParts, &MultiplyParts},
       BlockProductVariant{"dense", &Always, &MultiplyDense},
   };
   return kVariants;
@@ -54,6 +55,7 @@ std::span<const BlockProductVariant> BlockProductVariants() {
 std::span<const BlockGradVariant> BlockGradVariants() {
   static constexpr std::array kVariants = {
       BlockGradVariant{"sddmm_bsr_sm90", &CanSampleSm90, &SampleSm90},
+      BlockGradVariant{"part by part", &CanSampleParts, &SampleParts},
       BlockGradVariant{"dense", &AlwaysSample, &SampleDense},
   };
   return kVariants;
@@ -91,7 +93,7 @@ void CudaBackend::Sddmm(const SddmmArgs& args, Stream& stream) {
   const int64_t tokens = args.x.rows();
   CheckMatrix(args.x, tokens, layout.in(), "x");
   CheckMatrix(args.dy, tokens, layout.out(), "dy");
-  CHECK_EQ(args.dvalues.size(), layout.stored_count());
+  CHECK_EQ(args.dvalues.size(), Prepared(args.weight).value_count());
   if (tokens == 0) return;
   for (const BlockGradVariant& variant : BlockGradVariants()) {
     if (!variant.can_implement(args)) continue;

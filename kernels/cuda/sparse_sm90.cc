@@ -50,7 +50,7 @@ SpmmDesc DescOf(const BlockProduct& product) {
           .out_features = layout.out(),
           .in_features = layout.in(),
           .block_count = layout.block_count(),
-          .stored_rows = layout.block_count() * layout.block_out(),
+          .stored_rows = product.weight->value_count() / layout.block_in(),
           .finish = FinishOf(product)};
 }
 
@@ -84,6 +84,14 @@ void Launch(const BlockProduct& product, const SpmmDesc& desc, TensorView out, c
 }
 
 }  // namespace
+
+bool GainsByJoiningSm90(const SparseLayout& layout, const CudaDevice& device) {
+  return IsHopper(device) && layout.block_count() > 0 &&
+         CanImplementSpmmBsrSm90({.block = BlockOf(layout),
+                                  .tokens = kMinTokens,
+                                  .out_features = layout.out(),
+                                  .in_features = layout.in()});
+}
 
 bool CanMultiplySm90(const BlockProduct& product) {
   if (!IsHopper(product.weight->device()) || product.tokens() < kMinTokens) return false;

@@ -44,7 +44,14 @@ bool CanMultiplySm90(const BlockProduct& product);
 void MultiplySm90(CudaBackend& backend, const BlockProduct& product, Stream& stream);
 bool CanSampleSm90(const SddmmArgs& args);
 void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream);
-// sparse_dense.cc: through the dense weight, for everything.
+// Whether weights of this joined layout would be served, given well-aligned operands.
+bool GainsByJoiningSm90(const SparseLayout& layout, const CudaDevice& device);
+// sparse_group.cc: joined weights part by part.
+bool CanMultiplyParts(const BlockProduct& product);
+void MultiplyParts(CudaBackend& backend, const BlockProduct& product, Stream& stream);
+bool CanSampleParts(const SddmmArgs& args);
+void SampleParts(CudaBackend& backend, const SddmmArgs& args, Stream& stream);
+// sparse_dense.cc: through the dense weight, for everything but joined weights.
 void MultiplyDense(CudaBackend& backend, const BlockProduct& product, Stream& stream);
 void SampleDense(CudaBackend& backend, const SddmmArgs& args, Stream& stream);
 
