@@ -55,7 +55,8 @@ __device__ __forceinline__ void Update(const State<Value, Grad>& state, int64_t 
 // element: 30 with F32 gradients, 28 with BF16.
 template <int kVec, typename Value, typename Grad>
 __global__ void __launch_bounds__(kThreads)
-    AdamWKernel(State<Value, Grad> state, int64_t count, const float* scale_pointer, Factors factors) {
+    AdamWKernel(State<Value, Grad> state, int64_t count, const float* scale_pointer,
+                Factors factors) {
   const float scale = __ldg(scale_pointer);
   if (!isfinite(scale)) return;
   const int64_t begin = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVec;
@@ -69,11 +70,10 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Value, typename Grad>
 void Launch(const AdamWArgs& args, const Factors& factors, cudaStream_t stream) {
   const int64_t count = args.values.size();
-  const State<Value, Grad> state = {AsElements<Value>(args.values, count, "values"),
-                                    AsElements<float>(args.master, count, "master"),
-                                    AsElements<Grad>(args.grads, count, "grads"),
-                                    AsElements<float>(args.m, count, "m"),
-                                    AsElements<float>(args.v, count, "v")};
+  const State<Value, Grad> state = {
+      AsElements<Value>(args.values, count, "values"),
+      AsElements<float>(args.master, count, "master"), AsElements<Grad>(args.grads, count, "grads"),
+      AsElements<float>(args.m, count, "m"), AsElements<float>(args.v, count, "v")};
   const float* scale = AsElements<float>(args.scale, 1, "scale");
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const bool vectors = aligned(state.values) && aligned(state.master) && aligned(state.grads) &&

@@ -1,5 +1,5 @@
-// ColumnSum: out[n] += sum over rows of in[:, n], BF16 in, F32 sums, in an order that depends on the
-// shape alone.
+// ColumnSum: out[n] += sum over rows of in[:, n], BF16 in, F32 sums, in an order that depends on
+// the shape alone.
 #include <algorithm>
 
 #include "kernels/base/math.h"
@@ -11,7 +11,7 @@
 namespace filigree {
 namespace {
 
-constexpr int kLanes = 32;   // threads along the columns
+constexpr int kLanes = 32;    // threads along the columns
 constexpr int kRowLanes = 8;  // threads along the rows
 constexpr int kAddThreads = 256;
 // CTAs that keep a large GPU busy; a constant, so that the sums are the same on every card.
@@ -67,7 +67,8 @@ __global__ void __launch_bounds__(kAddThreads)
 }
 
 template <typename Out>
-void AddPartials(const float* partials, int64_t chunks, int64_t cols, Out* out, cudaStream_t stream) {
+void AddPartials(const float* partials, int64_t chunks, int64_t cols, Out* out,
+                 cudaStream_t stream) {
   AddPartialsKernel<<<static_cast<unsigned>(CeilDiv(cols, kAddThreads)), kAddThreads, 0, stream>>>(
       partials, chunks, cols, out);
   CUDA_CHECK(cudaGetLastError());
@@ -81,7 +82,8 @@ void CudaBackend::ColumnSum(const ColumnSumArgs& args, Stream& stream) {
   if (rows == 0 || cols == 0) return;
   const bool vectors = TakesVectors(args.in);
   const int64_t tiles = CeilDiv(cols, kLanes * (vectors ? 8 : 1));
-  const int64_t wanted = std::clamp<int64_t>(CeilDiv(kTargetCtas, tiles), 1, CeilDiv(rows, kMinRows));
+  const int64_t wanted =
+      std::clamp<int64_t>(CeilDiv(kTargetCtas, tiles), 1, CeilDiv(rows, kMinRows));
   const int64_t chunk_rows = CeilDiv(rows, wanted);
   const int64_t chunks = CeilDiv(rows, chunk_rows);
   auto* partials = reinterpret_cast<float*>(Workspace(chunks * cols * sizeof(float)));

@@ -1,4 +1,5 @@
-// CUDA_CHECK, CUBLAS_CHECK, CUDNN_CHECK: a failed library call is fatal, with the library's own words.
+// CUDA_CHECK, CUBLAS_CHECK, CUDNN_CHECK: a failed library call is fatal, with the library's own
+// words.
 //
 // The status types are named where a macro is used, so only users of a library include its header.
 #pragma once

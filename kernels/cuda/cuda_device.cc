@@ -17,7 +17,9 @@ class CudaEvent final : public Event {
   CudaEvent(const CudaEvent&) = delete;
   CudaEvent& operator=(const CudaEvent&) = delete;
 
-  void Record(Stream& stream) override { CUDA_CHECK(cudaEventRecord(event_, NativeStream(stream))); }
+  void Record(Stream& stream) override {
+    CUDA_CHECK(cudaEventRecord(event_, NativeStream(stream)));
+  }
   bool Done() const override {
     const cudaError_t state = cudaEventQuery(event_);
     if (state == cudaErrorNotReady) return false;
@@ -65,9 +67,9 @@ std::string OutOfMemory(const CudaDevice& device, size_t bytes, std::string_view
   size_t free = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
   std::ostringstream text;
-  text << "GPU " << device.ordinal() << " (" << device.model() << ") is out of memory: "
-       << Megabytes(bytes) << " needed for " << kind << ", " << Megabytes(free) << " free of "
-       << Megabytes(total) << "; held by this process:";
+  text << "GPU " << device.ordinal() << " (" << device.model()
+       << ") is out of memory: " << Megabytes(bytes) << " needed for " << kind << ", "
+       << Megabytes(free) << " free of " << Megabytes(total) << "; held by this process:";
   for (const auto& [held, size] : device.memory_usage().bytes_by_kind) {
     if (size > 0) text << " " << held << " " << Megabytes(size) << ",";
   }

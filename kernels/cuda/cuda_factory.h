@@ -1,5 +1,5 @@
-// The CUDA backend for code that sees no CUDA headers (launch/): how many GPUs there are, and one of
-// them with its backend.
+// The CUDA backend for code that sees no CUDA headers (launch/): how many GPUs there are, and one
+// of them with its backend.
 #pragma once
 
 #include <memory>

@@ -1,5 +1,5 @@
-// CudaBackend::MatMul: row-major products as cuBLASLt's column-major ones, epilogues fused where they
-// can be.
+// CudaBackend::MatMul: row-major products as cuBLASLt's column-major ones, epilogues fused where
+// they can be.
 #include <cstdint>
 
 #include "kernels/cuda/cuda_backend.h"
@@ -72,7 +72,8 @@ bool Fuse(const MatMulArgs& args, MatMulCall* call) {
     call->bias = args.bias.data();
   }
   if (gelu || dgelu) {
-    const ConstTensorView aux = gelu ? ConstTensorView(epilogue.pre_activation) : epilogue.gelu_input;
+    const ConstTensorView aux =
+        gelu ? ConstTensorView(epilogue.pre_activation) : epilogue.gelu_input;
     if (!IsAligned(aux)) return false;
     call->aux = aux.data();
     call->ldaux = aux.row_stride();

@@ -60,23 +60,23 @@ size_t MatMulPlans::KeyHash::operator()(const Key& key) const {
 }
 
 MatMulPlans::Key MatMulPlans::KeyOf(const MatMulCall& call) {
-  return {call.m,
-          call.n,
-          call.k,
-          call.lda,
-          call.ldb,
-          call.ldc,
-          call.ldd,
-          call.ldaux,
-          call.transpose_a + 2 * call.transpose_b + 4 * (call.c != nullptr) +
-              8 * (call.c == call.d),
-          static_cast<int64_t>(call.out_dtype),
-          static_cast<int64_t>(call.epilogue),
-          AlignmentOf(call.a),
-          AlignmentOf(call.b),
-          AlignmentOf(call.c),
-          AlignmentOf(call.d),
-          0};
+  return {
+      call.m,
+      call.n,
+      call.k,
+      call.lda,
+      call.ldb,
+      call.ldc,
+      call.ldd,
+      call.ldaux,
+      call.transpose_a + 2 * call.transpose_b + 4 * (call.c != nullptr) + 8 * (call.c == call.d),
+      static_cast<int64_t>(call.out_dtype),
+      static_cast<int64_t>(call.epilogue),
+      AlignmentOf(call.a),
+      AlignmentOf(call.b),
+      AlignmentOf(call.c),
+      AlignmentOf(call.d),
+      0};
 }
 
 void MatMulPlans::Describe(const MatMulCall& call, Plan* plan) {

@@ -12,8 +12,8 @@
 
 namespace filigree {
 
-// D = op(A) op(B) + beta C, column-major, as cuBLASLt sees it: D is m x n. A and B are BF16; C and D
-// have one dtype. What is not filled in is not there.
+// D = op(A) op(B) + beta C, column-major, as cuBLASLt sees it: D is m x n. A and B are BF16; C and
+// D have one dtype. What is not filled in is not there.
 struct MatMulCall {
   int64_t m = 0, n = 0, k = 0;
   bool transpose_a = false, transpose_b = false;
@@ -40,9 +40,9 @@ class MatMulPlans {
   // Submits the product and returns true; false, and nothing done, where cuBLASLt has no algorithm
   // for it. Products of two streams must not overlap: they share a workspace.
   //
-  // A problem is shapes, strides, dtypes, epilogue and the pointers' alignment. At its first call, if
-  // `tune`, the algorithms that the heuristics propose are timed, which waits for the device; else
-  // the first of them is taken, which is the same in every run.
+  // A problem is shapes, strides, dtypes, epilogue and the pointers' alignment. At its first call,
+  // if `tune`, the algorithms that the heuristics propose are timed, which waits for the device;
+  // else the first of them is taken, which is the same in every run.
   bool Run(const MatMulCall& call, bool tune, cudaStream_t stream);
 
  private:
@@ -62,8 +62,8 @@ class MatMulPlans {
   static void SetPointers(const MatMulCall& call, Plan* plan);
   void Choose(const MatMulCall& call, bool tune, Plan* plan, cudaStream_t stream);
   // Milliseconds of one run of `algorithm` with its output in `d`; infinite where it fails.
-  float Time(const MatMulCall& call, const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, void* d,
-             cudaStream_t stream);
+  float Time(const MatMulCall& call, const Plan& plan, const cublasLtMatmulAlgo_t& algorithm,
+             void* d, cudaStream_t stream);
   cublasStatus_t Submit(const MatMulCall& call, const Plan& plan,
                         const cublasLtMatmulAlgo_t& algorithm, void* d, cudaStream_t stream);
 

@@ -58,7 +58,8 @@ const T* Find(std::list<T>& cache, const Matches& matches) {
 template <typename T>
 const T& Keep(std::list<T>& cache, T entry) {
   cache.push_front(std::move(entry));
-  if (cache.size() > kKeptSchedules) cache.pop_back();  // freeing waits for the kernels that read it
+  if (cache.size() > kKeptSchedules)
+    cache.pop_back();  // freeing waits for the kernels that read it
   return cache.front();
 }
 
@@ -79,12 +80,10 @@ CudaPreparedLayout::CudaPreparedLayout(SparseLayout layout, CudaDevice& device)
   CHECK_LE(this->layout().block_count(), int64_t{std::numeric_limits<uint32_t>::max()});
   indices_.short_columns = this->layout().grid_cols() <= int64_t{1} << 16;
   Uploader uploader;
-  const size_t offsets_at =
-      uploader.Add(std::vector<uint32_t>(offsets.begin(), offsets.end()));
+  const size_t offsets_at = uploader.Add(std::vector<uint32_t>(offsets.begin(), offsets.end()));
   const size_t columns_at =
-      indices_.short_columns
-          ? uploader.Add(std::vector<uint16_t>(columns.begin(), columns.end()))
-          : uploader.Add(std::vector<uint32_t>(columns.begin(), columns.end()));
+      indices_.short_columns ? uploader.Add(std::vector<uint16_t>(columns.begin(), columns.end()))
+                             : uploader.Add(std::vector<uint32_t>(columns.begin(), columns.end()));
   index_buffer_ = uploader.Upload(device);
   indices_.row_offsets = At<uint32_t>(index_buffer_, offsets_at);
   indices_.columns = At<std::byte>(index_buffer_, columns_at);

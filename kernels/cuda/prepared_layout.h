@@ -1,10 +1,10 @@
 // A SparseLayout as the CUDA kernels read it.
 //
-// Index buffers go to the device when the layout is prepared. The Hopper kernels also walk work lists
-// (block_schedule.h), which depend on the token count too: they are built on the host when a count
-// first comes up, uploaded, and kept; so a first call of a token count waits for the device, and must
-// come before its stream is captured. A few are kept for each product, the one longest unused makes
-// way: training needs one or two, generation passes through many.
+// Index buffers go to the device when the layout is prepared. The Hopper kernels also walk work
+// lists (block_schedule.h), which depend on the token count too: they are built on the host when a
+// count first comes up, uploaded, and kept; so a first call of a token count waits for the device,
+// and must come before its stream is captured. A few are kept for each product, the one longest
+// unused makes way: training needs one or two, generation passes through many.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// out = result + bias + residual; bias and residual may be null. Grid: x over the vectors of a row, y
-// over rows, strided. Every element belongs to one thread, so out may be result or residual.
+// out = result + bias + residual; bias and residual may be null. Grid: x over the vectors of a row,
+// y over rows, strided. Every element belongs to one thread, so out may be result or residual.
 template <typename T, int kVec>
 __global__ void __launch_bounds__(kThreads)
     AddTermsKernel(Rows<const T> result, const bf16* bias, Rows<const T> residual, Rows<T> out,
@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-void AddTerms(ConstTensorView result, ConstTensorView bias, ConstTensorView residual, TensorView out,
-              cudaStream_t stream) {
+void AddTerms(ConstTensorView result, ConstTensorView bias, ConstTensorView residual,
+              TensorView out, cudaStream_t stream) {
   const int64_t rows = out.rows(), cols = out.cols();
   const auto from = AsRows<T>(result, rows, cols, "result");
   const auto to = AsRows<T>(out, rows, cols, "out");
@@ -75,8 +75,8 @@ void CheckFinish(ConstTensorView out, ConstTensorView bias, const ProductEpilogu
   CheckShape(epilogue.gelu_input, out, "gelu_input");
 }
 
-void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out, ConstTensorView bias,
-                   const ProductEpilogue& epilogue, Stream& stream) {
+void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out,
+                   ConstTensorView bias, const ProductEpilogue& epilogue, Stream& stream) {
   const TensorView sum = FinishInput(out, epilogue);
   const bool elsewhere = result.data() != sum.data();
   if (elsewhere || !bias.empty() || !epilogue.residual.empty()) {

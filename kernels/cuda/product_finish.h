@@ -17,7 +17,7 @@ void CheckFinish(ConstTensorView out, ConstTensorView bias, const ProductEpilogu
 // With r = result + bias + residual: pre_activation = r and out = gelu(r); or
 // out = r * gelu'(gelu_input); or out = r. `result`, of the shape and dtype of `out`, may be out,
 // pre_activation or memory of its own. Launches nothing where nothing is to be done.
-void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out, ConstTensorView bias,
-                   const ProductEpilogue& epilogue, Stream& stream);
+void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out,
+                   ConstTensorView bias, const ProductEpilogue& epilogue, Stream& stream);
 
 }  // namespace filigree

@@ -1,7 +1,7 @@
 // Stored values to a dense weight and back, for every layout kind.
 //
-// Unstructured and n:m layouts are blocked ones with blocks of 1 x 1. In row i of the weight, entry e
-// of the row is cell e % width of block e / width of its grid row, stored at
+// Unstructured and n:m layouts are blocked ones with blocks of 1 x 1. In row i of the weight, entry
+// e of the row is cell e % width of block e / width of its grid row, stored at
 // ((first block + e / width) * height + i % height) * width + e % width.
 #include <type_traits>
 
@@ -41,10 +41,10 @@ __device__ __forceinline__ uint32_t LowerBound(const Column* columns, uint32_t b
   return begin;
 }
 
-// One CTA a row: each tile of the row is cleared in shared memory, its stored cells are laid into it,
-// and it leaves in whole vectors; so every dense element is written exactly once. Tiles begin at
-// multiples of 8; a block across two tiles takes part in both. Bytes: 2 a
-// stored cell, its index, 2 a dense cell.
+// One CTA a row: each tile of the row is cleared in shared memory, its stored cells are laid into
+// it, and it leaves in whole vectors; so every dense element is written exactly once. Tiles begin
+// at multiples of 8; a block across two tiles takes part in both. Bytes: 2 a stored cell, its
+// index, 2 a dense cell.
 template <typename Column, bool kVectorValues, bool kVectorDense>
 __global__ void __launch_bounds__(kThreads)
     ScatterKernel(Index<Column> index, const bf16* values, Rows<bf16> dense) {
@@ -60,10 +60,9 @@ __global__ void __launch_bounds__(kThreads)
       reinterpret_cast<uint4*>(tile)[i] = make_uint4(0, 0, 0, 0);
     }
     __syncthreads();
-    const uint32_t begin =
-        LowerBound(index.columns, row_begin, row_end, first / index.width);
-    const uint32_t end = LowerBound(index.columns, begin, row_end,
-                                    (first + count + index.width - 1) / index.width);
+    const uint32_t begin = LowerBound(index.columns, row_begin, row_end, first / index.width);
+    const uint32_t end =
+        LowerBound(index.columns, begin, row_end, (first + count + index.width - 1) / index.width);
     const uint32_t entries = (end - begin) * per_block;
     for (uint32_t e = threadIdx.x; e < entries; e += kThreads) {
       const uint32_t block = begin + e / per_block;
@@ -105,7 +104,8 @@ __global__ void __launch_bounds__(kThreads)
         (int64_t{block} * index.height + row % index.height) * index.width + inside;
     const int64_t column = int64_t{index.columns[block]} * index.width + inside;
     float sum[kVec] = {};
-    // Where vectors are used the weight's width is a multiple of them: a vector is inside or outside.
+    // Where vectors are used the weight's width is a multiple of them: a vector is inside or
+    // outside.
     if (row < index.out && column < index.in) LoadValues(dense.row(row) + column, sum);
     if (accumulate) {
       float old[kVec];

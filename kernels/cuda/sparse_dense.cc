@@ -14,7 +14,8 @@ TensorView DenseScratch(CudaBackend& backend, const SparseLayout& layout, DType 
 
 void MultiplyDense(CudaBackend& backend, const BlockProduct& product, Stream& stream) {
   const TensorView dense = DenseScratch(backend, product.layout(), DType::kBF16);
-  backend.ScatterStored({.weight = product.weight, .values = product.values, .dense = dense}, stream);
+  backend.ScatterStored({.weight = product.weight, .values = product.values, .dense = dense},
+                        stream);
   backend.MatMul({.a = product.in,
                   .b = dense,
                   .out = product.out,

@@ -1,5 +1,5 @@
-// The Hopper kernels as rows of the variant tables: what they take, their schedules, and what is left
-// to do after them.
+// The Hopper kernels as rows of the variant tables: what they take, their schedules, and what is
+// left to do after them.
 #include "kernels/cuda/product_finish.h"
 #include "kernels/cuda/sddmm_bsr_sm90.h"
 #include "kernels/cuda/sparse_variants.h"
@@ -8,8 +8,8 @@
 namespace filigree {
 namespace {
 
-// Fewer tokens fill too little of a tile of 256, and generation, which lengthens its sequence token by
-// token, would build a schedule for each length.
+// Fewer tokens fill too little of a tile of 256, and generation, which lengthens its sequence token
+// by token, would build a schedule for each length.
 constexpr int64_t kMinTokens = 128;
 
 const __nv_bfloat16* Data(ConstTensorView view) {
@@ -55,7 +55,8 @@ SpmmDesc DescOf(const BlockProduct& product) {
 }
 
 // Runs the kernel with its output in `out`.
-void Launch(const BlockProduct& product, const SpmmDesc& desc, TensorView out, cudaStream_t stream) {
+void Launch(const BlockProduct& product, const SpmmDesc& desc, TensorView out,
+            cudaStream_t stream) {
   const CudaDevice& device = product.weight->device();
   const SpmmConfig config = ConfigSpmmBsrSm90(desc, device.multiprocessors());
   const DeviceSpmmSchedule& schedule =

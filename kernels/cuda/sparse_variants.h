@@ -1,5 +1,5 @@
-// The kernels that can serve a blocked product, best first: each operation takes the first row that can
-// do what is asked (sparse_ops.cc). A new kernel is a row.
+// The kernels that can serve a blocked product, best first: each operation takes the first row that
+// can do what is asked (sparse_ops.cc). A new kernel is a row.
 #pragma once
 
 #include <span>

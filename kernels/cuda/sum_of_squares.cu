@@ -27,12 +27,13 @@ __device__ __forceinline__ double SumOverCta(double value) {
   return shared[0];
 }
 
-// Squares of kVec neighbours are added in F32, those sums in F64. Grid: at most kMaxCtas, strided over
-// the vectors; the CTA that finishes last adds all partial sums, in their order, to out, and leaves
-// `counter` at zero for the next launch. Bytes: the input once.
+// Squares of kVec neighbours are added in F32, those sums in F64. Grid: at most kMaxCtas, strided
+// over the vectors; the CTA that finishes last adds all partial sums, in their order, to out, and
+// leaves `counter` at zero for the next launch. Bytes: the input once.
 template <int kVec, typename T>
 __global__ void __launch_bounds__(kThreads)
-    SumOfSquaresKernel(const T* in, int64_t count, double* partials, uint32_t* counter, double* out) {
+    SumOfSquaresKernel(const T* in, int64_t count, double* partials, uint32_t* counter,
+                       double* out) {
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   const int64_t vectors = count / kVec;
   const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
