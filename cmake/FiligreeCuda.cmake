@@ -9,8 +9,7 @@ function(filigree_cuda_target name)
   set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES 90a-real)
 endfunction()
 
-# Device code for every card: binaries for the A100's generation and Hopper, and PTX that the driver
-# compiles for the others.
-function(filigree_portable_cuda_target name)
-  set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "80;90a-real")
+# Device code for every card since Ampere: Hopper by name, the others through sm_80's code or its PTX.
+function(filigree_cuda_general_target name)
+  set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "80;90-real")
 endfunction()
