@@ -7,6 +7,7 @@
 
 #include "kernels/base/rng.h"
 #include "trainer/batch_feeder.h"
+#include "trainer/read_floats.h"
 
 namespace filigree {
 
@@ -38,14 +39,12 @@ std::string Generate(Model& model, const Tokenizer& tokenizer, const std::string
   for (int32_t id : tokenizer.Encode(prompt)) context.push_back(id);
   const int64_t most = options.max_context > 0 ? options.max_context : model.spec().max_positions;
   BatchFeeder feeder(device, 1, most);
-  std::vector<float> logits(model.spec().vocab_size);
   for (int64_t i = 0; i < options.tokens; ++i) {
     const int64_t length = std::min<int64_t>(most, static_cast<int64_t>(context.size()));
     const int32_t* window = context.data() + (static_cast<int64_t>(context.size()) - length);
     const MicroBatch batch = feeder.Feed(window, nullptr, 1, length, stream);
     ConstTensorView last = model.Logits(batch, stream).Rows(length - 1, 1);
-    device.CopyAsync(TensorView(logits.data(), DType::kF32, {1, last.cols()}), last, stream);
-    stream.Synchronize();
+    const std::vector<float> logits = ReadFloats(device, last, stream);
     const double uniform = RandomUniform(options.seed, RngStream("generate"), i);
     const auto next = static_cast<int32_t>(SampleIndex(logits, options, uniform));
     if (next == tokenizer.delimiter_id() || next == tokenizer.eos_id()) break;

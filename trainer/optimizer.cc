@@ -8,6 +8,26 @@ namespace {
 
 constexpr size_t kScaleOffset = sizeof(double);
 
+// Joins pieces that have nothing but padding between them, in the flat buffer and in the shard's own.
+// A run keeps the segment of its first piece.
+template <typename MayJoin>
+std::vector<OwnedRange> JoinRuns(const std::vector<OwnedRange>& pieces, const MayJoin& may_join) {
+  std::vector<OwnedRange> runs;
+  for (const OwnedRange& piece : pieces) {
+    if (!runs.empty() && may_join(runs.back(), piece)) {
+      OwnedRange& run = runs.back();
+      const int64_t end = piece.flat_begin + piece.count - run.flat_begin;
+      const bool padding_only = piece.flat_begin - run.flat_begin - run.count < kSegmentAlignment;
+      if (padding_only && piece.shard_begin + piece.count - run.shard_begin == end) {
+        run.count = end;
+        continue;
+      }
+    }
+    runs.push_back(piece);
+  }
+  return runs;
+}
+
 }  // namespace
 
 int64_t UpdatesSinceFreshMoments(const RunSpec& run, int phase, int64_t step) {
@@ -22,14 +42,20 @@ Optimizer::Optimizer(const std::vector<Parameter>& parameters, FlatBuffer& buffe
       buffer_(buffer),
       exchange_(exchange),
       backend_(backend),
-      scalars_(backend.device().Allocate(kScaleOffset + sizeof(float), "scratch")) {}
+      scalars_(backend.device().Allocate(kScaleOffset + sizeof(float), "scratch")) {
+  const auto decays = [&](const OwnedRange& range) { return parameters[range.segment].decay; };
+  runs_ = JoinRuns(buffer.owned(), [](const auto&, const auto&) { return true; });
+  update_runs_ = JoinRuns(buffer.owned(), [&](const OwnedRange& a, const OwnedRange& b) {
+    return decays(a) == decays(b);
+  });
+}
 
 double Optimizer::GradNorm(Stream& stream) {
   TensorView sum = scalars_.View(DType::kF64, 1);
   backend_.device().ZeroAsync(sum, stream);
-  for (const OwnedRange& range : buffer_.owned()) {
-    TensorView grads = buffer_.Grads(range.segment).Range(range.segment_begin, range.count);
-    backend_.SumOfSquares({.in = grads, .out = sum}, stream);
+  for (const OwnedRange& run : runs_) {
+    backend_.SumOfSquares({.in = buffer_.grads().Range(run.flat_begin, run.count), .out = sum},
+                          stream);
   }
   backend_.device().CopyAsync(TensorView(&host_sum_, DType::kF64, {1}), sum, stream);
   stream.Synchronize();
@@ -47,19 +73,19 @@ Optimizer::Result Optimizer::Step(const OptimizerSpec& spec, double lr, int64_t 
   host_scale_ = clip ? static_cast<float>(spec.clip_norm / result.grad_norm) : 1.0f;
   TensorView scale = scalars_.View(DType::kF32, 1, kScaleOffset);
   backend_.device().CopyAsync(scale, ConstTensorView(&host_scale_, DType::kF32, {1}), stream);
-  for (const OwnedRange& range : buffer_.owned()) {
+  for (const OwnedRange& run : update_runs_) {
     AdamWArgs args;
-    args.values = buffer_.Values(range.segment).Range(range.segment_begin, range.count);
-    args.master = buffer_.Master(range);
-    args.grads = buffer_.Grads(range.segment).Range(range.segment_begin, range.count);
-    args.m = buffer_.M(range);
-    args.v = buffer_.V(range);
+    args.values = buffer_.values().Range(run.flat_begin, run.count);
+    args.master = buffer_.Master(run);
+    args.grads = buffer_.grads().Range(run.flat_begin, run.count);
+    args.m = buffer_.M(run);
+    args.v = buffer_.V(run);
     args.scale = scale;
     args.lr = lr;
     args.beta1 = spec.beta1;
     args.beta2 = spec.beta2;
     args.epsilon = spec.epsilon;
-    args.weight_decay = parameters_[range.segment].decay ? spec.weight_decay : 0;
+    args.weight_decay = parameters_[run.segment].decay ? spec.weight_decay : 0;
     args.step = step;
     backend_.AdamW(args, stream);
   }

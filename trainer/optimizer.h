@@ -36,6 +36,11 @@ class Optimizer {
  private:
   double GradNorm(Stream& stream);
 
+  // The owned pieces, neighbours joined to longer runs: each run is one launch. The padding between
+  // segments joins them; it is zero in every array and an update leaves it so.
+  std::vector<OwnedRange> runs_;         // what the norm sums
+  std::vector<OwnedRange> update_runs_;  // all of one run decay, or none
+
   const std::vector<Parameter>& parameters_;
   FlatBuffer& buffer_;
   GradientExchange& exchange_;

@@ -9,15 +9,18 @@
 namespace filigree {
 namespace {
 
-constexpr int64_t kSize = 768;  // well past the size at which a matrix product reaches its rate
+// Well past the sizes at which a matrix product reaches its rate, on a processor and on a GPU.
+constexpr int64_t kProcessorSize = 768, kGpuSize = 4096;
 constexpr int kRepeats = 4;
 
-// Numbers of all signs and sizes: zeros would draw less power and flatter the device.
+// Numbers of all signs and sizes, repeated: zeros would draw less power and flatter the device.
 void Fill(Device& device, TensorView view, Stream& stream) {
   std::vector<float> floats(view.size());
   std::vector<BFloat16> halves(view.size());
+  constexpr int64_t kDrawn = kProcessorSize * kProcessorSize;
   for (int64_t i = 0; i < view.size(); ++i) {
-    floats[i] = static_cast<float>(RandomUniform(0, RngStream("peak"), i)) - 0.5f;
+    floats[i] = i < kDrawn ? static_cast<float>(RandomUniform(0, RngStream("peak"), i)) - 0.5f
+                           : floats[i - kDrawn];
     halves[i] = BFloat16(floats[i]);
   }
   const void* source = view.dtype() == DType::kBF16 ? static_cast<const void*>(halves.data())
@@ -31,17 +34,18 @@ void Fill(Device& device, TensorView view, Stream& stream) {
 double PeakFlops(Backend& backend) {
   Device& device = backend.device();
   const DType dtype = device.compute_dtype();
-  const size_t bytes = kSize * kSize * SizeOf(dtype);
+  const int64_t size = dtype == DType::kBF16 ? kGpuSize : kProcessorSize;
+  const size_t bytes = size * size * SizeOf(dtype);
   const auto stream = device.NewStream();
   DeviceBuffer buffers[3];
   for (DeviceBuffer& buffer : buffers) {
     buffer = device.Allocate(bytes, "scratch");
-    Fill(device, buffer.View(dtype, kSize * kSize), *stream);
+    Fill(device, buffer.View(dtype, size * size), *stream);
   }
   MatMulArgs args;
-  args.a = buffers[0].View(dtype, kSize * kSize).Reshape({kSize, kSize});
-  args.b = buffers[1].View(dtype, kSize * kSize).Reshape({kSize, kSize});
-  args.out = buffers[2].View(dtype, kSize * kSize).Reshape({kSize, kSize});
+  args.a = buffers[0].View(dtype, size * size).Reshape({size, size});
+  args.b = buffers[1].View(dtype, size * size).Reshape({size, size});
+  args.out = buffers[2].View(dtype, size * size).Reshape({size, size});
   args.transpose_b = true;
   double best_seconds = 1e30;
   for (int i = 0; i < kRepeats; ++i) {
@@ -52,7 +56,7 @@ double PeakFlops(Backend& backend) {
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
     best_seconds = std::min(best_seconds, elapsed.count());
   }
-  return 2.0 * kSize * kSize * kSize / best_seconds;
+  return 2.0 * static_cast<double>(size * size * size) / best_seconds;
 }
 
 }  // namespace filigree

@@ -100,6 +100,8 @@ struct PhaseSpec {
   std::vector<SparsitySpec> sparsity;
 };
 
+enum class DeviceChoice { kAuto, kCpu, kCuda };
+
 struct EvaluationSpec {
   int64_t every_steps = 250;
   int64_t tokens = 1048576;
@@ -118,6 +120,7 @@ struct RunSpec {
   int cpu_threads = 0;
   int required_ranks = 0;
   bool deterministic = false;
+  DeviceChoice device = DeviceChoice::kAuto;
   int64_t checkpoint_every_steps = 1000;
   int64_t checkpoint_keep_last = 3;
   int64_t log_every_steps = 10;

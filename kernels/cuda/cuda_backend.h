@@ -7,8 +7,9 @@
 // width. Every operation is deterministic, without float atomics; only attention's backward pass by
 // cuDNN is so on demand (set_deterministic).
 //
-// No operation allocates: what it needs beside its arguments comes from one workspace, reserved when
-// the backend is made, and from PreparedLayout.
+// What an operation needs beside its arguments comes from one workspace and from PreparedLayout. The
+// workspace grows when a shape first needs more, which waits for the device; the second time around a
+// shape allocates nothing: run each shape once before capturing a graph.
 #pragma once
 
 #include <cublasLt.h>
@@ -21,7 +22,7 @@
 
 namespace filigree {
 
-// Plans of matrix products, chosen by cuBLASLt's heuristics once a shape (matmul.cc).
+// Plans of matrix products, chosen by cuBLASLt's heuristics once a shape.
 class MatMulPlans;
 // cuDNN's attention graphs, one a shape (attention_plans.h); declines every shape without cuDNN.
 class AttentionPlans;
@@ -48,6 +49,9 @@ class CudaBackend final : public Backend {
   void Add(const AddArgs& args, Stream& stream) override;
 
   std::unique_ptr<PreparedLayout> PrepareLayout(const SparseLayout& layout) override;
+  // On Hopper, for blocks of 64 and 128 that divide the weights.
+  std::unique_ptr<PreparedLayout> PrepareGroup(std::span<const PreparedLayout* const> parts,
+                                               std::span<const int64_t> value_begin) override;
   void Spmm(const SpmmArgs& args, Stream& stream) override;
   void SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) override;
   void Sddmm(const SddmmArgs& args, Stream& stream) override;
@@ -65,13 +69,16 @@ class CudaBackend final : public Backend {
   void AdamW(const AdamWArgs& args, Stream& stream) override;
   void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) override;
 
- private:
-  // Device memory of at least `bytes` that is free until the next operation on the same stream.
-  // Operations of two streams must not use it at once: the trainer computes on one.
+  // For the operations: device memory of at least `bytes`, free until the next operation on the same
+  // stream (MatMul leaves it alone). Operations of two streams must not use it at once: the trainer
+  // computes on one.
   std::byte* Workspace(size_t bytes);
+  CudaDevice& cuda_device() { return device_; }
 
+ private:
   CudaDevice& device_;
   DeviceBuffer workspace_;
+  DeviceBuffer sum_counter_;  // one U32 of SumOfSquares, zero between its launches
   std::unique_ptr<MatMulPlans> matmul_plans_;
   std::unique_ptr<AttentionPlans> attention_plans_;
   bool deterministic_ = false;

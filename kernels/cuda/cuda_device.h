@@ -14,7 +14,7 @@
 #include <string_view>
 
 #include "kernels/base/device.h"
-#include "kernels/base/status.h"
+#include "kernels/cuda/cuda_factory.h"
 
 namespace filigree {
 
@@ -56,9 +56,6 @@ class CudaDevice final : public Device {
   mutable std::mutex mutex_;  // guards usage_
   MemoryUsage usage_;
 };
-
-// GPUs visible to this process; 0 where there is no driver.
-int CudaDeviceCount();
 
 // The CUDA handles behind a CudaDevice's streams and events.
 cudaStream_t NativeStream(Stream& stream);

@@ -121,7 +121,7 @@ void Print(const nlohmann::json& r) {
 Status BenchStepCommand::Run() const {
   ASSIGN_OR_RETURN(const LoadedConfig loaded, LoadCheckedConfig(config, overrides));
   const RunSpec& run = loaded.spec;
-  ASSIGN_OR_RETURN(Session session, OpenSession(run.cpu_threads));
+  ASSIGN_OR_RETURN(Session session, OpenSession(SessionOptionsOf(run)));
   const double peak = run.peak_tflops > 0 ? run.peak_tflops * 1e12 : PeakFlops(*session.backend);
   TrainingState state(run, 0, {}, *session.communicator, *session.backend, *session.stream);
   state.InitializeValues(*session.stream);

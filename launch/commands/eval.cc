@@ -9,6 +9,7 @@
 #include "trainer/export/open_model.h"
 #include "trainer/inference.h"
 #include "trainer/phase_data.h"
+#include "trainer/read_floats.h"
 
 namespace filigree {
 namespace {
@@ -23,10 +24,8 @@ Status WriteLogits(const std::string& path, const DataLoader& data, Model& model
   std::vector<int32_t> tokens(seq_len), targets(seq_len);
   data.ReadSamples(0, 1, tokens.data(), targets.data());
   const MicroBatch batch = feeder.Feed(tokens.data(), targets.data(), 1, seq_len, *session.stream);
-  std::vector<float> logits(seq_len * vocab);
-  session.device->CopyAsync(TensorView(logits.data(), DType::kF32, {seq_len, vocab}),
-                            model.Logits(batch, *session.stream), *session.stream);
-  session.stream->Synchronize();
+  const std::vector<float> logits =
+      ReadFloats(*session.device, model.Logits(batch, *session.stream), *session.stream);
   return WriteSafetensors(path, {{"tokens", DType::kI32, {seq_len}, tokens.data()},
                                  {"logits", DType::kF32, {seq_len, vocab}, logits.data()}});
 }
@@ -76,7 +75,7 @@ Status EvaluateAsRank(const EvalCommand& command, Session& session) {
 }  // namespace
 
 Status EvalCommand::Run() const {
-  ASSIGN_OR_RETURN(Session session, OpenSession(0));
+  ASSIGN_OR_RETURN(Session session, OpenSession({}));
   return ForThisRank(EvaluateAsRank(*this, session), session);
 }
 

@@ -10,7 +10,7 @@
 namespace filigree {
 
 Status GenerateCommand::Run() const {
-  ASSIGN_OR_RETURN(Session session, OpenSession(0));
+  ASSIGN_OR_RETURN(Session session, OpenSession({}));
   ASSIGN_OR_RETURN(const auto reader, OpenModel(what));
   if (reader->tokenizer_dir().empty()) {
     return InvalidInput(what +

@@ -87,7 +87,7 @@ void Print(const RunPlan& plan, int ranks) {
 Status PlanCommand::Run() const {
   ASSIGN_OR_RETURN(const LoadedConfig loaded, LoadCheckedConfig(config, overrides));
   if (ranks < 1) return InvalidInput("--ranks " + std::to_string(ranks) + ": give at least 1");
-  ASSIGN_OR_RETURN(Session session, OpenSession(loaded.spec.cpu_threads));
+  ASSIGN_OR_RETURN(Session session, OpenSession(SessionOptionsOf(loaded.spec)));
   const RunPlan plan = PlanRun(loaded.spec, ranks, *session.backend);
   if (json) {
     std::printf("%s\n", ToJson(plan).dump(1).c_str());

@@ -12,6 +12,10 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/parallel.h"
+#include "trainer/agree.h"
+#ifdef FILIGREE_HAS_CUDA
+#include "kernels/cuda/cuda_factory.h"
+#endif
 
 namespace filigree {
 namespace {
@@ -27,18 +31,63 @@ int ThreadsOfRank(const Communicator& communicator) {
   return std::max(1, usable < machine ? usable : machine / communicator.local_size());
 }
 
+void OpenCpu(Session* session) {
+  session->device = std::make_unique<CpuDevice>();
+  session->backend = std::make_unique<CpuBackend>(*session->device);
+}
+
+#ifdef FILIGREE_HAS_CUDA
+Status OpenGpu(DeviceChoice choice, Session* session) {
+  const Communicator& communicator = *session->communicator;
+  const int count = CudaDeviceCount();
+  if (count == 0 && choice == DeviceChoice::kAuto) return OpenCpu(session), OkStatus();
+  if (count <= communicator.local_rank()) {
+    return InvalidInput(communicator.host() + " has " + std::to_string(count) + " GPUs for " +
+                        std::to_string(communicator.local_size()) +
+                        " ranks; start at most one rank a GPU, or set parallel { device: CPU }");
+  }
+  if (communicator.size() > 1) {
+    return InvalidInput(
+        "several ranks on GPUs: this build exchanges gradients between ranks in host memory only; "
+        "start one rank, or set parallel { device: CPU }");
+  }
+  session->device = MakeCudaDevice(communicator.local_rank());
+  session->backend = MakeCudaBackend(*session->device);
+  return OkStatus();
+}
+#else
+Status OpenGpu(DeviceChoice choice, Session* session) {
+  if (choice == DeviceChoice::kAuto) return OpenCpu(session), OkStatus();
+  return InvalidInput(
+      "parallel.device is CUDA, but this build has no CUDA backend; build where nvcc is found, or set "
+      "parallel { device: CPU }");
+}
+#endif
+
 }  // namespace
 
-StatusOr<Session> OpenSession(int cpu_threads) {
+SessionOptions SessionOptionsOf(const RunSpec& run) {
+  return {.cpu_threads = run.cpu_threads, .device = run.device};
+}
+
+StatusOr<Session> OpenSession(const SessionOptions& options) {
   Session session;
   ASSIGN_OR_RETURN(session.communicator, Bootstrap());
   SetLogQuiet(session.communicator->rank() != 0);
+  int cpu_threads = options.cpu_threads;
   if (cpu_threads == 0 && !std::getenv("OMP_NUM_THREADS")) {
     cpu_threads = ThreadsOfRank(*session.communicator);
   }
   if (cpu_threads > 0) SetCpuThreads(cpu_threads);
-  session.device = std::make_unique<CpuDevice>();
-  session.backend = std::make_unique<CpuBackend>(*session.device);
+  Status opened;
+  if (options.device == DeviceChoice::kCpu) {
+    OpenCpu(&session);
+  } else {
+    opened = OpenGpu(options.device, &session);
+  }
+  // One rank without a GPU ends all of them.
+  opened = AgreeOnStatus(opened, *session.communicator);
+  if (!opened.ok()) return ForThisRank(opened, session);
   session.stream = session.device->NewStream();
   return session;
 }

@@ -1,4 +1,4 @@
-// What every command that computes needs: the ranks, the CPU's threads, a backend.
+// What every command that computes needs: the ranks, the CPU's threads, a device and its backend.
 #pragma once
 
 #include <memory>
@@ -6,6 +6,7 @@
 #include "comm/communicator.h"
 #include "kernels/backend.h"
 #include "kernels/base/status.h"
+#include "trainer/spec.h"
 
 namespace filigree {
 
@@ -17,9 +18,17 @@ struct Session {
   std::unique_ptr<Stream> stream;
 };
 
-// `cpu_threads` a rank; 0: OMP_NUM_THREADS, else the cores this process may use, shared with the
-// ranks of this host.
-StatusOr<Session> OpenSession(int cpu_threads);
+struct SessionOptions {
+  // A rank's; 0: OMP_NUM_THREADS, else the cores this process may use, shared with the ranks of this
+  // host.
+  int cpu_threads = 0;
+  DeviceChoice device = DeviceChoice::kAuto;
+};
+// Starts the communicator and takes this rank's device. Invalid input: a GPU is asked for and there is
+// none for this rank.
+StatusOr<Session> OpenSession(const SessionOptions& options);
+// What a run's configuration asks for.
+SessionOptions SessionOptionsOf(const RunSpec& run);
 
 // The status as this rank should report it: ranks other than 0 keep the code and drop the message.
 Status ForThisRank(const Status& status, const Session& session);

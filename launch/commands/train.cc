@@ -19,7 +19,9 @@ Status TrainAsRank(const TrainCommand& command, Session& session, const LoadedCo
 
 Status TrainCommand::Run() const {
   auto loaded = LoadCheckedConfig(config, overrides);
-  ASSIGN_OR_RETURN(Session session, OpenSession(loaded.ok() ? loaded->spec.cpu_threads : 1));
+  ASSIGN_OR_RETURN(Session session, OpenSession(loaded.ok() ? SessionOptionsOf(loaded->spec)
+                                                         : SessionOptions{.cpu_threads = 1,
+                                                                          .device = DeviceChoice::kCpu}));
   if (!loaded.ok()) return ForThisRank(loaded.status(), session);
   return ForThisRank(TrainAsRank(*this, session, *loaded), session);
 }

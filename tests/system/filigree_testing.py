@@ -30,6 +30,7 @@ DONE, FAULT, BAD_INPUT, STOPPED = 0, 1, 2, 143
 _ENVIRONMENT = dict(
     os.environ,
     OMP_NUM_THREADS="1",
+    CUDA_VISIBLE_DEVICES="",  # these are tests of the CPU build's promises, on any machine
     OMPI_ALLOW_RUN_AS_ROOT="1",
     OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
     OMPI_MCA_btl_vader_single_copy_mechanism="none",

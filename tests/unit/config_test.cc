@@ -173,6 +173,7 @@ parallel {
   cpu_threads: 0
   ranks: 0
   deterministic: false
+  device: AUTO
 }
 checkpoint {
   every_steps: 1000

@@ -13,6 +13,7 @@ static_assert(static_cast<int>(DataSpec::Layout::kOneDocumentPerRow) ==
 static_assert(static_cast<int>(DataSpec::BareDtype::kU32) == DataConfig::U32);
 static_assert(static_cast<int>(ScheduleShape::kWsd) == ScheduleConfig::WSD);
 static_assert(static_cast<int>(Moments::kKeep) == Phase::KEEP);
+static_assert(static_cast<int>(DeviceChoice::kCuda) == ParallelConfig::CUDA);
 
 ModelSpec ToModelSpec(const ModelConfig& config) {
   return {.family = static_cast<ModelFamily>(config.family()),
@@ -113,6 +114,7 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   spec.cpu_threads = config.parallel().cpu_threads();
   spec.required_ranks = config.parallel().ranks();
   spec.deterministic = config.parallel().deterministic();
+  spec.device = static_cast<DeviceChoice>(config.parallel().device());
   spec.checkpoint_every_steps = config.checkpoint().every_steps();
   spec.checkpoint_keep_last = config.checkpoint().keep_last();
   spec.log_every_steps = config.log().every_steps();

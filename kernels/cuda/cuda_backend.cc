@@ -1,0 +1,39 @@
+#include "kernels/cuda/cuda_backend.h"
+
+#include "kernels/cuda/attention_plans.h"
+#include "kernels/cuda/cuda_factory.h"
+#include "kernels/cuda/matmul_plans.h"
+
+namespace filigree {
+namespace {
+
+constexpr size_t kInitialWorkspaceBytes = size_t{32} << 20;
+
+}  // namespace
+
+CudaBackend::CudaBackend(CudaDevice& device)
+    : device_(device),
+      workspace_(device.Allocate(kInitialWorkspaceBytes, "scratch")),
+      sum_counter_(device.Allocate(sizeof(uint32_t), "scratch")),
+      matmul_plans_(std::make_unique<MatMulPlans>(device)),
+      attention_plans_(std::make_unique<AttentionPlans>()) {
+  const std::unique_ptr<Stream> stream = device.NewStream();
+  device.ZeroAsync(sum_counter_.View(DType::kU32, 1), *stream);
+  stream->Synchronize();
+}
+
+CudaBackend::~CudaBackend() = default;
+
+std::byte* CudaBackend::Workspace(size_t bytes) {
+  if (bytes > workspace_.bytes()) {
+    workspace_ = DeviceBuffer();  // first the old one: both might not fit. Waits for its users
+    workspace_ = device_.Allocate(bytes, "scratch");
+  }
+  return static_cast<std::byte*>(workspace_.data());
+}
+
+std::unique_ptr<Backend> MakeCudaBackend(Device& device) {
+  return std::make_unique<CudaBackend>(static_cast<CudaDevice&>(device));
+}
+
+}  // namespace filigree

@@ -1,0 +1,192 @@
+#include "kernels/cuda/cuda_device.h"
+
+#include <algorithm>
+#include <sstream>
+#include <utility>
+
+#include "kernels/base/check.h"
+#include "kernels/cuda/cuda_check.h"
+
+namespace filigree {
+namespace {
+
+class CudaEvent final : public Event {
+ public:
+  CudaEvent() { CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
+  ~CudaEvent() override { CUDA_CHECK(cudaEventDestroy(event_)); }
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
+
+  void Record(Stream& stream) override {
+    CUDA_CHECK(cudaEventRecord(event_, NativeStream(stream)));
+  }
+  bool Done() const override {
+    const cudaError_t state = cudaEventQuery(event_);
+    if (state == cudaErrorNotReady) return false;
+    CUDA_CHECK(state);
+    return true;
+  }
+  void Synchronize() override { CUDA_CHECK(cudaEventSynchronize(event_)); }
+
+  cudaEvent_t native() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+class CudaStream final : public Stream {
+ public:
+  CudaStream() { CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  // What was submitted is finished first: its buffers may be freed next.
+  ~CudaStream() override {
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    CUDA_CHECK(cudaStreamDestroy(stream_));
+  }
+  CudaStream(const CudaStream&) = delete;
+  CudaStream& operator=(const CudaStream&) = delete;
+
+  void Wait(const Event& event) override {
+    CUDA_CHECK(cudaStreamWaitEvent(stream_, NativeEvent(event), cudaEventWaitDefault));
+  }
+  void Synchronize() override { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+
+  cudaStream_t native() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+std::string Megabytes(size_t bytes) {
+  std::ostringstream text;
+  text << (bytes + 999'999) / 1'000'000 << " MB";
+  return text.str();
+}
+
+// What a person needs to know to make the run fit.
+std::string OutOfMemory(const CudaDevice& device, size_t bytes, std::string_view kind) {
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  std::ostringstream text;
+  text << "GPU " << device.ordinal() << " (" << device.model()
+       << ") is out of memory: " << Megabytes(bytes) << " needed for " << kind << ", "
+       << Megabytes(free) << " free of " << Megabytes(total) << "; held by this process:";
+  for (const auto& [held, size] : device.memory_usage().bytes_by_kind) {
+    if (size > 0) text << " " << held << " " << Megabytes(size) << ",";
+  }
+  text << " other programs and libraries have the rest. Less is needed with a smaller "
+       << "batch.micro_batch_sequences, model.recompute: LAYER, parallel.zero_stage: 1 over more "
+       << "ranks, or a higher sparsity; `filigree plan` shows the sizes beforehand";
+  return text.str();
+}
+
+}  // namespace
+
+cudaStream_t NativeStream(Stream& stream) { return static_cast<CudaStream&>(stream).native(); }
+cudaEvent_t NativeEvent(const Event& event) {
+  return static_cast<const CudaEvent&>(event).native();
+}
+
+int CudaDeviceCount() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();  // no driver or no GPU: not an error that a later call should report
+  return 0;
+}
+
+std::unique_ptr<Device> MakeCudaDevice(int ordinal) {
+  return std::make_unique<CudaDevice>(ordinal);
+}
+
+CudaDevice::CudaDevice(int ordinal) : ordinal_(ordinal) {
+  CHECK(ordinal >= 0 && ordinal < CudaDeviceCount())
+      << "GPU " << ordinal << " of " << CudaDeviceCount();
+  CUDA_CHECK(cudaSetDevice(ordinal));
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, ordinal));
+  model_ = properties.name;
+  multiprocessors_ = properties.multiProcessorCount;
+  compute_capability_ = 10 * properties.major + properties.minor;
+}
+
+CudaDevice::~CudaDevice() {
+  CHECK_EQ(usage_.total_bytes, 0u) << "a device must outlive its buffers";
+}
+
+void CudaDevice::Account(std::string_view kind, size_t bytes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  usage_.bytes_by_kind[std::string(kind)] += bytes;
+  usage_.total_bytes += bytes;
+  usage_.peak_bytes = std::max(usage_.peak_bytes, usage_.total_bytes);
+}
+
+DeviceBuffer CudaDevice::Allocate(size_t bytes, std::string_view kind) {
+  if (bytes == 0) return DeviceBuffer();
+  CUDA_CHECK(cudaSetDevice(ordinal_));
+  void* data = nullptr;
+  const cudaError_t error = cudaMalloc(&data, bytes);  // aligned to 256 bytes at least
+  CHECK(error != cudaErrorMemoryAllocation) << OutOfMemory(*this, bytes, kind);
+  CUDA_CHECK(error);
+  Account(kind, bytes);
+  return DeviceBuffer(data, bytes, std::string(kind), this, &CudaDevice::Release);
+}
+
+// Host memory is not the device's: it is left out of the account.
+DeviceBuffer CudaDevice::AllocatePinned(size_t bytes, std::string_view kind) {
+  if (bytes == 0) return DeviceBuffer();
+  void* data = nullptr;
+  const cudaError_t error = cudaHostAlloc(&data, bytes, cudaHostAllocDefault);
+  CHECK(error != cudaErrorMemoryAllocation)
+      << "out of host memory: " << Megabytes(bytes) << " of pinned memory needed for " << kind;
+  CUDA_CHECK(error);
+  return DeviceBuffer(data, bytes, std::string(kind), this, &CudaDevice::ReleasePinned);
+}
+
+void CudaDevice::Release(void* owner, void* data, size_t bytes, const std::string& kind) {
+  auto* device = static_cast<CudaDevice*>(owner);
+  CUDA_CHECK(cudaFree(data));  // waits for the device: nothing under way uses it afterwards
+  std::lock_guard<std::mutex> lock(device->mutex_);
+  device->usage_.bytes_by_kind[kind] -= bytes;
+  device->usage_.total_bytes -= bytes;
+}
+
+void CudaDevice::ReleasePinned(void*, void* data, size_t, const std::string&) {
+  CUDA_CHECK(cudaFreeHost(data));
+}
+
+void CudaDevice::CopyAsync(TensorView dst, ConstTensorView src, Stream& stream) {
+  CHECK(dst.dtype() == src.dtype()) << NameOf(dst.dtype()) << " vs " << NameOf(src.dtype());
+  CHECK_EQ(dst.rows(), src.rows());
+  CHECK_EQ(dst.cols(), src.cols());
+  if (dst.size() == 0) return;
+  const cudaStream_t native = NativeStream(stream);
+  if (dst.contiguous() && src.contiguous()) {
+    CUDA_CHECK(cudaMemcpyAsync(dst.data(), src.data(), dst.bytes(), cudaMemcpyDefault, native));
+    return;
+  }
+  const size_t element = SizeOf(dst.dtype());
+  CUDA_CHECK(cudaMemcpy2DAsync(dst.data(), dst.row_stride() * element, src.data(),
+                               src.row_stride() * element, dst.cols() * element, dst.rows(),
+                               cudaMemcpyDefault, native));
+}
+
+void CudaDevice::ZeroAsync(TensorView dst, Stream& stream) {
+  if (dst.size() == 0) return;
+  const cudaStream_t native = NativeStream(stream);
+  if (dst.contiguous()) {
+    CUDA_CHECK(cudaMemsetAsync(dst.data(), 0, dst.bytes(), native));
+    return;
+  }
+  const size_t element = SizeOf(dst.dtype());
+  CUDA_CHECK(cudaMemset2DAsync(dst.data(), dst.row_stride() * element, 0, dst.cols() * element,
+                               dst.rows(), native));
+}
+
+std::unique_ptr<Stream> CudaDevice::NewStream() { return std::make_unique<CudaStream>(); }
+std::unique_ptr<Event> CudaDevice::NewEvent() { return std::make_unique<CudaEvent>(); }
+
+MemoryUsage CudaDevice::memory_usage() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return usage_;
+}
+
+}  // namespace filigree

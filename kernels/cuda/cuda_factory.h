@@ -1,0 +1,19 @@
+// The CUDA backend for code that sees no CUDA headers (launch/): how many GPUs there are, and one
+// of them with its backend.
+#pragma once
+
+#include <memory>
+
+#include "kernels/backend.h"
+
+namespace filigree {
+
+// GPUs visible to this process; 0 where there is no driver.
+int CudaDeviceCount();
+
+// GPU `ordinal` of those visible to this process.
+std::unique_ptr<Device> MakeCudaDevice(int ordinal);
+// `device` comes from MakeCudaDevice and must outlive the backend.
+std::unique_ptr<Backend> MakeCudaBackend(Device& device);
+
+}  // namespace filigree

@@ -1,0 +1,171 @@
+#include "kernels/cuda/prepared_layout.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "kernels/base/math.h"
+
+namespace filigree {
+namespace {
+
+constexpr size_t kKeptSchedules = 4;
+constexpr int64_t kArrayAlignment = 256;
+
+// Collects arrays on the host and sends them to the device in one buffer.
+class Uploader {
+ public:
+  // Returns the array's offset in the buffer.
+  template <typename T>
+  size_t Add(const std::vector<T>& array) {
+    const size_t offset = bytes_.size();
+    const size_t size = array.size() * sizeof(T);
+    bytes_.resize(AlignUp(static_cast<int64_t>(offset + size), kArrayAlignment));
+    if (size > 0) std::memcpy(bytes_.data() + offset, array.data(), size);
+    return offset;
+  }
+  DeviceBuffer Upload(CudaDevice& device) const {
+    const auto count = static_cast<int64_t>(bytes_.size());
+    DeviceBuffer buffer = device.Allocate(bytes_.size(), "layouts");
+    const std::unique_ptr<Stream> stream = device.NewStream();
+    if (count > 0) {
+      device.CopyAsync(buffer.View(DType::kU8, count),
+                       ConstTensorView(bytes_.data(), DType::kU8, {count}), *stream);
+    }
+    stream->Synchronize();
+    return buffer;
+  }
+
+ private:
+  std::vector<std::byte> bytes_;
+};
+
+template <typename T>
+const T* At(const DeviceBuffer& buffer, size_t offset) {
+  return reinterpret_cast<const T*>(static_cast<const std::byte*>(buffer.data()) + offset);
+}
+
+// The entry that matches, moved to the front; or none.
+template <typename T, typename Matches>
+const T* Find(std::list<T>& cache, const Matches& matches) {
+  const auto found = std::find_if(cache.begin(), cache.end(), matches);
+  if (found == cache.end()) return nullptr;
+  cache.splice(cache.begin(), cache, found);
+  return &cache.front();
+}
+
+template <typename T>
+const T& Keep(std::list<T>& cache, T entry) {
+  cache.push_front(std::move(entry));
+  if (cache.size() > kKeptSchedules)
+    cache.pop_back();  // freeing waits for the kernels that read it
+  return cache.front();
+}
+
+template <typename T>
+size_t BytesOf(const std::list<T>& cache) {
+  size_t bytes = 0;
+  for (const T& entry : cache) bytes += entry.buffer.bytes();
+  return bytes;
+}
+
+}  // namespace
+
+CudaPreparedLayout::CudaPreparedLayout(SparseLayout layout, CudaDevice& device)
+    : PreparedLayout(std::move(layout)), device_(device) {
+  if (this->layout().kind() == LayoutKind::kDense) return;
+  const auto offsets = this->layout().row_offsets();
+  const auto columns = this->layout().columns();
+  CHECK_LE(this->layout().block_count(), int64_t{std::numeric_limits<uint32_t>::max()});
+  indices_.short_columns = this->layout().grid_cols() <= int64_t{1} << 16;
+  Uploader uploader;
+  const size_t offsets_at = uploader.Add(std::vector<uint32_t>(offsets.begin(), offsets.end()));
+  const size_t columns_at =
+      indices_.short_columns ? uploader.Add(std::vector<uint16_t>(columns.begin(), columns.end()))
+                             : uploader.Add(std::vector<uint32_t>(columns.begin(), columns.end()));
+  index_buffer_ = uploader.Upload(device);
+  indices_.row_offsets = At<uint32_t>(index_buffer_, offsets_at);
+  indices_.columns = At<std::byte>(index_buffer_, columns_at);
+}
+
+CudaPreparedLayout::CudaPreparedLayout(SparseLayout layout, std::vector<Part> parts,
+                                       CudaDevice& device)
+    : PreparedLayout(std::move(layout)), device_(device), parts_(std::move(parts)) {}
+
+int64_t CudaPreparedLayout::value_count() const {
+  if (parts_.empty()) return layout().stored_count();
+  return parts_.back().value_begin + parts_.back().weight->layout().stored_count();
+}
+
+size_t CudaPreparedLayout::bytes() const {
+  return index_buffer_.bytes() + BytesOf(forward_) + BytesOf(transposed_) + BytesOf(sddmm_);
+}
+
+CudaPreparedLayout::HostPattern CudaPreparedLayout::Pattern() const {
+  CHECK(layout().kind() == LayoutKind::kBlocked) << NameOf(layout().kind());
+  HostPattern pattern;
+  pattern.row_begin.assign(layout().row_offsets().begin(), layout().row_offsets().end());
+  pattern.col.assign(layout().columns().begin(), layout().columns().end());
+  pattern.view = {.block = {.rows = layout().block_out(), .cols = layout().block_in()},
+                  .block_row_count = static_cast<int>(layout().grid_rows()),
+                  .block_col_count = static_cast<int>(layout().grid_cols()),
+                  .row_begin = pattern.row_begin,
+                  .col = pattern.col};
+  const int64_t block = int64_t{layout().block_out()} * layout().block_in();
+  for (const Part& part : parts_) {
+    for (int64_t p = 0; p < part.weight->layout().block_count(); ++p) {
+      pattern.value_begin.push_back(part.value_begin + p * block);
+    }
+  }
+  pattern.view.value_begin = pattern.value_begin;
+  return pattern;
+}
+
+const DeviceSpmmSchedule& CudaPreparedLayout::SpmmScheduleFor(bool transposed, int64_t tokens,
+                                                              const SpmmTiling& tiling) const {
+  std::list<DeviceSpmmSchedule>& cache = transposed ? transposed_ : forward_;
+  const auto matches = [&](const DeviceSpmmSchedule& entry) {
+    return entry.tokens == tokens && entry.tiling.workers == tiling.workers &&
+           entry.tiling.tile_tokens == tiling.tile_tokens &&
+           entry.tiling.token_group == tiling.token_group;
+  };
+  if (const DeviceSpmmSchedule* found = Find(cache, matches)) return *found;
+  const HostPattern pattern = Pattern();
+  const SpmmSchedule host = BuildSpmmSchedule(pattern.view, transposed, tokens, tiling);
+  Uploader uploader;
+  const size_t steps = uploader.Add(host.steps), tiles = uploader.Add(host.tiles);
+  const size_t begins = uploader.Add(host.worker_begin);
+  DeviceSpmmSchedule entry;
+  entry.tokens = tokens;
+  entry.tiling = tiling;
+  entry.buffer = uploader.Upload(device_);
+  entry.steps = At<SpmmStep>(entry.buffer, steps);
+  entry.tiles = At<SpmmTile>(entry.buffer, tiles);
+  entry.worker_begin = At<int32_t>(entry.buffer, begins);
+  return Keep(cache, std::move(entry));
+}
+
+const DeviceSddmmSchedule& CudaPreparedLayout::SddmmScheduleFor(int64_t tokens, int workers) const {
+  const auto matches = [&](const DeviceSddmmSchedule& entry) { return entry.tokens == tokens; };
+  if (const DeviceSddmmSchedule* found = Find(sddmm_, matches)) return *found;
+  const HostPattern pattern = Pattern();
+  const SddmmSchedule host = BuildSddmmSchedule(pattern.view, tokens, workers);
+  Uploader uploader;
+  const size_t units = uploader.Add(host.units), segments = uploader.Add(host.segments);
+  const size_t begins = uploader.Add(host.worker_begin);
+  const size_t reductions = uploader.Add(host.reductions);
+  DeviceSddmmSchedule entry;
+  entry.tokens = tokens;
+  entry.buffer = uploader.Upload(device_);
+  entry.orientation = host.orientation;
+  entry.units = At<SddmmUnit>(entry.buffer, units);
+  entry.segments = At<SddmmSegment>(entry.buffer, segments);
+  entry.worker_begin = At<int32_t>(entry.buffer, begins);
+  entry.reductions = At<SddmmReduction>(entry.buffer, reductions);
+  entry.reduction_count = static_cast<int>(host.reductions.size());
+  entry.slot_count = host.slot_count;
+  return Keep(sddmm_, std::move(entry));
+}
+
+}  // namespace filigree

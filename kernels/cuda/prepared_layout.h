@@ -1,0 +1,103 @@
+// A SparseLayout as the CUDA kernels read it.
+//
+// Index buffers go to the device when the layout is prepared. The Hopper kernels also walk work
+// lists (block_schedule.h), which depend on the token count too: they are built on the host when a
+// count first comes up, uploaded, and kept; so a first call of a token count waits for the device,
+// and must come before its stream is captured. A few are kept for each product, the one longest
+// unused makes way: training needs one or two, generation passes through many.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <list>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/block_schedule.h"
+#include "kernels/cuda/cuda_device.h"
+
+namespace filigree {
+
+// The indices in device memory; columns have 16 bits where the grid's width allows.
+struct DeviceLayout {
+  const uint32_t* row_offsets = nullptr;  // [grid rows + 1], counted in cells or blocks
+  const void* columns = nullptr;          // [cells or blocks] uint16_t or uint32_t
+  bool short_columns = false;
+};
+
+// A host schedule's lists in one device buffer.
+struct DeviceSpmmSchedule {
+  int64_t tokens = 0;
+  SpmmTiling tiling;
+  DeviceBuffer buffer;
+  const SpmmStep* steps = nullptr;
+  const SpmmTile* tiles = nullptr;
+  const int32_t* worker_begin = nullptr;
+};
+
+struct DeviceSddmmSchedule {
+  int64_t tokens = 0;
+  DeviceBuffer buffer;
+  SddmmOrientation orientation = SddmmOrientation::kRows;
+  const SddmmUnit* units = nullptr;
+  const SddmmSegment* segments = nullptr;
+  const int32_t* worker_begin = nullptr;
+  const SddmmReduction* reductions = nullptr;
+  int reduction_count = 0;
+  int slot_count = 0;
+};
+
+class CudaPreparedLayout final : public PreparedLayout {
+ public:
+  // A weight that others were joined to (Backend::PrepareGroup): its rows and values in the whole.
+  struct Part {
+    const CudaPreparedLayout* weight = nullptr;
+    int64_t out_begin = 0;
+    int64_t value_begin = 0;
+  };
+
+  // `device` must outlive it.
+  CudaPreparedLayout(SparseLayout layout, CudaDevice& device);
+  // Weights joined to one, `layout`; only the Hopper kernels read such, so there is no index on the
+  // device. The parts must outlive it.
+  CudaPreparedLayout(SparseLayout layout, std::vector<Part> parts, CudaDevice& device);
+  size_t bytes() const override;
+
+  // Not of a joined weight.
+  const DeviceLayout& indices() const { return indices_; }
+  // Empty where nothing was joined.
+  const std::vector<Part>& parts() const { return parts_; }
+  // Elements of the values' view: what is stored, and what lies between the parts.
+  int64_t value_count() const;
+  CudaDevice& device() const { return device_; }
+
+  // Blocked layouts only. Valid until a later call for the same product.
+  const DeviceSpmmSchedule& SpmmScheduleFor(bool transposed, int64_t tokens,
+                                            const SpmmTiling& tiling) const;
+  const DeviceSddmmSchedule& SddmmScheduleFor(int64_t tokens, int workers) const;
+
+ private:
+  // The host arrays behind a BsrPattern.
+  struct HostPattern {
+    std::vector<int> row_begin, col;
+    std::vector<int64_t> value_begin;
+    BsrPattern view;
+  };
+  HostPattern Pattern() const;
+
+  CudaDevice& device_;
+  std::vector<Part> parts_;
+  DeviceBuffer index_buffer_;
+  DeviceLayout indices_;
+  // Caches, newest first.
+  mutable std::list<DeviceSpmmSchedule> forward_, transposed_;
+  mutable std::list<DeviceSddmmSchedule> sddmm_;
+};
+
+// The prepared layout of a CudaBackend's arguments.
+inline const CudaPreparedLayout& Prepared(const PreparedLayout* weight) {
+  return static_cast<const CudaPreparedLayout&>(*weight);
+}
+
+}  // namespace filigree

@@ -1,0 +1,23 @@
+// What a product leaves to be done where its kernel could not: bias and ProductEpilogue, in passes
+// over the stored result.
+#pragma once
+
+#include "kernels/cuda/cuda_backend.h"
+
+namespace filigree {
+
+// Where a product with this epilogue should put its result.
+inline TensorView FinishInput(TensorView out, const ProductEpilogue& epilogue) {
+  return epilogue.pre_activation.empty() ? out : epilogue.pre_activation;
+}
+
+// Bias and epilogue have the shapes of a product into `out`.
+void CheckFinish(ConstTensorView out, ConstTensorView bias, const ProductEpilogue& epilogue);
+
+// With r = result + bias + residual: pre_activation = r and out = gelu(r); or
+// out = r * gelu'(gelu_input); or out = r. `result`, of the shape and dtype of `out`, may be out,
+// pre_activation or memory of its own. Launches nothing where nothing is to be done.
+void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out,
+                   ConstTensorView bias, const ProductEpilogue& epilogue, Stream& stream);
+
+}  // namespace filigree

@@ -1,0 +1,122 @@
+// Weights that share their input, joined to one: one launch that reads the input once, where the
+// Hopper kernels take it, else part by part.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/sparse_variants.h"
+
+namespace filigree {
+namespace {
+
+// The columns of a part in a view of the joined output, or nothing of nothing.
+template <typename View>
+View ColumnsOf(View view, const CudaPreparedLayout::Part& part) {
+  if (view.empty()) return view;
+  return view.Cols(part.out_begin, part.weight->layout().out());
+}
+
+template <typename View>
+View ValuesOf(View values, const CudaPreparedLayout::Part& part) {
+  return values.Range(part.value_begin, part.weight->layout().stored_count());
+}
+
+// The weights one under the other.
+SparseLayout Join(std::span<const PreparedLayout* const> parts) {
+  const SparseLayout& first = parts.front()->layout();
+  std::vector<int64_t> row_offsets = {0};
+  std::vector<int32_t> columns;
+  int64_t out = 0;
+  for (const PreparedLayout* part : parts) {
+    const SparseLayout& layout = part->layout();
+    const int64_t begin = row_offsets.back();
+    for (size_t row = 1; row < layout.row_offsets().size(); ++row) {
+      row_offsets.push_back(begin + layout.row_offsets()[row]);
+    }
+    columns.insert(columns.end(), layout.columns().begin(), layout.columns().end());
+    out += layout.out();
+  }
+  auto joined = SparseLayout::Blocked(out, first.in(), first.block_out(), first.block_in(),
+                                      std::move(row_offsets), std::move(columns));
+  CHECK(joined.ok()) << joined.status().message();
+  return std::move(joined).value();
+}
+
+bool AreJoinable(std::span<const PreparedLayout* const> parts,
+                 std::span<const int64_t> value_begin) {
+  const SparseLayout& first = parts.front()->layout();
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const SparseLayout& layout = parts[i]->layout();
+    const bool same = layout.kind() == LayoutKind::kBlocked && layout.in() == first.in() &&
+                      layout.block_out() == first.block_out() &&
+                      layout.block_in() == first.block_in();
+    // As BsrPattern::value_begin asks.
+    const int64_t multiple = std::max(kChunk, layout.block_in());
+    if (!same || layout.out() % layout.block_out() != 0) return false;
+    if (value_begin[i] % multiple != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+std::unique_ptr<PreparedLayout> CudaBackend::PrepareGroup(
+    std::span<const PreparedLayout* const> parts, std::span<const int64_t> value_begin) {
+  CHECK_EQ(parts.size(), value_begin.size());
+  if (parts.empty() || !AreJoinable(parts, value_begin)) return nullptr;
+  SparseLayout joined = Join(parts);
+  if (!GainsByJoiningSm90(joined, device_)) return nullptr;
+  std::vector<CudaPreparedLayout::Part> members;
+  int64_t out_begin = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    members.push_back({&Prepared(parts[i]), out_begin, value_begin[i]});
+    out_begin += parts[i]->layout().out();
+  }
+  return std::make_unique<CudaPreparedLayout>(std::move(joined), std::move(members), device_);
+}
+
+bool CanMultiplyParts(const BlockProduct& product) { return !product.weight->parts().empty(); }
+
+void MultiplyParts(CudaBackend& backend, const BlockProduct& product, Stream& stream) {
+  const std::vector<CudaPreparedLayout::Part>& parts = product.weight->parts();
+  for (const CudaPreparedLayout::Part& part : parts) {
+    const bool is_first = &part == &parts.front(), is_last = &part == &parts.back();
+    const ConstTensorView values = ValuesOf(product.values, part);
+    if (product.transposed) {  // the sum over the parts; the epilogue is the whole sum's
+      backend.SpmmTransposed({.weight = part.weight,
+                              .values = values,
+                              .dy = ColumnsOf(product.in, part),
+                              .dx = product.out,
+                              .accumulate = product.accumulate || !is_first,
+                              .epilogue = is_last ? product.epilogue : ProductEpilogue{}},
+                             stream);
+      continue;
+    }
+    const ConstTensorView bias =
+        product.bias.empty() ? product.bias
+                             : product.bias.Range(part.out_begin, part.weight->layout().out());
+    backend.Spmm({.weight = part.weight,
+                  .values = values,
+                  .x = product.in,
+                  .y = ColumnsOf(product.out, part),
+                  .bias = bias,
+                  .epilogue = {.residual = ColumnsOf(product.epilogue.residual, part),
+                               .pre_activation = ColumnsOf(product.epilogue.pre_activation, part),
+                               .gelu_input = ColumnsOf(product.epilogue.gelu_input, part)}},
+                 stream);
+  }
+}
+
+bool CanSampleParts(const SddmmArgs& args) { return !Prepared(args.weight).parts().empty(); }
+
+void SampleParts(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
+  for (const CudaPreparedLayout::Part& part : Prepared(args.weight).parts()) {
+    backend.Sddmm({.weight = part.weight,
+                   .dy = ColumnsOf(args.dy, part),
+                   .x = args.x,
+                   .dvalues = ValuesOf(args.dvalues, part)},
+                  stream);
+  }
+}
+
+}  // namespace filigree

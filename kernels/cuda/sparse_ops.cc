@@ -1,0 +1,105 @@
+// Blocked products: which kernel serves which call.
+#include <array>
+#include <string>
+
+#include "kernels/cuda/product_finish.h"
+#include "kernels/cuda/sparse_variants.h"
+#include "kernels/cuda/trace.h"
+
+namespace filigree {
+namespace {
+
+bool Always(const BlockProduct&) { return true; }
+bool AlwaysSample(const SddmmArgs&) { return true; }
+
+std::string ShapeText(const SparseLayout& layout, int64_t tokens) {
+  return std::to_string(layout.out()) + "x" + std::to_string(layout.in()) + " in " +
+         std::to_string(layout.block_count()) + " blocks of " + std::to_string(layout.block_out()) +
+         "x" + std::to_string(layout.block_in()) + ", " + std::to_string(tokens) + " tokens";
+}
+
+void CheckMatrix(ConstTensorView view, int64_t rows, int64_t cols, const char* name) {
+  CHECK(view.rows() == rows && view.cols() == cols)
+      << name << " is [" << view.rows() << ", " << view.cols() << "], not [" << rows << ", " << cols
+      << "]";
+  CHECK(view.dtype() == DType::kBF16) << name << " holds " << NameOf(view.dtype());
+}
+
+void Multiply(CudaBackend& backend, const char* operation, const BlockProduct& product,
+              Stream& stream) {
+  const SparseLayout& layout = product.layout();
+  const int64_t tokens = product.tokens();
+  CHECK_EQ(product.values.size(), product.weight->value_count());
+  CheckMatrix(product.in, tokens, product.transposed ? layout.out() : layout.in(), "the input");
+  CheckMatrix(product.out, tokens, product.transposed ? layout.in() : layout.out(), "the output");
+  CheckFinish(product.out, product.bias, product.epilogue);
+  if (tokens == 0) return;
+  for (const BlockProductVariant& variant : BlockProductVariants()) {
+    if (!variant.can_implement(product)) continue;
+    if (TraceKernels()) TraceChoice(operation, ShapeText(layout, tokens), variant.name);
+    return variant.launch(backend, product, stream);
+  }
+}
+
+}  // namespace
+
+std::span<const BlockProductVariant> BlockProductVariants() {
+  static constexpr std::array kVariants = {
+      BlockProductVariant{"spmm_bsr_sm90", &CanMultiplySm90, &MultiplySm90},
+      BlockProductVariant{"part by part", &CanMultiplyParts, &MultiplyParts},
+      BlockProductVariant{"dense", &Always, &MultiplyDense},
+  };
+  return kVariants;
+}
+
+std::span<const BlockGradVariant> BlockGradVariants() {
+  static constexpr std::array kVariants = {
+      BlockGradVariant{"sddmm_bsr_sm90", &CanSampleSm90, &SampleSm90},
+      BlockGradVariant{"part by part", &CanSampleParts, &SampleParts},
+      BlockGradVariant{"dense", &AlwaysSample, &SampleDense},
+  };
+  return kVariants;
+}
+
+std::unique_ptr<PreparedLayout> CudaBackend::PrepareLayout(const SparseLayout& layout) {
+  return std::make_unique<CudaPreparedLayout>(layout, device_);
+}
+
+void CudaBackend::Spmm(const SpmmArgs& args, Stream& stream) {
+  Multiply(*this, "spmm",
+           {.weight = &Prepared(args.weight),
+            .values = args.values,
+            .in = args.x,
+            .out = args.y,
+            .bias = args.bias,
+            .epilogue = args.epilogue},
+           stream);
+}
+
+void CudaBackend::SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) {
+  Multiply(*this, "spmm transposed",
+           {.weight = &Prepared(args.weight),
+            .transposed = true,
+            .accumulate = args.accumulate,
+            .values = args.values,
+            .in = args.dy,
+            .out = args.dx,
+            .epilogue = args.epilogue},
+           stream);
+}
+
+void CudaBackend::Sddmm(const SddmmArgs& args, Stream& stream) {
+  const SparseLayout& layout = args.weight->layout();
+  const int64_t tokens = args.x.rows();
+  CheckMatrix(args.x, tokens, layout.in(), "x");
+  CheckMatrix(args.dy, tokens, layout.out(), "dy");
+  CHECK_EQ(args.dvalues.size(), Prepared(args.weight).value_count());
+  if (tokens == 0) return;
+  for (const BlockGradVariant& variant : BlockGradVariants()) {
+    if (!variant.can_implement(args)) continue;
+    if (TraceKernels()) TraceChoice("sddmm", ShapeText(layout, tokens), variant.name);
+    return variant.launch(*this, args, stream);
+  }
+}
+
+}  // namespace filigree

@@ -1,0 +1,173 @@
+#include <sstream>
+
+#include "tests/gpu/gpu_testing.h"
+
+namespace filigree {
+namespace {
+
+struct Shape {
+  int64_t m, n, k;
+};
+
+struct Case {
+  Shape shape;
+  bool transpose_a = false, transpose_b = false, accumulate = false, bias = false;
+  DType out = DType::kBF16;
+  int64_t gap = 0;
+
+  std::string Name() const {
+    std::ostringstream text;
+    text << shape.m << "x" << shape.n << "x" << shape.k << (transpose_a ? " a^T" : "")
+         << (transpose_b ? " b^T" : "") << (accumulate ? " accumulate" : "")
+         << (bias ? " bias" : "") << " to " << NameOf(out) << ", gap " << gap;
+    return text.str();
+  }
+};
+
+enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward };
+
+class GpuMatMulTest : public GpuTest {
+ protected:
+  static void Run(const Case& c, Epilogue epilogue, bool integers) {
+    const auto draw = [&](int64_t rows, int64_t cols, DType dtype, uint64_t seed, double scale) {
+      return integers ? Mirror::Integers(rows, cols, dtype, seed, c.gap)
+                      : Mirror::Random(rows, cols, dtype, seed, scale, c.gap);
+    };
+    const auto [m, n, k] = c.shape;
+    Mirror a = c.transpose_a ? draw(k, m, DType::kBF16, 1, 1) : draw(m, k, DType::kBF16, 1, 1);
+    const double scale = 1 / std::sqrt(static_cast<double>(std::max<int64_t>(k, 1)));
+    Mirror b =
+        c.transpose_b ? draw(n, k, DType::kBF16, 2, scale) : draw(k, n, DType::kBF16, 2, scale);
+    Mirror out = c.accumulate ? draw(m, n, c.out, 3, 1) : Mirror::Output(m, n, c.out, c.gap);
+    Mirror bias =
+        integers ? Mirror::Integers(1, n, DType::kBF16, 4) : Mirror::Random(1, n, DType::kBF16, 4);
+    Mirror operand = draw(m, n, c.out, 5, 1);
+    Mirror pre = Mirror::Output(m, n, c.out, c.gap);
+    const auto args = [&](bool gpu) {
+      const auto view = [&](Mirror& mirror) { return gpu ? mirror.gpu() : mirror.cpu(); };
+      MatMulArgs args = {.a = view(a),
+                         .b = view(b),
+                         .out = view(out),
+                         .transpose_a = c.transpose_a,
+                         .transpose_b = c.transpose_b,
+                         .accumulate = c.accumulate};
+      if (c.bias) args.bias = gpu ? bias.gpu_flat() : bias.cpu_flat();
+      if (epilogue == Epilogue::kResidual) args.epilogue.residual = view(operand);
+      if (epilogue == Epilogue::kGelu) args.epilogue.pre_activation = view(pre);
+      if (epilogue == Epilogue::kGeluBackward) args.epilogue.gelu_input = view(operand);
+      return args;
+    };
+    gpu().MatMul(args(true), stream());
+    stream().Synchronize();
+    cpu().MatMul(args(false), cpu_stream());
+    if (integers) {
+      ExpectEqual(out, c.Name());
+    } else {
+      ExpectParity(out, c.Name(), epilogue == Epilogue::kNone ? 1e-4 : 5e-4);
+    }
+    if (epilogue == Epilogue::kGelu) ExpectParity(pre, c.Name() + ", before gelu");
+  }
+};
+
+// Sizes of models, a last token, a single row or column, and what no vector divides.
+constexpr Shape kShapes[] = {{256, 512, 384}, {1, 64, 64}, {64, 1, 40},   {8, 8, 8},
+                             {129, 72, 200},  {33, 17, 5}, {7, 257, 129}, {1000, 50, 3}};
+
+// Sums of integers up to 4 * 384 are exact in F32; in BF16 those beyond 256 would be rounded, once.
+TEST_F(GpuMatMulTest, IntegersAreExactInF32) {
+  for (const Shape& shape : kShapes) {
+    for (int bits = 0; bits < 8; ++bits) {
+      Run({.shape = shape,
+           .transpose_a = (bits & 1) != 0,
+           .transpose_b = (bits & 2) != 0,
+           .accumulate = (bits & 4) != 0,
+           .out = DType::kF32},
+          Epilogue::kNone, /*integers=*/true);
+    }
+  }
+}
+
+TEST_F(GpuMatMulTest, EveryTransposeAndShapeInBF16) {
+  for (const Shape& shape : kShapes) {
+    for (int bits = 0; bits < 16; ++bits) {
+      Run({.shape = shape,
+           .transpose_a = (bits & 1) != 0,
+           .transpose_b = (bits & 2) != 0,
+           .accumulate = (bits & 4) != 0,
+           .bias = (bits & 8) != 0},
+          Epilogue::kNone, /*integers=*/false);
+    }
+  }
+}
+
+TEST_F(GpuMatMulTest, StridedViewsKeepTheirGaps) {
+  for (const Shape& shape : kShapes) {
+    for (int64_t gap : {8, 3}) {
+      for (DType out : {DType::kBF16, DType::kF32}) {
+        Run({.shape = shape, .transpose_b = true, .out = out, .gap = gap}, Epilogue::kNone, false);
+        Run({.shape = shape, .transpose_a = true, .accumulate = true, .out = out, .gap = gap},
+            Epilogue::kNone, false);
+      }
+    }
+  }
+}
+
+TEST_F(GpuMatMulTest, EpiloguesFusedAndNot) {
+  for (Epilogue epilogue : {Epilogue::kResidual, Epilogue::kGelu, Epilogue::kGeluBackward}) {
+    for (const Shape& shape : kShapes) {
+      for (bool bias : {false, true}) {
+        for (int64_t gap : {0, 8, 3}) {
+          Run({.shape = shape, .transpose_b = true, .bias = bias, .gap = gap}, epilogue, false);
+        }
+      }
+    }
+  }
+  Run({.shape = {256, 512, 384}, .accumulate = true}, Epilogue::kResidual, false);
+  Run({.shape = {256, 512, 384}, .accumulate = true}, Epilogue::kGeluBackward, false);
+}
+
+TEST_F(GpuMatMulTest, NoTermsLeaveBiasOrZero) {
+  Run({.shape = {5, 24, 0}, .out = DType::kF32}, Epilogue::kNone, true);
+  Run({.shape = {5, 24, 0}, .bias = true}, Epilogue::kNone, false);
+}
+
+TEST_F(GpuMatMulTest, LargeProducts) {
+  Run({.shape = {2048, 1024, 4096}, .transpose_b = true}, Epilogue::kNone, false);
+  Run({.shape = {1024, 2048, 4096}, .transpose_a = true, .accumulate = true, .out = DType::kF32},
+      Epilogue::kNone, false);
+}
+
+TEST_F(GpuMatMulTest, RepeatsBitForBit) {
+  Mirror a = Mirror::Random(512, 768, DType::kBF16, 1),
+         b = Mirror::Random(1024, 768, DType::kBF16, 2);
+  Mirror first = Mirror::Output(512, 1024, DType::kF32),
+         second = Mirror::Output(512, 1024, DType::kF32);
+  for (Mirror* out : {&first, &second}) {
+    gpu().MatMul({.a = a.gpu(), .b = b.gpu(), .out = out->gpu(), .transpose_b = true}, stream());
+  }
+  stream().Synchronize();
+  EXPECT_EQ(first.Download(), second.Download());
+}
+
+TEST_F(GpuMatMulTest, ColumnSums) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1},
+                                   {33, 7},
+                                   {1000, 257},
+                                   {16384, 768},
+                                   {5, 4096},
+                                   {4097, 8}}) {
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      for (int64_t gap : {0, 5}) {
+        Mirror in = Mirror::Random(rows, cols, DType::kBF16, 1, 1, gap);
+        Mirror out = Mirror::Random(1, cols, dtype, 2);
+        gpu().ColumnSum({.in = in.gpu(), .out = out.gpu_flat()}, stream());
+        stream().Synchronize();
+        cpu().ColumnSum({.in = in.cpu(), .out = out.cpu_flat()}, cpu_stream());
+        ExpectParity(out, std::to_string(rows) + " x " + std::to_string(cols), 1e-5);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace filigree
