@@ -189,7 +189,8 @@ TEST_F(TrainerTest, PlannedBytesOfSparsifiedWeightsAreAQuarter) {
   run.model.feed_forward = 128;
   const RunPlan plan = PlanRun(run, 2, backend_);
   int64_t sparsifiable = 0;
-  for (const Parameter& p : MakeState(run, 1)->parameters()) {
+  const auto dense = MakeState(run, 1);
+  for (const Parameter& p : dense->parameters()) {
     if (p.sparsifiable) sparsifiable += p.logical_count();
   }
   const PhasePlan& sparse = plan.phases[0];
