@@ -70,6 +70,10 @@ StatusOr<std::string> ReadFile(const std::string& path) {
 }
 
 Status WriteFileAtomically(const std::string& path, std::string_view bytes) {
+  struct stat there {};
+  if (stat(path.c_str(), &there) == 0 && S_ISDIR(there.st_mode)) {
+    return InvalidInput(path + ": is a directory; name a file");
+  }
   const std::string temporary = path + ".tmp-" + std::to_string(getpid());
   const int file = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (file < 0) return InvalidInput(path + ": cannot be written: " + std::strerror(errno));

@@ -53,9 +53,11 @@ void AddEval(CLI::App& app, EvalCommand& c, Runner& run) {
   CLI::App* sub = app.add_subcommand("eval", "Loss and perplexity");
   sub->add_option("what", c.what, "A run, a checkpoint or a Hugging Face directory")->required();
   sub->add_option("--data", c.data, "Glob of token shards")->required();
-  sub->add_option("--seq-len", c.seq_len, "Window; default: the run's");
-  sub->add_option("--tokens", c.tokens, "At most this many; default: all");
-  sub->add_option("--bare-dtype", c.bare_dtype, "U16 or U32, for nanoGPT's headerless shards");
+  sub->add_option("--seq-len", c.seq_len, "Window; default: the run's")->check(CLI::PositiveNumber);
+  sub->add_option("--tokens", c.tokens, "At most this many; default: all")
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--bare-dtype", c.bare_dtype, "U16 or U32, for nanoGPT's headerless shards")
+      ->check(CLI::IsMember({"U16", "U32"}));
   sub->add_option("--logits", c.logits,
                   "Also write the first window's tokens and logits (safetensors)");
   sub->add_flag("--json", c.json, "Print JSON");
@@ -66,10 +68,16 @@ void AddGenerate(CLI::App& app, GenerateCommand& c, Runner& run) {
   CLI::App* sub = app.add_subcommand("generate", "Continue a prompt");
   sub->add_option("what", c.what, "A run, a checkpoint or a Hugging Face directory")->required();
   sub->add_option("--prompt", c.prompt, "Text to continue")->required();
-  sub->add_option("--tokens", c.tokens, "Tokens to add at most")->capture_default_str();
+  sub->add_option("--tokens", c.tokens, "Tokens to add at most")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   sub->add_option("--seed", c.seed, "Of the sampling")->capture_default_str();
-  sub->add_option("--temperature", c.temperature, "0: the likeliest token")->capture_default_str();
-  sub->add_option("--top-k", c.top_k, "0: the whole vocabulary")->capture_default_str();
+  sub->add_option("--temperature", c.temperature, "0: the likeliest token")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  sub->add_option("--top-k", c.top_k, "0: the whole vocabulary")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   sub->callback([&] { run = [&] { return c.Run(); }; });
 }
 

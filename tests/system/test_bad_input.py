@@ -5,7 +5,7 @@ import shutil
 import struct
 import unittest
 
-from filigree_testing import (BAD_INPUT, LLAMA, SystemTest, call, command, config, newest, phase,
+from filigree_testing import (BAD_INPUT, SystemTest, call, command, config, newest, phase,
                               read_bytes, snapshot, sparse)
 
 SHARD_HEADER_BYTES = 1024
@@ -172,7 +172,7 @@ class BadInputTest(SystemTest):
     def test_token_beyond_the_vocabulary(self):
         shard = self.copy_of_shard("beyond")
         rewrite(shard, SHARD_HEADER_BYTES + 2 * 1000, struct.pack("<H", 5000))
-        self.refused_data("beyond", "beyond/a.bin", "5000", "259")
+        self.refused_data("beyond", "beyond/a.bin", "token 1000 has id 5000", "the vocabulary of 25")
 
     def test_prepare(self):
         out = self.path("new-data")
@@ -238,10 +238,11 @@ class BadInputTest(SystemTest):
     def test_one_flipped_byte(self):
         """In any file of a checkpoint, at any place: refused by whoever reads it."""
         path = self.path("good.textproto")
-        for file in sorted(os.listdir(newest(self.run_dir))):
+        files = [os.path.relpath(os.path.join(folder, name), newest(self.run_dir))
+                 for folder, _, names in os.walk(newest(self.run_dir)) for name in names]
+        self.assertIn("model.safetensors", files)
+        for file in sorted(files):
             source = os.path.join(newest(self.run_dir), file)
-            if not os.path.isfile(source):
-                continue
             size = os.path.getsize(source)
             for offset in sorted({0, size // 3, size - 2}):
                 with self.subTest(file=file, offset=offset):
@@ -286,9 +287,10 @@ class BadInputTest(SystemTest):
         self.refused("eval", self.run_dir, "--data", self.path("none*.bin"), says=["none*.bin"])
 
     def test_output_that_is_there(self):
-        """Export and import make their directory: one with something in it is left alone."""
-        self.refused("export", self.run_dir, "--out", self.hf, says=["hf"])
+        """Export and import make their directory: one with foreign files in it is left alone."""
+        self.refused("export", self.run_dir, "--out", self.data, says=[self.data])
         self.refused("import", self.hf, "--out", newest(self.run_dir), says=["step_00000004"])
+        self.refused("import", self.hf, "--out", self.data, says=[self.data])
 
     def test_foreign_hugging_face_directory(self):
         def changed(name, **fields):

@@ -81,8 +81,8 @@ class ExactRun {
     for (size_t slot = 0; slot < logical.size(); ++slot) {
       if (logical[slot] < 0) continue;
       for (int64_t i = 0; i < samples.count; ++i) {
-        grads[slot] += SampleGradient(step, samples.begin + i, parameter,
-                                      static_cast<int64_t>(slot));
+        grads[slot] +=
+            SampleGradient(step, samples.begin + i, parameter, static_cast<int64_t>(slot));
       }
     }
   }
@@ -129,8 +129,8 @@ TEST_P(ExactExchangeTest, CountsWhatWasPredicted) {
   run.bucket_megabytes = 0.008;
   const auto world = MakeMpiCommunicator();
   ExactRun ranks(run, *world);
-  const ExchangedBytes predicted = PredictExchangedBytes(
-      ranks.state().buffer().layout(), world->size(), DType::kF32, DType::kF32);
+  const ExchangedBytes predicted = PredictExchangedBytes(ranks.state().buffer().layout(),
+                                                         world->size(), DType::kF32, DType::kF32);
   EXPECT_EQ(ranks.bytes().sparsified_grads, predicted.sparsified_grads);
   EXPECT_EQ(ranks.bytes().dense_grads, predicted.dense_grads);
   EXPECT_EQ(ranks.bytes().sparsified_values, predicted.sparsified_values);

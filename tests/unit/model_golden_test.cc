@@ -83,11 +83,11 @@ void ExpectSame(std::span<const double> found, std::span<const float> golden,
 std::vector<double> Logits(TestModel& tested, const TestBatch& batch) {
   std::vector<double> all;
   for (int64_t begin = 0; begin < batch.count(); begin += batch.seq_len) {
-    const ConstTensorView logits = tested.model().Logits(
-        {.tokens = batch.view().tokens.Range(begin, batch.seq_len),
-         .targets = {},
-         .seq_len = batch.seq_len},
-        tested.stream());
+    const ConstTensorView logits =
+        tested.model().Logits({.tokens = batch.view().tokens.Range(begin, batch.seq_len),
+                               .targets = {},
+                               .seq_len = batch.seq_len},
+                              tested.stream());
     for (int64_t row = 0; row < logits.rows(); ++row) {
       const double* data = logits.Rows(row, 1).As<double>();
       all.insert(all.end(), data, data + logits.cols());

@@ -153,7 +153,8 @@ TEST_P(GradientTest, IsTheSameAtEveryLevelOfRecomputation) {
     for (size_t i = 0; i < problem.tested().parameters().size(); ++i) {
       const int index = static_cast<int>(i);
       const int64_t count = problem.tested().parameters()[i].segment_count();
-      EXPECT_TRUE(std::equal(reference.tested().grads(index), reference.tested().grads(index) + count,
+      EXPECT_TRUE(std::equal(reference.tested().grads(index),
+                             reference.tested().grads(index) + count,
                              problem.tested().grads(index)))
           << problem.tested().parameters()[i].name << " at level " << static_cast<int>(level);
     }
@@ -211,8 +212,8 @@ TEST_P(GradientTest, EachParameterIsAnnouncedOnceAndFinal) {
     const std::string& name = tested.parameters()[i].name;
     EXPECT_EQ(used[i], 1) << name;
     EXPECT_EQ(ready[i], 1) << name;
-    EXPECT_TRUE(std::equal(announced[i].begin(), announced[i].end(),
-                           tested.grads(static_cast<int>(i))))
+    EXPECT_TRUE(
+        std::equal(announced[i].begin(), announced[i].end(), tested.grads(static_cast<int>(i))))
         << name << " changed after it was announced";
   }
   tested.LossAndGradients(batch, 1.0);

@@ -50,7 +50,8 @@ class TestModel {
             int64_t seq_len, const std::map<std::string, SparseLayout>& layouts = {})
       : model_(Model::Create(spec, sparsity, /*seed=*/3, layouts, backend_)) {
     std::vector<SegmentSpec> segments;
-    for (const Parameter& p : model_->parameters()) segments.push_back({.count = p.segment_count()});
+    for (const Parameter& p : model_->parameters())
+      segments.push_back({.count = p.segment_count()});
     buffer_ = FlatBuffer(device_, FlatLayout::Build(segments, 1, 1 << 20), 0, DType::kF64,
                          DType::kF64, *stream_);
     model_->Bind(buffer_);
@@ -63,7 +64,8 @@ class TestModel {
   double* values(int parameter) { return buffer_.Values(parameter).As<double>(); }
   double* grads(int parameter) { return buffer_.Grads(parameter).As<double>(); }
 
-  // Gains about 1, everything else of a size that makes every nonlinearity bend; padding stays zero.
+  // Gains about 1, everything else of a size that makes every nonlinearity bend; padding stays
+  // zero.
   void Randomize() {
     for (size_t i = 0; i < parameters().size(); ++i) {
       const Parameter& p = parameters()[i];

@@ -1,6 +1,7 @@
 #include "trainer/export/huggingface_import.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <set>
 #include <utility>
@@ -14,6 +15,8 @@
 
 namespace filigree {
 namespace {
+
+namespace fs = std::filesystem;
 
 constexpr std::string_view kGpt2Prefix = "transformer.";
 
@@ -99,6 +102,15 @@ class HuggingFaceReader : public CheckpointReader {
   std::map<std::string, Place> places_;      // of our parameters
 };
 
+// Committing a checkpoint takes the place of what has its name: nobody's files are lost to an
+// import.
+Status CheckUnused(const std::string& checkpoint_dir) {
+  std::error_code error;
+  if (!fs::exists(checkpoint_dir, error) || fs::is_empty(checkpoint_dir, error)) return OkStatus();
+  return InvalidInput(checkpoint_dir +
+                      ": is there already; choose another --out, or remove it yourself");
+}
+
 }  // namespace
 
 StatusOr<std::unique_ptr<CheckpointReader>> OpenHuggingFace(const std::string& hf_dir) {
@@ -113,6 +125,7 @@ StatusOr<std::unique_ptr<CheckpointReader>> OpenHuggingFace(const std::string& h
 
 Status ImportHuggingFace(const std::string& hf_dir, const std::string& checkpoint_dir) {
   ASSIGN_OR_RETURN(const auto reader, OpenHuggingFace(hf_dir));
+  RETURN_IF_ERROR(CheckUnused(checkpoint_dir));
   ASSIGN_OR_RETURN(const auto writer, CheckpointWriter::Begin(checkpoint_dir, reader->info(),
                                                               reader->tokenizer_dir()));
   for (size_t i = 0; i < reader->info().parameters.size(); ++i) {
