@@ -1,4 +1,6 @@
 """The same run on 1, 2, 3 and 4 ranks, with and without a sharded optimizer."""
+import json
+import os
 import unittest
 
 from filigree_testing import (GPT2, LLAMA, SystemTest, config, losses, metrics, newest, phase,
@@ -47,6 +49,40 @@ class RanksTest(SystemTest):
 
     def test_masked_gpt2(self):
         self.compare("gpt2", GPT2, sparse("masked", 0.5))
+
+    def test_more_ranks_than_sequences(self):
+        """Ranks without a sample take part with nothing."""
+        runs = [self.train(f"few-{ranks}", config(self.data, phase(STEPS, sparse()), sequences=2),
+                           ranks=ranks) for ranks in (1, 4)]
+        self.assert_close(losses(runs[1]), losses(runs[0]), 1e-4, "loss")
+
+    def test_targets_that_count_unevenly(self):
+        """The loss is the mean over all valid targets, however few of them a rank has."""
+        full_stop = ord(".")
+        text = config(self.data, phase(STEPS, sparse()), sequences=5).replace(
+            "data { ", f"data {{ layout: ONE_DOCUMENT_PER_ROW loss_after_token: {full_stop} ")
+        reference = self.train("uneven-1", text)
+        for ranks in (2, 3):
+            with self.subTest(ranks=ranks):
+                run = self.train(f"uneven-{ranks}", text, ranks=ranks)
+                self.assert_close(losses(run), losses(reference), 1e-4, "loss")
+
+    def test_checkpoints_hold_logical_arrays(self):
+        """Nothing of the vocabulary's padding, of edge blocks, of buckets or of shards."""
+        model = LLAMA.replace("width: 48", "width: 54").replace("heads: 6", "heads: 9") + \
+            " vocab_size: 263 padded_vocab_size: 320"
+        run = self.train("logical", config(self.data, phase(2, sparse()), model=model), ranks=3)
+        weights, _ = read_safetensors(newest(run), "model.safetensors")
+        moments, _ = read_safetensors(newest(run), "optimizer.safetensors")
+        self.assertEqual(weights["embedding.weight"].shape, [263, 54])
+        self.assertEqual(weights["final_norm.weight"].shape, [54])
+        with open(os.path.join(run, "layers.json"), encoding="utf-8") as file:
+            for layer in json.load(file):
+                self.assertEqual(weights[layer["name"]].shape, [layer["stored"]])
+        self.assertEqual({t.dtype for t in weights.values()}, {"F32"})
+        self.assertEqual({name: t.shape for name, t in moments.items()},
+                         {f"{name}.{moment}": t.shape for name, t in weights.items()
+                          for moment in ("m", "v")})
 
     def test_two_ranks_sum_alike_at_either_stage(self):
         """Two addends have one order, and without clipping no other sum enters the weights."""

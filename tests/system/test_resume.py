@@ -5,8 +5,8 @@ import signal
 import time
 import unittest
 
-from filigree_testing import (DONE, STOPPED, SystemTest, checkpoints, config, losses, metrics,
-                              newest, phase, read_bytes, sparse, start)
+from filigree_testing import (DONE, GPT2, STOPPED, SystemTest, checkpoints, config, losses,
+                              metrics, newest, phase, read_bytes, sparse, start)
 
 SPARSE_STEPS, DENSE_STEPS = 8, 7
 STEPS = SPARSE_STEPS + DENSE_STEPS
@@ -115,6 +115,30 @@ class ResumeTest(SystemTest):
                 # The first loss after the cut depends on weights and data only: same data order.
                 self.assert_close(losses(run)[6:7], losses(uncut)[6:7], 1e-6, "next loss")
                 self.assert_close(losses(run), losses(uncut), 1e-4, "loss")
+
+    def test_another_zero_stage_goes_on(self):
+        """A checkpoint knows nothing of shards."""
+        uncut = self.uncut_run(2)
+        self.cut_copy("unsharded", uncut, 6)
+        run = self.train("unsharded", self.two_phases.replace(
+            "parallel { ", "parallel { zero_stage: 0 "), ranks=2)
+        self.assert_close(losses(run)[6:7], losses(uncut)[6:7], 1e-6, "next loss")
+        self.assert_close(losses(run), losses(uncut), 1e-4, "loss")
+
+    def test_moments_kept_over_a_phase_change(self):
+        """Cut before, at and after the change; recomputation does not show in any bit."""
+        text = config(self.data, phase(4, sparse("masked", 0.5)), phase(4, "moments: KEEP"),
+                      model=GPT2, checkpoint="every_steps: 2 keep_last: 0")
+        uncut = self.train("kept", text)
+        for step in (2, 4, 6):
+            with self.subTest(step=step):
+                self.cut_copy(f"kept-{step}", uncut, step)
+                run = self.train(f"kept-{step}", text.replace(
+                    "family: GPT2", "recompute: LAYER family: GPT2"))
+                self.assertEqual(losses(run), losses(uncut))
+                for file in ARRAYS:
+                    self.assertEqual(read_bytes(newest(run), file), read_bytes(newest(uncut), file),
+                                     file)
 
     def stop(self, name, ranks, number, victim):
         """Starts a run, sends a signal to rank process `victim` after the third step, resumes."""

@@ -14,6 +14,7 @@
 #include "kernels/base/rng.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/cpu/parallel.h"
 #include "trainer/model/model.h"
 
 namespace filigree {
@@ -49,6 +50,7 @@ class TestModel {
   TestModel(const ModelSpec& spec, const std::vector<SparsitySpec>& sparsity, int64_t sequences,
             int64_t seq_len, const std::map<std::string, SparseLayout>& layouts = {})
       : model_(Model::Create(spec, sparsity, /*seed=*/3, layouts, backend_)) {
+    SetCpuThreads(1);  // products of a microsecond: a second thread would only wait for the first
     std::vector<SegmentSpec> segments;
     for (const Parameter& p : model_->parameters())
       segments.push_back({.count = p.segment_count()});
