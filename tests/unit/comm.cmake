@@ -1,0 +1,3 @@
+filigree_test(comm_test LABEL quick RANKS 1 2 3 4
+  SOURCES comm_collectives_test.cc comm_flat_test.cc
+  DEPS filigree_comm filigree_kernels_cpu)

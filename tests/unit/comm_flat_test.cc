@@ -1,0 +1,103 @@
+// Flat layouts and buffers: every stored element lies in one place and has one owner.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "comm/flat_buffer.h"
+#include "comm/mpi_communicator.h"
+#include "kernels/cpu/cpu_device.h"
+
+namespace filigree {
+namespace {
+
+// Sizes around the alignment, an empty segment, one larger than a bucket, both kinds mixed.
+std::vector<SegmentSpec> MixedSegments() {
+  constexpr auto kDense = TrafficKind::kDense, kSparsified = TrafficKind::kSparsified;
+  return {{1, kDense},   {255, kSparsified}, {256, kDense},      {257, kSparsified},
+          {0, kDense},   {3000, kDense},     {700, kSparsified}, {1, kSparsified},
+          {511, kDense}, {900, kSparsified}};
+}
+
+void ExpectEachElementOwnedOnce(const FlatLayout& layout, const std::vector<SegmentSpec>& specs) {
+  for (size_t i = 0; i < specs.size(); ++i) {
+    std::vector<int> owners(specs[i].count, 0);
+    for (int shard = 0; shard < layout.shards(); ++shard) {
+      const OwnedRange range = layout.Owned(static_cast<int>(i), shard);
+      for (int64_t k = 0; k < range.count; ++k) {
+        ++owners[range.segment_begin + k];
+        EXPECT_LT(range.shard_begin + k, layout.shard_count());
+      }
+      if (range.count == 0) continue;
+      EXPECT_EQ(range.flat_begin, layout.segments()[i].offset + range.segment_begin);
+    }
+    EXPECT_EQ(owners, std::vector<int>(specs[i].count, 1)) << "segment " << i;
+  }
+}
+
+TEST(FlatLayoutTest, EveryElementHasOnePlaceAndOneOwner) {
+  const std::vector<SegmentSpec> specs = MixedSegments();
+  for (int shards : {1, 2, 3, 4, 7}) {
+    for (int64_t bucket_elements : {1, 1024, 1 << 20}) {
+      const FlatLayout layout = FlatLayout::Build(specs, shards, bucket_elements);
+      int64_t end = 0;
+      std::vector<int> seen(specs.size(), 0);
+      for (size_t b = 0; b < layout.buckets().size(); ++b) {
+        const Bucket& bucket = layout.buckets()[b];
+        EXPECT_EQ(bucket.offset, end);
+        EXPECT_EQ(bucket.count % (shards * kSegmentAlignment), 0);
+        int64_t inside = bucket.offset;
+        for (int segment : bucket.segments) {
+          const Segment& s = layout.segments()[segment];
+          EXPECT_EQ(specs[segment].kind, bucket.kind);
+          EXPECT_EQ(s.bucket, static_cast<int>(b));
+          EXPECT_EQ(s.count, specs[segment].count);
+          EXPECT_EQ(s.offset % kSegmentAlignment, 0);
+          EXPECT_GE(s.offset, inside);
+          inside = s.offset + s.count;
+          ++seen[segment];
+        }
+        end = bucket.offset + bucket.count;
+        EXPECT_LE(inside, end);
+      }
+      EXPECT_EQ(end, layout.total_count());
+      EXPECT_EQ(seen, std::vector<int>(specs.size(), 1));
+      ExpectEachElementOwnedOnce(layout, specs);
+    }
+  }
+}
+
+// On every rank: what was scattered is gathered again, and only the own shard was kept.
+TEST(FlatBufferTest, ScatterThenGatherIsTheWhole) {
+  const auto communicator = MakeMpiCommunicator();
+  CpuDevice device;
+  const auto stream = device.NewStream();
+  const std::vector<SegmentSpec> specs = MixedSegments();
+  for (bool sharded : {false, true}) {
+    const FlatLayout layout = FlatLayout::Build(specs, sharded ? communicator->size() : 1, 1024);
+    FlatBuffer buffer(device, layout, sharded ? communicator->rank() : 0, DType::kF32, DType::kF32,
+                      *stream);
+    EXPECT_EQ(device.memory_usage().bytes_by_kind.at("moments"),
+              2 * sizeof(float) * static_cast<size_t>(layout.shard_count()));
+    for (StateKind kind : {StateKind::kMaster, StateKind::kM, StateKind::kV}) {
+      for (size_t i = 0; i < specs.size(); ++i) {
+        const int segment = static_cast<int>(i);
+        std::vector<float> whole(specs[i].count);
+        for (size_t k = 0; k < whole.size(); ++k) {
+          whole[k] = static_cast<float>(k + 1000 * i) + 0.25f * static_cast<float>(kind);
+        }
+        const std::span<const std::byte> bytes = std::as_bytes(std::span<const float>(whole));
+        ScatterSegment(buffer, segment, kind, bytes, *stream);
+        const std::vector<std::byte> found =
+            GatherSegment(buffer, segment, kind, *communicator, *stream);
+        EXPECT_TRUE(std::equal(found.begin(), found.end(), bytes.begin(), bytes.end()))
+            << "segment " << i;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace filigree
