@@ -103,6 +103,47 @@ class SystemTest(unittest.TestCase):
                             f"{what}[{i}]: {a} against {b}")
 
 
+class RefusalTest(SystemTest):
+    """Bad input: exit code 2, one message that names the place and the mend, nothing written.
+
+    Has a good configuration (`good`, in good.textproto), a run of it and its fp32 export."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.good = config(cls.data, phase(4, sparse()), checkpoint="every_steps: 2")
+        cls.run_dir = cls.path("run")
+        path = cls.path("good.textproto")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(cls.good)
+        result = call("train", path, "--out", cls.run_dir)
+        if result.returncode != 0:
+            raise AssertionError(result.stdout + result.stderr)
+        cls.hf = cls.path("hf")
+        result = call("export", cls.run_dir, "--out", cls.hf, "--dtype", "f32")
+        if result.returncode != 0:
+            raise AssertionError(result.stdout + result.stderr)
+
+    def refused(self, *arguments, says=(), ranks=1):
+        """The call ends with exit code 2 and one message that has all of `says`; no file changed."""
+        before = snapshot(self.work)
+        result = call(*arguments, ranks=ranks)
+        words = " ".join(command(*arguments, ranks=ranks))
+        told = f"{words}\n{result.stdout}\n{result.stderr}"
+        self.assertEqual(result.returncode, BAD_INPUT, told)
+        after = snapshot(self.work)
+        self.assertEqual(before, after, "files were written or changed: " + told)
+        messages = [line for line in result.stderr.splitlines() if line.startswith("filigree: ")]
+        self.assertEqual(len(messages), 1, told)
+        # Nothing but the message: mpirun alone adds a notice of its own.
+        if ranks == 1:
+            self.assertTrue(result.stderr.startswith("filigree: "), told)
+            self.assertEqual(result.stdout, "", told)
+        for text in says:
+            self.assertIn(text, result.stderr, told)
+        return result.stderr
+
+
 def write_text(directory, documents=40, seed=7):
     """Sentences over a small vocabulary: something that a model of a few thousand weights learns."""
     os.makedirs(directory)
@@ -167,6 +208,12 @@ def checkpoints(run):
 
 def newest(run):
     return os.path.join(run, "checkpoints", checkpoints(run)[-1])
+
+
+def rewrite(path, offset, content):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(content)
 
 
 def read_bytes(*parts):
