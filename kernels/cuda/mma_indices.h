@@ -1,8 +1,8 @@
-// Index arithmetic of the mma.sync kernels: which lane addresses, holds or copies what. Plain C++, so
-// that a host test can play the instructions through it without a GPU.
+// Index arithmetic of the mma.sync kernels: which lane addresses, holds or copies what. Plain C++,
+// so that a host test can play the instructions through it without a GPU.
 //
-// Tiles lie in shared memory as rows of 16-byte chunks (8 bf16), the chunks of a row permuted so that
-// eight rows of one chunk column, and the chunks of one row, fall into different banks.
+// Tiles lie in shared memory as rows of 16-byte chunks (8 bf16), the chunks of a row permuted so
+// that eight rows of one chunk column, and the chunks of one row, fall into different banks.
 #pragma once
 
 #include <cstdint>
@@ -39,9 +39,9 @@ constexpr FILIGREE_HOST_DEVICE RowChunk ChunksFirst(int lane) {
   return {lane / 16 * 8 + lane % 8, lane / 8 % 2};
 }
 
-// mma.m16n8k16 wants A's matrices in the order (m, k) = (0, 0), (8, 0), (0, 8), (8, 8), and of B two
-// 8-wide halves of n: (k, n) = (0, 0), (8, 0), (0, 8), (8, 8). An operand is stored with rows along
-// m or n (ldmatrix as it is) or with rows along k (ldmatrix.trans).
+// mma.m16n8k16 wants A's matrices in the order (m, k) = (0, 0), (8, 0), (0, 8), (8, 8), and of B
+// two 8-wide halves of n: (k, n) = (0, 0), (8, 0), (0, 8), (8, 8). An operand is stored with rows
+// along m or n (ldmatrix as it is) or with rows along k (ldmatrix.trans).
 constexpr FILIGREE_HOST_DEVICE RowChunk AddressOfA(bool rows_along_k, int lane) {
   return rows_along_k ? ChunksFirst(lane) : RowsFirst(lane);
 }
@@ -49,18 +49,18 @@ constexpr FILIGREE_HOST_DEVICE RowChunk AddressOfB(bool rows_along_k, int lane) 
   return rows_along_k ? RowsFirst(lane) : ChunksFirst(lane);
 }
 
-// Moves a lane's offset or address in an operand tile (rows of kChunks; a multiple of 128 bytes away
-// from offset 0) by 16 * i elements along m or n and 16 * k along the reduction. Along a row that is
-// two chunks, which the permutation turns into an exclusive or; down the rows it repeats every 16.
-// Along a row it may move up to 64 elements, from a multiple of as many.
+// Moves a lane's offset or address in an operand tile (rows of kChunks; a multiple of 128 bytes
+// away from offset 0) by 16 * i elements along m or n and 16 * k along the reduction. Along a row
+// that is two chunks, which the permutation turns into an exclusive or; down the rows it repeats
+// every 16. Along a row it may move up to 64 elements, from a multiple of as many.
 template <bool kRowsAlongK, int kChunks>
 constexpr FILIGREE_HOST_DEVICE uint32_t MoveInTile(uint32_t offset, int i, int k) {
   const int along = kRowsAlongK ? i : k, down = kRowsAlongK ? k : i;
   return (offset ^ (along * 2 * kChunkBytes)) + down * 16 * kChunks * kChunkBytes;
 }
 
-// Accumulators of a 16 x 8 tile: register r of a lane is element (row, column); r = 0, 1 and 2, 3 are
-// neighbours in a row.
+// Accumulators of a 16 x 8 tile: register r of a lane is element (row, column); r = 0, 1 and 2, 3
+// are neighbours in a row.
 struct Cell {
   int row, column;
 };

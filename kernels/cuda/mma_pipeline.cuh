@@ -24,7 +24,9 @@ __device__ __forceinline__ void CopyChunk(uint32_t target, const void* source, i
                "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int kLeft>
 __device__ __forceinline__ void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
@@ -139,7 +141,7 @@ __device__ __forceinline__ void Accumulate(typename Tile::Accumulators& acc, uin
     }
   }
   if (steps == 0) return;
-  // Groups are committed even where nothing is left to copy, so that counting them stays simple.
+    // Groups are committed even where nothing is left to copy, so that counting them stays simple.
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
     if (s < steps) loader.Load(ring + s * Tile::kStageBytes);

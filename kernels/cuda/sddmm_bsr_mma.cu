@@ -26,7 +26,8 @@ using namespace mma;  // NOLINT: device primitives, file-local
 constexpr int GroupWidth(int block_rows) { return block_rows == 128 ? 128 : 256; }
 
 template <int kRows>
-using SddmmTileOf = CtaTile<kRows, GroupWidth(kRows), kRows < 64 ? kRows : 64, 64, true, true>;
+using SddmmTileOf = CtaTile < kRows,
+      GroupWidth(kRows), kRows<64 ? kRows : 64, 64, true, true>;
 
 struct SddmmParams {
   SddmmMmaArgs args;
@@ -151,14 +152,15 @@ __device__ __forceinline__ void WriteBlocks(const SddmmParams& params, const Gro
     const int inside = n & ((1 << params.width_shift) - 1);
     const int column =
         (__ldg(params.args.columns + group.begin + block) << params.width_shift) + inside;
-    const int64_t first = range + ((static_cast<int64_t>(group.begin + block) * Tile::kM)
-                                   << params.width_shift) + inside;
+    const int64_t first =
+        range + ((static_cast<int64_t>(group.begin + block) * Tile::kM) << params.width_shift) +
+        inside;
 #pragma unroll
     for (int i = 0; i < Tile::kMTiles * 2; ++i) {
       const int m = Tile::WarpM() + i * 8 + cell.row;
       // Cells outside the weight get zero whatever the operands hold, infinities included.
-      const bool in_weight = group.row * Tile::kM + m < params.out_features &&
-                             column < params.in_features;
+      const bool in_weight =
+          group.row * Tile::kM + m < params.out_features && column < params.in_features;
       const float* pair = &acc[i / 2][j][i % 2 * 2];
       WritePair(params, first + (m << params.width_shift),
                 in_weight ? make_float2(pair[0], pair[1]) : make_float2(0, 0));
@@ -230,11 +232,16 @@ void LaunchRanges(const SddmmParams& params, int ranges, cudaStream_t stream) {
 
 void LaunchRows(int rows, const SddmmParams& params, int ranges, cudaStream_t stream) {
   switch (rows) {
-    case 16: return LaunchRanges<16>(params, ranges, stream);
-    case 32: return LaunchRanges<32>(params, ranges, stream);
-    case 64: return LaunchRanges<64>(params, ranges, stream);
-    case 128: return LaunchRanges<128>(params, ranges, stream);
-    default: CHECK(false) << "block side of " << rows;
+    case 16:
+      return LaunchRanges<16>(params, ranges, stream);
+    case 32:
+      return LaunchRanges<32>(params, ranges, stream);
+    case 64:
+      return LaunchRanges<64>(params, ranges, stream);
+    case 128:
+      return LaunchRanges<128>(params, ranges, stream);
+    default:
+      CHECK(false) << "block side of " << rows;
   }
 }
 
@@ -291,18 +298,19 @@ void LaunchSddmmBsrMma(const SddmmMmaDesc& desc, int multiprocessors, const Sddm
   if (desc.block_count == 0) return;
   const int splits = SddmmMmaSplits(desc, multiprocessors);
   const int group_blocks = std::max(1, GroupWidth(desc.block.rows) / desc.block.cols);
-  SddmmParams params{.args = args,
-                     .tokens = desc.tokens,
-                     .range_tokens = RangeTokens(desc, splits),
-                     .stored = Stored(desc),
-                     .out_features = static_cast<int>(desc.out_features),
-                     .in_features = static_cast<int>(desc.in_features),
-                     .block_rows_count = static_cast<int>(CeilDiv(desc.out_features, desc.block.rows)),
-                     .block_count = static_cast<int>(desc.block_count),
-                     .width_shift = SliceShift(desc.block.cols) + 4,
-                     .group_shift = std::countr_zero(static_cast<unsigned>(group_blocks)),
-                     .add = args.accumulate,
-                     .bf16 = desc.gradient_dtype == DType::kBF16};
+  SddmmParams params{
+      .args = args,
+      .tokens = desc.tokens,
+      .range_tokens = RangeTokens(desc, splits),
+      .stored = Stored(desc),
+      .out_features = static_cast<int>(desc.out_features),
+      .in_features = static_cast<int>(desc.in_features),
+      .block_rows_count = static_cast<int>(CeilDiv(desc.out_features, desc.block.rows)),
+      .block_count = static_cast<int>(desc.block_count),
+      .width_shift = SliceShift(desc.block.cols) + 4,
+      .group_shift = std::countr_zero(static_cast<unsigned>(group_blocks)),
+      .add = args.accumulate,
+      .bf16 = desc.gradient_dtype == DType::kBF16};
   if (splits > 1) {
     params.args.gradient = args.workspace;
     params.add = params.bf16 = false;

@@ -1,11 +1,13 @@
 // SpmmMmaKernel: a tile of kTokens tokens by one block's width of output features, as
 // D = A B with A = rows of the input (M = tokens) and B = the stored blocks (N = features).
 //
-// The blocks of an output block column are one long reduction, cut into slices 16 deep; a stage takes
-// two, of one block or of two neighbours in the list, so every block depth runs the same loop.
-// Grid: (output block columns, token tiles): CTAs that run at once share their tokens, which stay in
+// The blocks of an output block column are one long reduction, cut into slices 16 deep; a stage
+// takes two, of one block or of two neighbours in the list, so every block depth runs the same
+// loop. Grid: (output block columns, token tiles): CTAs that run at once share their tokens, which
+// stay in
 //   the L2, and read the whole weight. Block: 128 threads, each warp up to 64 x 64.
-// Shared memory: three stages of {input kTokens x 32, blocks 32 x kFeatures}; then the same bytes turn
+// Shared memory: three stages of {input kTokens x 32, blocks 32 x kFeatures}; then the same bytes
+// turn
 //   the result into rows of 16-byte chunks.
 // Bytes from L2 per stage: 64 * (kTokens + kFeatures); FLOPs: 64 * kTokens * kFeatures.
 #include "kernels/base/math.h"
@@ -20,8 +22,8 @@ using namespace mma;  // NOLINT: device primitives, file-local
 
 // 64 x 64 a warp where the features allow: the shape that reads the least shared memory a product.
 template <bool kTransposed, int kFeatures>
-using SpmmTileOf = CtaTile<kFeatures == 128 ? 128 : 256, kFeatures, 64, kFeatures < 64 ? kFeatures : 64,
-                           false, kTransposed>;
+using SpmmTileOf = CtaTile < kFeatures == 128 ? 128 : 256,
+      kFeatures, 64, kFeatures<64 ? kFeatures : 64, false, kTransposed>;
 
 struct SpmmParams {
   SpmmMmaArgs args;
@@ -70,11 +72,10 @@ class SpmmLoader {
       const SlicePosition position = PositionOfSlice(next_slice_ + i, params_.depth_shift);
       exists_[i] = next_slice_ + i < slices_;
       const int entry = begin_ + (exists_[i] ? position.entry : 0);
-      column_[i] = exists_[i]
-                       ? __ldg(params_.args.panels + entry) * Depth() + position.inside
-                       : params_.input_width;
-      slot_[i] = params_.args.slots == nullptr || !exists_[i] ? entry
-                                                              : __ldg(params_.args.slots + entry);
+      column_[i] = exists_[i] ? __ldg(params_.args.panels + entry) * Depth() + position.inside
+                              : params_.input_width;
+      slot_[i] =
+          params_.args.slots == nullptr || !exists_[i] ? entry : __ldg(params_.args.slots + entry);
       inside_[i] = position.inside;
     }
   }
@@ -132,7 +133,8 @@ __device__ __forceinline__ float2 ToFloats(const uint8_t* pair) {
   return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(pair));
 }
 
-// A warp's rows of the result in shared memory, and their places in a matrix [tokens, output_width].
+// A warp's rows of the result in shared memory, and their places in a matrix [tokens,
+// output_width].
 template <class Tile>
 struct WarpRows {
   static constexpr int kRowChunks = Tile::kWarpN / kChunkElements;
@@ -241,11 +243,16 @@ void Launch(const SpmmParams& params, cudaStream_t stream) {
 template <bool kTransposed>
 void LaunchWidth(int features, const SpmmParams& params, cudaStream_t stream) {
   switch (features) {
-    case 16: return Launch<kTransposed, 16>(params, stream);
-    case 32: return Launch<kTransposed, 32>(params, stream);
-    case 64: return Launch<kTransposed, 64>(params, stream);
-    case 128: return Launch<kTransposed, 128>(params, stream);
-    default: CHECK(false) << "block side of " << features;
+    case 16:
+      return Launch<kTransposed, 16>(params, stream);
+    case 32:
+      return Launch<kTransposed, 32>(params, stream);
+    case 64:
+      return Launch<kTransposed, 64>(params, stream);
+    case 128:
+      return Launch<kTransposed, 128>(params, stream);
+    default:
+      CHECK(false) << "block side of " << features;
   }
 }
 

@@ -26,8 +26,9 @@ struct SpmmMmaDesc {
   int64_t output_width() const { return transposed ? in_features : out_features; }
 };
 
-// Device pointers, owned by the caller. Matrices begin at multiples of 16 bytes and have row strides
-// that are multiples of 8 elements. With G = ceil(output_width / block side along the output):
+// Device pointers, owned by the caller. Matrices begin at multiples of 16 bytes and have row
+// strides that are multiples of 8 elements. With G = ceil(output_width / block side along the
+// output):
 struct SpmmMmaArgs {
   const __nv_bfloat16* values = nullptr;  // [blocks, block.rows, block.cols]
   // The output's block column g is the sum over p in [offsets[g], offsets[g + 1]) of the input's

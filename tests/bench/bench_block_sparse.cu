@@ -1,16 +1,18 @@
 // Checks and times the block-sparse products against dense cuBLAS.
 //
-//   bench_block_sparse --check [--verbose]     correctness; exit code 1 on a failure
+//   bench_block_sparse --check [--path hopper|general] [--verbose]   correctness; exit code 1 on a
+//                                                                    failure
 //   bench_block_sparse --bandwidth             L2 to shared memory, copies only
 //   bench_block_sparse --sweep SHAPE           cluster x token group for one shape, e.g. 4096x4096
 //   bench_block_sparse --time                  the table: shapes x blocks x sparsities
 //       [--block 128x128,128x64,64x64] [--shape 4096x4096,..] [--sparsity 50,75,90] [--balanced]
+//       [--path hopper|general]
 //       [--tokens 16384] [--repeats 20] [--cluster C] [--group G]
 //       [--json FILE --run-id ID --date D --commit C]
 //
-// Times are medians over repeats of: three dense products, three of cuBLAS's on as many FLOPs as are
-// executed, three of ours, back to back, with fresh normal inputs in two rotating sets, each larger
-// than the L2. Executed FLOPs count stored blocks only.
+// Times are medians over repeats of: three dense products, three of cuBLAS's on as many FLOPs as
+// are executed, three of ours, back to back, with fresh normal inputs in two rotating sets, each
+// larger than the L2. Executed FLOPs count stored blocks only.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -43,6 +45,14 @@ std::pair<int64_t, int64_t> ParseShape(const std::string& text) {
   const size_t at = text.find('x');
   CHECK(at != std::string::npos) << "not a shape: " << text;
   return {std::stoll(text.substr(0, at)), std::stoll(text.substr(at + 1))};
+}
+
+Path ParsePath(const std::string& text) {
+  for (const Path path : {Path::kHopper, Path::kGeneral}) {
+    if (text == PathName(path)) return path;
+  }
+  CHECK(false) << "not a path: " << text;
+  return Path::kHopper;
 }
 
 std::vector<std::string> Split(const std::string& text) {
@@ -150,13 +160,19 @@ Result TimeCase(const Options& options, const std::string& block, const std::str
         [&] { p.RunWeightGrad(set, false, nullptr); });
   }
   CUDA_CHECK(cudaDeviceSynchronize());
-  return {block,  shape, sparsity, LayoutName(options.layout), p.ForwardFlops(),
-          our_watch.Medians(), dense_watch.Medians(), equal_watch.Medians()};
+  return {block,
+          shape,
+          sparsity,
+          LayoutName(options.layout),
+          p.ForwardFlops(),
+          our_watch.Medians(),
+          dense_watch.Medians(),
+          equal_watch.Medians()};
 }
 
 void PrintHeader() {
-  std::printf("%-9s %-8s %-10s %3s %-11s %8s %8s %8s %8s %7s %7s\n", "layout", "block", "N x K", "%",
-              "product", "us", "TFLOP/s", "dense us", "equal us", "x dense", "x equal");
+  std::printf("%-9s %-8s %-10s %3s %-11s %8s %8s %8s %8s %7s %7s\n", "layout", "block", "N x K",
+              "%", "product", "us", "TFLOP/s", "dense us", "equal us", "x dense", "x equal");
 }
 
 void Print(const Result& r) {
@@ -195,7 +211,8 @@ void WriteJson(const Options& options, const std::vector<Result>& results) {
   const auto ratio = [](const Result& r) { return r.dense.ms[3] / r.ours.ms[3]; };
   for (const Result& r : results) {
     const std::string block = r.block == "128x128" ? "128" : r.block == "64x64" ? "64" : r.block;
-    const std::string name = "kernels/block" + block + "/" + r.sparsity;
+    const char* family = options.tuning.path == Path::kHopper ? "kernels" : "kernels_general";
+    const std::string name = std::string(family) + "/block" + block + "/" + r.sparsity;
     const std::string suffix = r.layout == "random" ? "" : "/" + r.layout;
     for (int op = 0; op < 4; ++op) {
       records.push_back(Record(options, name + "/" + r.shape + "/" + kOps[op] + suffix, r, op,
@@ -235,9 +252,8 @@ void Sweep(Options options, const std::string& shape) {
   const auto [n, k] = ParseShape(shape);
   const auto [rows, cols] = ParseShape(options.blocks.front());
   const double density = 1 - std::stod(options.sparsities.front()) / 100;
-  const auto pattern = MakePattern(options.layout,
-                                   {static_cast<int>(rows), static_cast<int>(cols)}, n, k, density,
-                                   1234);
+  const auto pattern = MakePattern(options.layout, {static_cast<int>(rows), static_cast<int>(cols)},
+                                   n, k, density, 1234);
   for (const int cluster : {1, 2}) {
     for (const int group : {1, 2, 4, 8, 16}) {
       BlockSparseProblem p(pattern, options.tokens, Fill::kNormal, 42,
@@ -268,31 +284,50 @@ int Main(int argc, char** argv) {
   Options options;
   std::string mode, sweep;
   bool verbose = false;
-  for (int i = 0; i < argc; ++i) options.command += (i == 0 ? "bench_block_sparse" : std::string(" ") + argv[i]);
+  for (int i = 0; i < argc; ++i)
+    options.command += (i == 0 ? "bench_block_sparse" : std::string(" ") + argv[i]);
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     const auto value = [&] {
       CHECK(i + 1 < argc) << flag << " needs a value";
       return std::string(argv[++i]);
     };
-    if (flag == "--check" || flag == "--bandwidth" || flag == "--time") mode = flag;
-    else if (flag == "--sweep") mode = flag, sweep = value();
-    else if (flag == "--verbose") verbose = true;
-    else if (flag == "--balanced") options.layout = Layout::kBalanced;
-    else if (flag == "--block") options.blocks = Split(value());
-    else if (flag == "--shape") options.shapes = Split(value());
-    else if (flag == "--sparsity") options.sparsities = Split(value());
-    else if (flag == "--tokens") options.tokens = std::stoll(value());
-    else if (flag == "--repeats") options.repeats = std::stoi(value());
-    else if (flag == "--cluster") options.tuning.cluster = std::stoi(value());
-    else if (flag == "--group") options.tuning.token_group = std::stoi(value());
-    else if (flag == "--json") options.json = value();
-    else if (flag == "--run-id") options.run_id = value();
-    else if (flag == "--date") options.date = value();
-    else if (flag == "--commit") options.commit = value();
-    else CHECK(false) << "unknown flag " << flag;
+    if (flag == "--check" || flag == "--bandwidth" || flag == "--time")
+      mode = flag;
+    else if (flag == "--sweep")
+      mode = flag, sweep = value();
+    else if (flag == "--verbose")
+      verbose = true;
+    else if (flag == "--balanced")
+      options.layout = Layout::kBalanced;
+    else if (flag == "--block")
+      options.blocks = Split(value());
+    else if (flag == "--shape")
+      options.shapes = Split(value());
+    else if (flag == "--sparsity")
+      options.sparsities = Split(value());
+    else if (flag == "--path")
+      options.tuning.path = ParsePath(value());
+    else if (flag == "--tokens")
+      options.tokens = std::stoll(value());
+    else if (flag == "--repeats")
+      options.repeats = std::stoi(value());
+    else if (flag == "--cluster")
+      options.tuning.cluster = std::stoi(value());
+    else if (flag == "--group")
+      options.tuning.token_group = std::stoi(value());
+    else if (flag == "--json")
+      options.json = value();
+    else if (flag == "--run-id")
+      options.run_id = value();
+    else if (flag == "--date")
+      options.date = value();
+    else if (flag == "--commit")
+      options.commit = value();
+    else
+      CHECK(false) << "unknown flag " << flag;
   }
-  if (mode == "--check") return CheckBlockSparse(verbose) > 0 ? 1 : 0;
+  if (mode == "--check") return CheckBlockSparse(options.tuning.path, verbose) > 0 ? 1 : 0;
   if (mode == "--bandwidth") PrintL2Bandwidth();
   if (mode == "--sweep") Sweep(options, sweep);
   if (mode == "--time") TimeAll(options);

@@ -1,9 +1,8 @@
-#include "tests/bench/block_sparse_check.h"
-
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 
+#include "tests/bench/block_sparse_check.h"
 #include "tests/bench/block_sparse_problem.h"
 
 namespace filigree::bench {
@@ -43,8 +42,8 @@ float Rounded(float value) { return __bfloat162float(__float2bfloat16(value)); }
 float ToFloat(float value) { return value; }
 float ToFloat(__nv_bfloat16 value) { return __bfloat162float(value); }
 
-// Exact for integers; else both the norm and the largest error within twice those of a naive product
-// with fp32 sums and a bf16 result. NaN fails.
+// Exact for integers; else both the norm and the largest error within twice those of a naive
+// product with fp32 sums and a bf16 result. NaN fails.
 template <typename T>
 bool Matches(const std::vector<T>& ours, const std::vector<double>& exact,
              const std::vector<float>& naive, Fill fill, const char** why) {
@@ -102,9 +101,10 @@ class Checker {
   void Report(const char* op, bool good, const char* why) {
     failures_ += !good;
     if (good && !verbose_) return;
-    std::printf("%s %s %s %dx%d N=%ld K=%ld T=%ld %s cluster=%d %s\n", good ? "ok  " : "FAIL", op,
-                LayoutName(case_.layout), case_.block.rows, case_.block.cols, case_.out_features,
-                case_.in_features, case_.tokens, case_.fill == Fill::kInteger ? "integer" : "normal",
+    std::printf("%s %s %s %dx%d N=%ld K=%ld T=%ld %s %s cluster=%d %s\n", good ? "ok  " : "FAIL",
+                op, LayoutName(case_.layout), case_.block.rows, case_.block.cols,
+                case_.out_features, case_.in_features, case_.tokens,
+                case_.fill == Fill::kInteger ? "integer" : "normal", PathName(tuning_.path),
                 tuning_.cluster, good ? "" : why);
     std::fflush(stdout);
   }
@@ -184,13 +184,12 @@ class Checker {
   int failures_ = 0;
 };
 
-}  // namespace
+constexpr Layout kLayouts[] = {Layout::kRandom,   Layout::kBalanced, Layout::kEmptyRows,
+                               Layout::kOneBlock, Layout::kFull,     Layout::kUnbalanced,
+                               Layout::kEmpty};
 
-int CheckBlockSparse(bool verbose) {
+std::vector<std::pair<Case, Tuning>> HopperCases() {
   constexpr BlockShape kBlocks[] = {{128, 128}, {128, 64}, {64, 64}, {64, 128}};
-  constexpr Layout kLayouts[] = {Layout::kRandom,     Layout::kBalanced, Layout::kEmptyRows,
-                                 Layout::kOneBlock,   Layout::kFull,     Layout::kUnbalanced,
-                                 Layout::kEmpty};
   std::vector<std::pair<Case, Tuning>> cases;
   for (const BlockShape& block : kBlocks) {
     for (const Fill fill : {Fill::kInteger, Fill::kNormal}) {
@@ -207,6 +206,31 @@ int CheckBlockSparse(bool verbose) {
       cases.push_back({{Layout::kRandom, block, 512, 640, 16384 + 5, 0.25, fill}, {.cluster = 2}});
     }
   }
+  return cases;
+}
+
+std::vector<std::pair<Case, Tuning>> GeneralCases() {
+  constexpr Tuning kTuning{.path = Path::kGeneral};
+  std::vector<std::pair<Case, Tuning>> cases;
+  for (const int rows : {16, 32, 64, 128}) {
+    for (const int cols : {16, 32, 64, 128}) {
+      for (const Fill fill : {Fill::kInteger, Fill::kNormal}) {
+        for (const Layout layout : kLayouts) {
+          cases.push_back({{layout, {rows, cols}, 384, 512, 1023, 0.3, fill}, kTuning});
+        }
+        for (const int64_t tokens : {1, 7, 63, 64, 65, 1000, 16384}) {
+          cases.push_back({{Layout::kRandom, {rows, cols}, 256, 384, tokens, 0.3, fill}, kTuning});
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+}  // namespace
+
+int CheckBlockSparse(Path path, bool verbose) {
+  const auto cases = path == Path::kHopper ? HopperCases() : GeneralCases();
   int failures = 0;
   for (const auto& [c, tuning] : cases) failures += Checker(c, verbose, tuning).Run();
   std::printf("checked %zu cases, %d failures\n", cases.size(), failures);

@@ -43,7 +43,8 @@ __global__ void ScatterBlocksKernel(const __nv_bfloat16* values, const int* bloc
 }
 
 // Rows in turn take the columns that are least used so far, ties at random.
-std::vector<std::vector<int>> BalancedRows(int rows, int cols, int64_t blocks, std::mt19937_64& rng) {
+std::vector<std::vector<int>> BalancedRows(int rows, int cols, int64_t blocks,
+                                           std::mt19937_64& rng) {
   std::vector<int> used(cols, 0);
   std::vector<std::vector<int>> lists(rows);
   for (int i = 0; i < rows; ++i) {
@@ -84,6 +85,8 @@ const char* LayoutName(Layout layout) {
                                     "full",   "unbalanced", "empty"};
   return kNames[static_cast<int>(layout)];
 }
+
+const char* PathName(Path path) { return path == Path::kHopper ? "hopper" : "general"; }
 
 HostPattern MakePattern(Layout layout, BlockShape block, int64_t out_features, int64_t in_features,
                         double density, uint64_t seed) {
@@ -129,7 +132,7 @@ void FillRandom(__nv_bfloat16* data, int64_t count, Fill fill, float scale, uint
 
 BlockSparseProblem::BlockSparseProblem(HostPattern host, int64_t token_count, Fill fill,
                                        uint64_t seed, Tuning tuning)
-    : pattern(std::move(host)), tokens(token_count) {
+    : pattern(std::move(host)), tokens(token_count), path_(tuning.path) {
   const BsrPattern view = pattern.view();
   out_features = view.out_features();
   in_features = view.in_features();
@@ -145,6 +148,32 @@ BlockSparseProblem::BlockSparseProblem(HostPattern host, int64_t token_count, Fi
     FillRandom(x[s].get(), tokens * in_features, fill, 1.0f, seed + 10 + s);
     FillRandom(dy[s].get(), tokens * out_features, fill, 1.0f, seed + 20 + s);
   }
+  path_ == Path::kHopper ? PrepareHopper(tuning) : PrepareGeneral();
+  CUDA_CHECK(cudaDeviceSynchronize());
+}
+
+void BlockSparseProblem::PrepareGeneral() {
+  // The transposed index: each block column's blocks, in increasing row.
+  std::vector<int> offsets(pattern.cols + 1, 0), rows(pattern.col.size()),
+      slots(pattern.col.size());
+  for (const int col : pattern.col) ++offsets[col + 1];
+  for (int j = 0; j < pattern.cols; ++j) offsets[j + 1] += offsets[j];
+  std::vector<int> next(offsets.begin(), offsets.end() - 1);
+  for (int i = 0; i < pattern.rows; ++i) {
+    for (int p = pattern.row_begin[i]; p < pattern.row_begin[i + 1]; ++p) {
+      const int at = next[pattern.col[p]]++;
+      rows[at] = i;
+      slots[at] = p;
+    }
+  }
+  forward_index_ = {DeviceArray<int>(pattern.row_begin), DeviceArray<int>(pattern.col), {}};
+  input_grad_index_ = {DeviceArray<int>(offsets), DeviceArray<int>(rows), DeviceArray<int>(slots)};
+  general_workspace_ = DeviceArray<float>(
+      SddmmMmaWorkspaceBytes(GeneralWeightGradDesc(), MultiprocessorCount()) / sizeof(float));
+}
+
+void BlockSparseProblem::PrepareHopper(Tuning tuning) {
+  const BsrPattern view = pattern.view();
   forward_config = Prepare(false, tuning, &forward_);
   input_grad_config = Prepare(true, tuning, &input_grad_);
 
@@ -156,7 +185,6 @@ BlockSparseProblem::BlockSparseProblem(HostPattern host, int64_t token_count, Fi
   segment_begin_ = DeviceArray<int32_t>(schedule.worker_begin);
   reductions_ = DeviceArray<SddmmReduction>(schedule.reductions);
   partials_ = DeviceArray<float>(SddmmPartialBytes(schedule.slot_count) / 4);
-  CUDA_CHECK(cudaDeviceSynchronize());
 }
 
 SpmmDesc BlockSparseProblem::Desc(bool transposed) const {
@@ -178,7 +206,8 @@ SpmmConfig BlockSparseProblem::Prepare(bool transposed, Tuning tuning, SpmmLists
     config.tiling.workers = MultiprocessorCount() / tuning.cluster;
   }
   if (tuning.token_group > 0) config.tiling.token_group = tuning.token_group;
-  const SpmmSchedule schedule = BuildSpmmSchedule(pattern.view(), transposed, tokens, config.tiling);
+  const SpmmSchedule schedule =
+      BuildSpmmSchedule(pattern.view(), transposed, tokens, config.tiling);
   lists->steps = DeviceArray<SpmmStep>(schedule.steps);
   lists->tiles = DeviceArray<SpmmTile>(schedule.tiles);
   lists->worker_begin = DeviceArray<int32_t>(schedule.worker_begin);
@@ -187,6 +216,7 @@ SpmmConfig BlockSparseProblem::Prepare(bool transposed, Tuning tuning, SpmmLists
 
 void BlockSparseProblem::RunSpmm(bool transposed, const __nv_bfloat16* input, __nv_bfloat16* output,
                                  cudaStream_t stream) {
+  if (path_ == Path::kGeneral) return RunGeneralSpmm(transposed, input, output, stream);
   const SpmmLists& lists = transposed ? input_grad_ : forward_;
   const SpmmDesc desc = Desc(transposed);
   LaunchSpmmBsrSm90(desc, transposed ? input_grad_config : forward_config,
@@ -201,6 +231,48 @@ void BlockSparseProblem::RunSpmm(bool transposed, const __nv_bfloat16* input, __
                     stream);
 }
 
+void BlockSparseProblem::RunGeneralSpmm(bool transposed, const __nv_bfloat16* input,
+                                        __nv_bfloat16* output, cudaStream_t stream) {
+  const SpmmIndex& index = transposed ? input_grad_index_ : forward_index_;
+  const SpmmMmaDesc desc{.block = pattern.block,
+                         .transposed = transposed,
+                         .tokens = tokens,
+                         .out_features = out_features,
+                         .in_features = in_features};
+  LaunchSpmmBsrMma(desc,
+                   {.values = values.get(),
+                    .offsets = index.offsets.get(),
+                    .panels = index.panels.get(),
+                    .slots = index.slots.get(),
+                    .input = input,
+                    .input_stride = desc.input_width(),
+                    .output = output,
+                    .output_stride = desc.output_width()},
+                   stream);
+}
+
+SddmmMmaDesc BlockSparseProblem::GeneralWeightGradDesc() const {
+  return {.block = pattern.block,
+          .tokens = tokens,
+          .out_features = out_features,
+          .in_features = in_features,
+          .block_count = pattern.view().block_count()};
+}
+
+void BlockSparseProblem::RunGeneralWeightGrad(int set, bool accumulate, cudaStream_t stream) {
+  LaunchSddmmBsrMma(GeneralWeightGradDesc(), MultiprocessorCount(),
+                    {.row_offsets = forward_index_.offsets.get(),
+                     .columns = forward_index_.panels.get(),
+                     .output_grad = dy[set].get(),
+                     .output_grad_stride = out_features,
+                     .input = x[set].get(),
+                     .input_stride = in_features,
+                     .gradient = gradient.get(),
+                     .accumulate = accumulate,
+                     .workspace = reinterpret_cast<std::byte*>(general_workspace_.get())},
+                    stream);
+}
+
 void BlockSparseProblem::RunForward(int set, cudaStream_t stream) {
   RunSpmm(false, x[set].get(), y.get(), stream);
 }
@@ -210,6 +282,7 @@ void BlockSparseProblem::RunInputGrad(int set, cudaStream_t stream) {
 }
 
 void BlockSparseProblem::RunWeightGrad(int set, bool accumulate, cudaStream_t stream) {
+  if (path_ == Path::kGeneral) return RunGeneralWeightGrad(set, accumulate, stream);
   LaunchSddmmBsrSm90({.block = pattern.block,
                       .tokens = tokens,
                       .out_features = out_features,

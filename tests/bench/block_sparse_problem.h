@@ -1,4 +1,5 @@
-// A block-sparse product to check or to time: a pattern, its operands on the device, its work lists.
+// A block-sparse product to check or to time: a pattern, its operands on the device, its work
+// lists.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,7 +11,9 @@
 
 #include "kernels/cuda/block_schedule.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/sddmm_bsr_mma.h"
 #include "kernels/cuda/sddmm_bsr_sm90.h"
+#include "kernels/cuda/spmm_bsr_mma.h"
 #include "kernels/cuda/spmm_bsr_sm90.h"
 
 namespace filigree::bench {
@@ -61,8 +64,8 @@ struct HostPattern {
   BsrPattern view() const { return {block, rows, cols, row_begin, col}; }
 };
 
-// kRandom keeps round(density * blocks) blocks drawn uniformly by the seed; kBalanced gives rows and
-// columns counts that differ by at most one.
+// kRandom keeps round(density * blocks) blocks drawn uniformly by the seed; kBalanced gives rows
+// and columns counts that differ by at most one.
 HostPattern MakePattern(Layout layout, BlockShape block, int64_t out_features, int64_t in_features,
                         double density, uint64_t seed);
 
@@ -70,8 +73,13 @@ enum class Fill { kNormal, kInteger };
 // Normal values with deviation `scale`, or integers in [-2, 2]; a function of (seed, index) alone.
 void FillRandom(__nv_bfloat16* data, int64_t count, Fill fill, float scale, uint64_t seed);
 
+// Which kernels run the products: wgmma, for Hopper, or mma.sync, for any card since Ampere.
+enum class Path { kHopper, kGeneral };
+const char* PathName(Path path);
+
 // Overrides of the variants' own choices, for tuning; 0 keeps the choice.
 struct Tuning {
+  Path path = Path::kHopper;
   int cluster = 0;
   int token_group = 0;
 };
@@ -80,14 +88,15 @@ class BlockSparseProblem {
  public:
   BlockSparseProblem(HostPattern pattern, int64_t tokens, Fill fill, uint64_t seed, Tuning tuning);
 
-  void RunForward(int set, cudaStream_t stream);    // y = x W^T
-  void RunInputGrad(int set, cudaStream_t stream);  // dx = dy W
+  void RunForward(int set, cudaStream_t stream);                      // y = x W^T
+  void RunInputGrad(int set, cudaStream_t stream);                    // dx = dy W
   void RunWeightGrad(int set, bool accumulate, cudaStream_t stream);  // gradient (+)= dy^T x
 
   // Blocks scattered into a dense [out, in] weight.
   DeviceArray<__nv_bfloat16> DenseWeight() const;
-  double ForwardFlops() const { return 2.0 * tokens * pattern.view().block_count() *
-                                       pattern.block.rows * pattern.block.cols; }
+  double ForwardFlops() const {
+    return 2.0 * tokens * pattern.view().block_count() * pattern.block.rows * pattern.block.cols;
+  }
 
   HostPattern pattern;
   int64_t tokens, out_features, in_features;
@@ -102,11 +111,24 @@ class BlockSparseProblem {
     DeviceArray<SpmmTile> tiles;
     DeviceArray<int32_t> worker_begin;
   };
+  // The same for the mma.sync kernels: for each output block column its blocks.
+  struct SpmmIndex {
+    DeviceArray<int> offsets, panels, slots;
+  };
+  void PrepareHopper(Tuning tuning);
+  void PrepareGeneral();
+  void RunGeneralSpmm(bool transposed, const __nv_bfloat16* input, __nv_bfloat16* output,
+                      cudaStream_t stream);
+  void RunGeneralWeightGrad(int set, bool accumulate, cudaStream_t stream);
+  SddmmMmaDesc GeneralWeightGradDesc() const;
   SpmmDesc Desc(bool transposed) const;
   SpmmConfig Prepare(bool transposed, Tuning tuning, SpmmLists* lists);
   void RunSpmm(bool transposed, const __nv_bfloat16* input, __nv_bfloat16* output,
                cudaStream_t stream);
 
+  Path path_;
+  SpmmIndex forward_index_, input_grad_index_;
+  DeviceArray<float> general_workspace_;
   SpmmLists forward_, input_grad_;
   SddmmConfig weight_grad_config_;
   SddmmOrientation orientation_;

@@ -1,7 +1,5 @@
-// The index arithmetic of the mma.sync kernels, with ldmatrix and mma played on the host lane by lane as
-// the instruction set defines them.
-#include "kernels/cuda/mma_indices.h"
-
+// The index arithmetic of the mma.sync kernels, with ldmatrix and mma played on the host lane by
+// lane as the instruction set defines them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -9,13 +7,15 @@
 #include <set>
 #include <vector>
 
+#include "kernels/cuda/mma_indices.h"
+
 namespace filigree::mma {
 namespace {
 
 constexpr int kDepth = 32;  // reduction elements of a tile
 
-// An operand of kExtent (m or n) by kDepth (k) as the kernels lay it out: element (extent, k) holds a
-// small integer of its own.
+// An operand of kExtent (m or n) by kDepth (k) as the kernels lay it out: element (extent, k) holds
+// a small integer of its own.
 template <int kExtent, bool kRowsAlongK>
 struct Operand {
   static constexpr int kRows = kRowsAlongK ? kDepth : kExtent;
@@ -41,8 +41,8 @@ struct Operand {
       const RowChunk at = is_a ? AddressOfA(kRowsAlongK, lane) : AddressOfB(kRowsAlongK, lane);
       const int base = kRowsAlongK ? TileOffset<kChunks>(at.row, extent / kChunkElements + at.chunk)
                                    : TileOffset<kChunks>(extent + at.row, at.chunk);
-      address[lane] = static_cast<int>(
-          MoveInTile<kRowsAlongK, kChunks>(static_cast<uint32_t>(base), i, k));
+      address[lane] =
+          static_cast<int>(MoveInTile<kRowsAlongK, kChunks>(static_cast<uint32_t>(base), i, k));
     }
     ExpectNoConflict(address);
     std::vector<std::vector<int>> registers(32);
@@ -70,7 +70,8 @@ struct Operand {
   std::vector<int> shared;
 };
 
-// A lane's element of A (16 x 16) or of one 8-wide half of B, as mma.m16n8k16 defines its registers.
+// A lane's element of A (16 x 16) or of one 8-wide half of B, as mma.m16n8k16 defines its
+// registers.
 int ElementOfA(const std::vector<std::vector<int>>& a, int m, int k) {
   return a[m % 8 * 4 + k % 8 / 2][(m / 8 + k / 8 * 2) * 2 + k % 2];
 }
@@ -87,8 +88,8 @@ void ExpectOperand(int part) {
         const auto registers = operand.Load(kIsA, extent, i, k);
         for (int e = 0; e < 16; ++e) {
           for (int d = 0; d < 16; ++d) {
-            const int found = kIsA ? ElementOfA(registers, e, d)
-                                   : ElementOfB(registers, e / 8, e % 8, d);
+            const int found =
+                kIsA ? ElementOfA(registers, e, d) : ElementOfB(registers, e / 8, e % 8, d);
             ASSERT_EQ(found, operand.Value(extent + i * 16 + e, k * 16 + d))
                 << kExtent << " " << kRowsAlongK << ": " << extent << " " << i << " " << k;
           }
