@@ -17,13 +17,6 @@ namespace fe = cudnn_frontend;
 using fe::graph::Graph;
 using fe::graph::Tensor_attributes;
 
-#define CUDNN_CHECK(call)                                            \
-  do {                                                               \
-    const cudnnStatus_t cudnn_check_status = (call);                 \
-    CHECK(cudnn_check_status == CUDNN_STATUS_SUCCESS)                \
-        << #call << ": " << cudnnGetErrorString(cudnn_check_status); \
-  } while (false)
-
 constexpr int64_t kLengthMultiple = 64;
 constexpr int64_t kAlignmentBytes = 16;
 
