@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/base/math.h"
+#include "kernels/cuda/column_partials.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/rows.cuh"
@@ -13,7 +14,6 @@ namespace {
 
 constexpr int kLanes = 32;    // threads along the columns
 constexpr int kRowLanes = 8;  // threads along the rows
-constexpr int kAddThreads = 256;
 // CTAs that keep a large GPU busy; a constant, so that the sums are the same on every card.
 constexpr int64_t kTargetCtas = 512;
 constexpr int64_t kMinRows = 4 * kRowLanes;  // of one CTA
@@ -51,34 +51,12 @@ __global__ void __launch_bounds__(kLanes* kRowLanes)
   }
 }
 
-// out += the chunks' sums in order. One thread a column.
-template <typename Out>
-__global__ void __launch_bounds__(kAddThreads)
-    AddPartialsKernel(const float* partials, int64_t chunks, int64_t cols, Out* out) {
-  const int64_t col = int64_t{blockIdx.x} * kAddThreads + threadIdx.x;
-  if (col >= cols) return;
-  float sum = 0;
-#pragma unroll 8
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partials[chunk * cols + col];
-  float value[1];
-  LoadValues(out + col, value);
-  value[0] += sum;
-  StoreValues(out + col, value);
-}
-
-template <typename Out>
-void AddPartials(const float* partials, int64_t chunks, int64_t cols, Out* out,
-                 cudaStream_t stream) {
-  AddPartialsKernel<<<static_cast<unsigned>(CeilDiv(cols, kAddThreads)), kAddThreads, 0, stream>>>(
-      partials, chunks, cols, out);
-  CUDA_CHECK(cudaGetLastError());
-}
-
 }  // namespace
 
 void CudaBackend::ColumnSum(const ColumnSumArgs& args, Stream& stream) {
   const int64_t rows = args.in.rows(), cols = args.in.cols();
   const auto in = AsRows<bf16>(args.in, rows, cols, "in");
+  CHECK_EQ(args.out.size(), cols);
   if (rows == 0 || cols == 0) return;
   const bool vectors = TakesVectors(args.in);
   const int64_t tiles = CeilDiv(cols, kLanes * (vectors ? 8 : 1));
@@ -96,11 +74,7 @@ void CudaBackend::ColumnSum(const ColumnSumArgs& args, Stream& stream) {
     ColumnSumKernel<1><<<grid, block, 0, native>>>(in, rows, cols, chunk_rows, partials);
   }
   CUDA_CHECK(cudaGetLastError());
-  if (args.out.dtype() == DType::kF32) {
-    AddPartials(partials, chunks, cols, AsElements<float>(args.out, cols, "out"), native);
-  } else {
-    AddPartials(partials, chunks, cols, AsElements<bf16>(args.out, cols, "out"), native);
-  }
+  AddColumnPartials(partials, chunks, cols, args.out, native);
 }
 
 }  // namespace filigree

@@ -99,7 +99,27 @@ int64_t CudaPreparedLayout::value_count() const {
 }
 
 size_t CudaPreparedLayout::bytes() const {
-  return index_buffer_.bytes() + BytesOf(forward_) + BytesOf(transposed_) + BytesOf(sddmm_);
+  return index_buffer_.bytes() + block_buffer_.bytes() + BytesOf(forward_) + BytesOf(transposed_) +
+         BytesOf(sddmm_);
+}
+
+const BlockIndex& CudaPreparedLayout::block_index() const {
+  if (block_buffer_.data() != nullptr) return block_index_;
+  CHECK(layout().kind() == LayoutKind::kBlocked) << NameOf(layout().kind());
+  CHECK_LE(layout().block_count(), int64_t{std::numeric_limits<int32_t>::max()});
+  const SparseLayout::Transposed transposed = layout().Transpose();
+  Uploader uploader;
+  const auto add = [&](const auto& array) {
+    return uploader.Add(std::vector<int32_t>(array.begin(), array.end()));
+  };
+  const size_t row_offsets = add(layout().row_offsets()), columns = add(layout().columns());
+  const size_t column_offsets = add(transposed.column_offsets);
+  const size_t rows = add(transposed.rows), slots = add(transposed.slots);
+  block_buffer_ = uploader.Upload(device_);
+  block_index_ = {At<int32_t>(block_buffer_, row_offsets), At<int32_t>(block_buffer_, columns),
+                  At<int32_t>(block_buffer_, column_offsets), At<int32_t>(block_buffer_, rows),
+                  At<int32_t>(block_buffer_, slots)};
+  return block_index_;
 }
 
 CudaPreparedLayout::HostPattern CudaPreparedLayout::Pattern() const {

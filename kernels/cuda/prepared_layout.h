@@ -26,6 +26,16 @@ struct DeviceLayout {
   bool short_columns = false;
 };
 
+// Of a blocked layout, for kernels that walk blocks in either direction; see
+// SparseLayout::Transposed.
+struct BlockIndex {
+  const int32_t* row_offsets = nullptr;     // [grid rows + 1]
+  const int32_t* columns = nullptr;         // [blocks]
+  const int32_t* column_offsets = nullptr;  // [grid columns + 1]
+  const int32_t* rows = nullptr;            // [blocks]
+  const int32_t* slots = nullptr;           // [blocks]
+};
+
 // A host schedule's lists in one device buffer.
 struct DeviceSpmmSchedule {
   int64_t tokens = 0;
@@ -72,6 +82,8 @@ class CudaPreparedLayout final : public PreparedLayout {
   int64_t value_count() const;
   CudaDevice& device() const { return device_; }
 
+  // Blocked layouts only; made at the first call.
+  const BlockIndex& block_index() const;
   // Blocked layouts only. Valid until a later call for the same product.
   const DeviceSpmmSchedule& SpmmScheduleFor(bool transposed, int64_t tokens,
                                             const SpmmTiling& tiling) const;
@@ -90,6 +102,8 @@ class CudaPreparedLayout final : public PreparedLayout {
   std::vector<Part> parts_;
   DeviceBuffer index_buffer_;
   DeviceLayout indices_;
+  mutable DeviceBuffer block_buffer_;
+  mutable BlockIndex block_index_;
   // Caches, newest first.
   mutable std::list<DeviceSpmmSchedule> forward_, transposed_;
   mutable std::list<DeviceSddmmSchedule> sddmm_;

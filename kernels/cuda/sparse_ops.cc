@@ -47,6 +47,7 @@ std::span<const BlockProductVariant> BlockProductVariants() {
   static constexpr std::array kVariants = {
       BlockProductVariant{"spmm_bsr_sm90", &CanMultiplySm90, &MultiplySm90},
       BlockProductVariant{"part by part", &CanMultiplyParts, &MultiplyParts},
+      BlockProductVariant{"spmm_bsr_mma", &CanMultiplyMma, &MultiplyMma},
       BlockProductVariant{"dense", &Always, &MultiplyDense},
   };
   return kVariants;
@@ -56,6 +57,7 @@ std::span<const BlockGradVariant> BlockGradVariants() {
   static constexpr std::array kVariants = {
       BlockGradVariant{"sddmm_bsr_sm90", &CanSampleSm90, &SampleSm90},
       BlockGradVariant{"part by part", &CanSampleParts, &SampleParts},
+      BlockGradVariant{"sddmm_bsr_mma", &CanSampleMma, &SampleMma},
       BlockGradVariant{"dense", &AlwaysSample, &SampleDense},
   };
   return kVariants;

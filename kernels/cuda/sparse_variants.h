@@ -51,6 +51,11 @@ bool CanMultiplyParts(const BlockProduct& product);
 void MultiplyParts(CudaBackend& backend, const BlockProduct& product, Stream& stream);
 bool CanSampleParts(const SddmmArgs& args);
 void SampleParts(CudaBackend& backend, const SddmmArgs& args, Stream& stream);
+// sparse_mma.cc: the mma.sync kernels.
+bool CanMultiplyMma(const BlockProduct& product);
+void MultiplyMma(CudaBackend& backend, const BlockProduct& product, Stream& stream);
+bool CanSampleMma(const SddmmArgs& args);
+void SampleMma(CudaBackend& backend, const SddmmArgs& args, Stream& stream);
 // sparse_dense.cc: through the dense weight, for everything but joined weights.
 void MultiplyDense(CudaBackend& backend, const BlockProduct& product, Stream& stream);
 void SampleDense(CudaBackend& backend, const SddmmArgs& args, Stream& stream);
