@@ -1,4 +1,5 @@
-// Communication between ranks. Implementations: one process (bootstrap.h), MPI on the host.
+// Communication between ranks. Implementations: one process (bootstrap.h), MPI and TCP on the host,
+// NCCL on GPUs (nccl_communicator.h).
 //
 // Bulk collectives take contiguous views (counts are elements, never bytes), start when `ready` is
 // complete and return Work; the buffers must stay alive and untouched until Work::Wait. All ranks
@@ -57,7 +58,9 @@ class Communicator {
   virtual void BroadcastHost(std::string* text, int root) = 0;
   virtual void Barrier() = 0;
 
-  // Ends all ranks with this exit code, without waiting for anything.
+  // What failed in the background (a link, a peer), for a watchdog's thread; empty: nothing did.
+  virtual std::string AsyncError() { return ""; }
+  // Ends all ranks with this exit code, without waiting for anything. Safe in any thread.
   [[noreturn]] virtual void Abort(int exit_code) = 0;
 };
 

@@ -1,25 +1,16 @@
-#include <unistd.h>
-
 #include <cstdlib>
 #include <string>
 
 #include "comm/bootstrap.h"
+#include "comm/done_work.h"
+#include "comm/tcp_socket.h"
 
 namespace filigree {
 namespace {
 
-class DoneWork final : public Work {
- public:
-  void Wait(Stream& stream) override {}
-};
-
 class SingleProcess final : public Communicator {
  public:
-  SingleProcess() {
-    char name[256] = {};
-    gethostname(name, sizeof(name) - 1);
-    host_ = name;
-  }
+  SingleProcess() : host_(HostName()) {}
 
   int rank() const override { return 0; }
   int size() const override { return 1; }
@@ -56,7 +47,7 @@ class SingleProcess final : public Communicator {
     CHECK(in.dtype() == out.dtype()) << NameOf(in.dtype()) << " and " << NameOf(out.dtype());
   }
 
-  std::string host_;
+  const std::string host_;
 };
 
 }  // namespace

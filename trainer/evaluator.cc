@@ -5,6 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/base/progress.h"
+
 namespace filigree {
 
 double EvaluationResult::loss() const {
@@ -32,6 +34,7 @@ EvaluationResult Evaluate(Model& model, const DataLoader& data, int64_t max_toke
     loss_sum += feeder.SumLosses(rows * seq_len, stream);
     valid += std::count_if(targets.begin(), targets.begin() + rows * seq_len,
                            [](int32_t target) { return target >= 0; });
+    ReportProgress();
   }
   double sums[] = {loss_sum, static_cast<double>(valid)};
   communicator.AllReduceHost(sums, ReduceOp::kSum);

@@ -121,6 +121,7 @@ struct RunSpec {
   int required_ranks = 0;
   bool deterministic = false;
   DeviceChoice device = DeviceChoice::kAuto;
+  double timeout_seconds = 600;  // without progress; 0: no watchdog
   int64_t checkpoint_every_steps = 1000;
   int64_t checkpoint_keep_last = 3;
   int64_t log_every_steps = 10;

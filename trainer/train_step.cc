@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/base/progress.h"
+
 namespace filigree {
 
 TrainStep::TrainStep(const BatchSpec& batch, Backend& backend, Stream& stream)
@@ -40,6 +42,7 @@ double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& sampl
                      none ? nullptr : samples.targets + done * seq_len, rows, seq_len, stream_);
     state.model().ForwardBackward(batch, loss_scale, feeder_.Losses(rows, seq_len), stream_);
     loss_sum += feeder_.SumLosses(rows * seq_len, stream_);
+    ReportProgress();
   }
   hooks.grad_ready = nullptr;
   state.model().set_hooks(hooks);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/base/log.h"
+#include "kernels/base/progress.h"
 #include "trainer/agree.h"
 #include "trainer/evaluator.h"
 #include "trainer/generator.h"
@@ -125,6 +126,7 @@ Status Trainer::BuildState(const CheckpointReader* start) {
 }
 
 Status Trainer::Start() {
+  ReportActivity("opening its inputs");
   RETURN_IF_ERROR(AgreeOnStatus(OpenInputs(), communicator_));
   if (start_) {
     const CheckpointInfo& info = start_->info();
@@ -146,12 +148,14 @@ Status Trainer::Start() {
   log_ = std::move(log).value();
   if (start_)
     LogInfo("going on from " + start_->directory() + " (step " + std::to_string(step_) + ")");
+  ReportActivity("building the model");
   RETURN_IF_ERROR(AgreeOnStatus(BuildState(start_.get()), communicator_));
   start_.reset();
   return OkStatus();
 }
 
 Status Trainer::EnterPhase(int phase) {
+  ReportActivity("entering a phase");
   const bool first_entry = !prefetcher_;
   phase_ = phase;
   auto data = OpenPhaseData(run_.phases[phase], run_.model, run_.seed);
@@ -222,6 +226,7 @@ void Trainer::RunStep(StepMetrics* metrics) {
 
 Status Trainer::SaveCheckpoint() {
   if (saved_step_ == step_) return OkStatus();
+  ReportActivity("saving a checkpoint");
   CheckpointInfo info;
   info.step = step_;
   info.tokens = tokens_;
@@ -246,6 +251,7 @@ Status Trainer::SaveCheckpoint() {
 
 void Trainer::EvaluateAndSample() {
   if (!data_.validation) return;
+  ReportActivity("evaluating");
   const EvaluationResult result =
       Evaluate(state_->model(), *data_.validation, run_.evaluation.tokens,
                phase().batch.micro_batch_sequences, train_step_->feeder(), communicator_, *stream_);
@@ -277,7 +283,8 @@ Status Trainer::AfterStep(const StepMetrics& metrics) {
 
 Status Trainer::RunPhase() {
   while (!last_of_phase()) {
-    SetFatalStep(step_);
+    ReportStep(step_);
+    ReportActivity("training");
     if (!TakeBatch()) {
       RETURN_IF_ERROR(SaveCheckpoint());
       return Interrupted("stopped by a signal after step " + std::to_string(step_) +
@@ -306,7 +313,7 @@ Status Trainer::Run() {
     RETURN_IF_ERROR(RunPhase());
   }
   log_->Finish();
-  SetFatalStep(-1);
+  ReportStep(-1);
   return OkStatus();
 }
 

@@ -8,12 +8,14 @@
 #include <utility>
 
 #include "comm/bootstrap.h"
+#include "comm/watchdog.h"
 #include "kernels/base/log.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/parallel.h"
 #include "trainer/agree.h"
 #ifdef FILIGREE_HAS_CUDA
+#include "comm/nccl_communicator.h"
 #include "kernels/cuda/cuda_factory.h"
 #endif
 
@@ -46,16 +48,29 @@ Status OpenGpu(DeviceChoice choice, Session* session) {
                         std::to_string(communicator.local_size()) +
                         " ranks; start at most one rank a GPU, or set parallel { device: CPU }");
   }
-  if (communicator.size() > 1) {
-    return InvalidInput(
-        "several ranks on GPUs: this build exchanges gradients between ranks in host memory only; "
-        "start one rank, or set parallel { device: CPU }");
-  }
   session->device = MakeCudaDevice(communicator.local_rank());
   session->backend = MakeCudaBackend(*session->device);
   return OkStatus();
 }
+
+// All ranks on GPUs, or all on CPUs. Collective.
+Status ConnectGpus(Session* session) {
+  int64_t gpus = session->device->name() == "cuda";
+  session->communicator->AllReduceHost(std::span<int64_t>(&gpus, 1), ReduceOp::kSum);
+  const int ranks = session->communicator->size();
+  if (gpus == 0) return OkStatus();
+  if (gpus < ranks) {
+    return InvalidInput("a GPU answers on " + std::to_string(gpus) + " of " +
+                        std::to_string(ranks) +
+                        " ranks; mend the others, or set parallel { device: CPU }");
+  }
+  ASSIGN_OR_RETURN(session->communicator,
+                   MakeNcclCommunicator(std::move(session->communicator), *session->device));
+  return OkStatus();
+}
 #else
+Status ConnectGpus(Session*) { return OkStatus(); }
+
 Status OpenGpu(DeviceChoice choice, Session* session) {
   if (choice == DeviceChoice::kAuto) return OpenCpu(session), OkStatus();
   return InvalidInput(
@@ -67,7 +82,9 @@ Status OpenGpu(DeviceChoice choice, Session* session) {
 }  // namespace
 
 SessionOptions SessionOptionsOf(const RunSpec& run) {
-  return {.cpu_threads = run.cpu_threads, .device = run.device};
+  return {.cpu_threads = run.cpu_threads,
+          .device = run.device,
+          .timeout_seconds = run.timeout_seconds};
 }
 
 StatusOr<Session> OpenSession(const SessionOptions& options) {
@@ -88,6 +105,12 @@ StatusOr<Session> OpenSession(const SessionOptions& options) {
   // One rank without a GPU ends all of them.
   opened = AgreeOnStatus(opened, *session.communicator);
   if (!opened.ok()) return ForThisRank(opened, session);
+  const bool speaks = session.communicator->rank() == 0;
+  if (const Status connected = ConnectGpus(&session); !connected.ok()) {
+    return Status(connected.code(), speaks ? connected.message() : "");
+  }
+  ASSIGN_OR_RETURN(session.communicator,
+                   Watch(std::move(session.communicator), options.timeout_seconds));
   session.stream = session.device->NewStream();
   return session;
 }

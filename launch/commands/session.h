@@ -12,8 +12,8 @@ namespace filigree {
 
 // The peers, a device and its backend, alive together. Ranks other than 0 are silenced.
 struct Session {
-  std::unique_ptr<Communicator> communicator;
   std::unique_ptr<Device> device;
+  std::unique_ptr<Communicator> communicator;  // on GPUs it has streams of the device
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Stream> stream;
 };
@@ -23,9 +23,11 @@ struct SessionOptions {
   // host.
   int cpu_threads = 0;
   DeviceChoice device = DeviceChoice::kAuto;
+  // Without progress, until all ranks are ended (comm/watchdog.h); 0: no watchdog.
+  double timeout_seconds = 0;
 };
-// Starts the communicator and takes this rank's device. Invalid input: a GPU is asked for and there is
-// none for this rank.
+// Starts the communicator and takes this rank's device; several ranks on GPUs meet over NCCL. Invalid
+// input: a GPU is asked for and there is none for this rank, or some ranks have one and some have not.
 StatusOr<Session> OpenSession(const SessionOptions& options);
 // What a run's configuration asks for.
 SessionOptions SessionOptionsOf(const RunSpec& run);

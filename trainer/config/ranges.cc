@@ -76,6 +76,7 @@ constexpr FieldRange kRanges[] = {
     {"ParallelConfig.bucket_megabytes", Range::kPositive},
     {"ParallelConfig.cpu_threads", Range::kNotNegative},
     {"ParallelConfig.ranks", Range::kNotNegative},
+    {"ParallelConfig.timeout_seconds", Range::kNotNegative},
     {"CheckpointConfig.every_steps", Range::kNotNegative},
     {"CheckpointConfig.keep_last", Range::kNotNegative},
     {"LogConfig.every_steps", Range::kPositive},

@@ -115,6 +115,7 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   spec.required_ranks = config.parallel().ranks();
   spec.deterministic = config.parallel().deterministic();
   spec.device = static_cast<DeviceChoice>(config.parallel().device());
+  spec.timeout_seconds = config.parallel().timeout_seconds();
   spec.checkpoint_every_steps = config.checkpoint().every_steps();
   spec.checkpoint_keep_last = config.checkpoint().keep_last();
   spec.log_every_steps = config.log().every_steps();

@@ -1,0 +1,312 @@
+#include "comm/nccl_communicator.h"
+
+#include <nccl.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <future>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "kernels/base/log.h"
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
+
+namespace filigree {
+namespace {
+
+using std::chrono::steady_clock;
+
+// ncclCommAbort waits for NCCL's own threads; a process that is about to end does not wait for ever.
+constexpr auto kAbortSeconds = std::chrono::seconds(2);
+
+std::string ErrorText(ncclResult_t result, ncclComm_t comm) {
+  const char* detail = ncclGetLastError(comm);
+  std::string text = ncclGetErrorString(result);
+  if (detail && *detail) text += std::string(" (") + detail + ")";
+  return text;
+}
+
+// Waits until the communicator has done what it was told last. Past the deadline: ncclInProgress.
+ncclResult_t Settle(ncclComm_t comm, ncclResult_t result, steady_clock::time_point deadline) {
+  while (result == ncclInProgress && steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+    ncclResult_t state = ncclSuccess;
+    const ncclResult_t asked = ncclCommGetAsyncError(comm, &state);
+    result = asked == ncclSuccess ? state : asked;
+  }
+  return result;
+}
+
+ncclDataType_t TypeOf(DType dtype) {
+  switch (dtype) {
+    case DType::kF64:
+      return ncclFloat64;
+    case DType::kF32:
+      return ncclFloat32;
+    case DType::kBF16:
+      return ncclBfloat16;
+    case DType::kI64:
+      return ncclInt64;
+    default:
+      CHECK(false) << "reduction of " << NameOf(dtype);
+  }
+}
+
+ncclRedOp_t OpOf(ReduceOp op, DType dtype) {
+  CHECK(op == ReduceOp::kSum || dtype != DType::kBF16) << "BF16 is only summed";
+  switch (op) {
+    case ReduceOp::kSum:
+      return ncclSum;
+    case ReduceOp::kMin:
+      return ncclMin;
+    case ReduceOp::kMax:
+      return ncclMax;
+  }
+  CHECK(false) << "reduction " << static_cast<int>(op);
+}
+
+bool OnDevice(const ConstTensorView& view) {
+  cudaPointerAttributes attributes;
+  CUDA_CHECK(cudaPointerGetAttributes(&attributes, view.data()));
+  return attributes.type == cudaMemoryTypeDevice;
+}
+
+// "NCCL 2.28.9; from the environment: NCCL_NVLS_ENABLE=0"
+std::string DescribeLibrary() {
+  int version = 0;
+  ncclGetVersion(&version);
+  std::string text = "NCCL " + std::to_string(version / 10000) + "." +
+                     std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
+  const char* separator = "; from the environment: ";
+  for (char** variable = environ; *variable; ++variable) {
+    if (!std::string_view(*variable).starts_with("NCCL_")) continue;
+    text += separator + std::string(*variable);
+    separator = ", ";
+  }
+  return text;
+}
+
+// Events for the collectives under way, used again.
+class EventPool {
+ public:
+  explicit EventPool(Device& device) : device_(device) {}
+  std::unique_ptr<Event> Take() {
+    if (free_.empty()) return device_.NewEvent();
+    std::unique_ptr<Event> event = std::move(free_.back());
+    free_.pop_back();
+    return event;
+  }
+  void Give(std::unique_ptr<Event> event) { free_.push_back(std::move(event)); }
+
+ private:
+  Device& device_;
+  std::vector<std::unique_ptr<Event>> free_;
+};
+
+class NcclWork final : public Work {
+ public:
+  NcclWork(EventPool& pool, Stream& stream) : pool_(pool), done_(pool.Take()) {
+    done_->Record(stream);
+  }
+  // A stream that waits keeps the event's state of that moment, so the event is free afterwards.
+  ~NcclWork() override {
+    if (!waited_) done_->Synchronize();
+    pool_.Give(std::move(done_));
+  }
+  void Wait(Stream& stream) override {
+    stream.Wait(*done_);
+    waited_ = true;
+  }
+
+ private:
+  EventPool& pool_;
+  std::unique_ptr<Event> done_;
+  bool waited_ = false;
+};
+
+class NcclCommunicator final : public Communicator {
+ public:
+  NcclCommunicator(std::unique_ptr<Communicator> inner, Device& device,
+                   double deadline_seconds)
+      : inner_(std::move(inner)),
+        deadline_(std::chrono::duration_cast<steady_clock::duration>(
+            std::chrono::duration<double>(deadline_seconds))),
+        stream_(device.NewStream()),
+        events_(device) {}
+
+  ~NcclCommunicator() override {
+    if (!comm_) return;
+    SetFatalHook([inner = inner_.get()] { inner->Abort(1); });
+    stream_->Synchronize();
+    const auto deadline = steady_clock::now() + deadline_;
+    if (Settle(comm_, ncclCommFinalize(comm_), deadline) == ncclSuccess) {
+      ncclCommDestroy(comm_);
+    } else {
+      ncclCommAbort(comm_);
+    }
+  }
+
+  Status Connect();
+
+  int rank() const override { return inner_->rank(); }
+  int size() const override { return inner_->size(); }
+  int local_rank() const override { return inner_->local_rank(); }
+  int local_size() const override { return inner_->local_size(); }
+  const std::string& host() const override { return inner_->host(); }
+
+  std::unique_ptr<Work> AllReduce(TensorView data, ReduceOp op, const Event& ready) override {
+    CHECK(data.contiguous());
+    if (!OnDevice(data)) return inner_->AllReduce(data, op, Completed(ready));
+    return Run(ready, "ncclAllReduce", [&](cudaStream_t stream) {
+      return ncclAllReduce(data.data(), data.data(), data.size(), TypeOf(data.dtype()),
+                           OpOf(op, data.dtype()), comm_, stream);
+    });
+  }
+
+  // In place where `out` is this rank's slice of `in`: NCCL knows that case.
+  std::unique_ptr<Work> ReduceScatter(TensorView in, TensorView out, ReduceOp op,
+                                      const Event& ready) override {
+    CheckSlices(/*whole=*/in, /*slice=*/out);
+    if (!OnDevice(in)) return inner_->ReduceScatter(in, out, op, Completed(ready));
+    return Run(ready, "ncclReduceScatter", [&](cudaStream_t stream) {
+      return ncclReduceScatter(in.data(), out.data(), out.size(), TypeOf(in.dtype()),
+                               OpOf(op, in.dtype()), comm_, stream);
+    });
+  }
+
+  std::unique_ptr<Work> AllGather(ConstTensorView in, TensorView out, const Event& ready) override {
+    CheckSlices(/*whole=*/out, /*slice=*/in);
+    if (!OnDevice(out)) return inner_->AllGather(in, out, Completed(ready));
+    return Run(ready, "ncclAllGather", [&](cudaStream_t stream) {
+      return ncclAllGather(in.data(), out.data(), in.bytes(), ncclUint8, comm_, stream);
+    });
+  }
+
+  std::unique_ptr<Work> Broadcast(TensorView data, int root, const Event& ready) override {
+    CHECK(data.contiguous());
+    if (!OnDevice(data)) return inner_->Broadcast(data, root, Completed(ready));
+    return Run(ready, "ncclBroadcast", [&](cudaStream_t stream) {
+      return ncclBroadcast(data.data(), data.data(), data.bytes(), ncclUint8, root, comm_, stream);
+    });
+  }
+
+  void AllReduceHost(std::span<double> values, ReduceOp op) override {
+    inner_->AllReduceHost(values, op);
+  }
+  void AllReduceHost(std::span<int64_t> values, ReduceOp op) override {
+    inner_->AllReduceHost(values, op);
+  }
+  void BroadcastHost(std::string* text, int root) override { inner_->BroadcastHost(text, root); }
+  void Barrier() override { inner_->Barrier(); }
+
+  std::string AsyncError() override {
+    ncclResult_t state = ncclSuccess;
+    const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
+    const ncclResult_t result = asked == ncclSuccess ? state : asked;
+    if (result == ncclSuccess || result == ncclInProgress) return inner_->AsyncError();
+    return "NCCL failed: " + ErrorText(result, comm_);
+  }
+
+  [[noreturn]] void Abort(int exit_code) override {
+    AbortNccl();
+    inner_->Abort(exit_code);
+    std::_Exit(exit_code);
+  }
+
+ private:
+  // What `inner` is told, which reads host memory at once.
+  static const Event& Completed(const Event& ready) {
+    CUDA_CHECK(cudaEventSynchronize(NativeEvent(ready)));
+    return ready;
+  }
+  void CheckSlices(const ConstTensorView& whole, const ConstTensorView& slice) const {
+    CHECK(whole.contiguous() && slice.contiguous());
+    CHECK_EQ(whole.size(), slice.size() * size()) << "elements on " << size() << " ranks";
+    CHECK(whole.dtype() == slice.dtype())
+        << NameOf(whole.dtype()) << " and " << NameOf(slice.dtype());
+  }
+
+  // Submits a collective after `ready`. NCCL may go on starting it in a thread of its own; what is
+  // recorded behind it must wait for that.
+  template <typename Call>
+  std::unique_ptr<Work> Run(const Event& ready, const char* name, const Call& call) {
+    stream_->Wait(ready);
+    const ncclResult_t result =
+        Settle(comm_, call(NativeStream(*stream_)), steady_clock::now() + deadline_);
+    CHECK(result == ncclSuccess) << name << ": " << ErrorText(result, comm_);
+    return std::make_unique<NcclWork>(events_, *stream_);
+  }
+
+  void AbortNccl() {
+    std::promise<void> done;
+    std::future<void> aborted = done.get_future();
+    std::thread([comm = comm_, done = std::move(done)]() mutable {
+      ncclCommAbort(comm);
+      done.set_value();
+    }).detach();
+    aborted.wait_for(kAbortSeconds);
+  }
+
+  std::unique_ptr<Communicator> inner_;
+  const steady_clock::duration deadline_;  // for whatever NCCL does without blocking
+  std::unique_ptr<Stream> stream_;
+  EventPool events_;
+  ncclComm_t comm_ = nullptr;
+};
+
+Status NcclCommunicator::Connect() {
+  ncclUniqueId id = {};
+  ncclResult_t result = ncclSuccess;
+  if (rank() == 0) result = ncclGetUniqueId(&id);
+  // Rank 0's failure shows in what it sends: nothing.
+  std::string bytes = result == ncclSuccess ? std::string(id.internal, sizeof(id.internal)) : "";
+  inner_->BroadcastHost(&bytes, 0);
+  if (!bytes.empty()) {
+    std::memcpy(id.internal, bytes.data(), sizeof(id.internal));
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    config.commName = "filigree";
+    result = ncclCommInitRankConfig(&comm_, size(), id, rank(), &config);
+    result = Settle(comm_, result, steady_clock::now() + deadline_);
+  }
+  const bool failed = bytes.empty() || result != ncclSuccess;
+  const std::string problem =
+      !failed ? ""
+              : "rank " + std::to_string(rank()) + " on " + host() + ": NCCL did not connect " +
+                    std::to_string(size()) + " ranks: " +
+                    (result == ncclInProgress ? "peers did not answer in time"
+                                              : ErrorText(result, comm_)) +
+                    "; NCCL_DEBUG=INFO tells more, NCCL_SOCKET_IFNAME names the network";
+  int64_t failing = failed ? rank() : size();
+  inner_->AllReduceHost(std::span<int64_t>(&failing, 1), ReduceOp::kMin);
+  if (failing < size()) {
+    if (comm_) AbortNccl();
+    comm_ = nullptr;
+    std::string message = problem;
+    inner_->BroadcastHost(&message, static_cast<int>(failing));
+    return MachineError(message);
+  }
+  SetFatalHook([this] { Abort(1); });
+  LogInfo(DescribeLibrary());
+  return OkStatus();
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(std::unique_ptr<Communicator> inner,
+                                                             Device& device,
+                                                             double deadline_seconds) {
+  if (inner->size() == 1) return inner;
+  auto communicator =
+      std::make_unique<NcclCommunicator>(std::move(inner), device, deadline_seconds);
+  RETURN_IF_ERROR(communicator->Connect());
+  return std::unique_ptr<Communicator>(std::move(communicator));
+}
+
+}  // namespace filigree
