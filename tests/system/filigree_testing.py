@@ -38,6 +38,11 @@ _ENVIRONMENT = dict(
 )
 
 
+def environment():
+    """What the binary's processes are given."""
+    return dict(_ENVIRONMENT)
+
+
 def command(*arguments, ranks=1):
     """The words of one call of the binary; `ranks` above 1 go through mpirun."""
     words = [BINARY, *map(str, arguments)]

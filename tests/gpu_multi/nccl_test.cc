@@ -1,0 +1,197 @@
+// NCCL between the ranks of mpirun, a GPU each.
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <memory>
+
+#include "comm/flat_buffer.h"
+#include "comm/gradient_exchange.h"
+#include "comm/mpi_communicator.h"
+#include "comm/nccl_communicator.h"
+#include "comm/watchdog.h"
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_factory.h"
+#include "tests/unit/comm_testing.h"
+
+namespace filigree {
+namespace {
+
+class NcclTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto mpi = MakeMpiCommunicator();
+    // The ranks skip together, or none does.
+    int64_t enough = CudaDeviceCount() >= std::max(2, mpi->local_size());
+    mpi->AllReduceHost(std::span<int64_t>(&enough, 1), ReduceOp::kMin);
+    if (!enough) GTEST_SKIP() << "fewer than 2 GPUs answer";
+    ASSERT_GE(mpi->size(), 2) << "run under mpirun -np 2";
+    device_ = MakeCudaDevice(mpi->local_rank());
+    auto nccl = MakeNcclCommunicator(std::move(mpi), *device_, /*deadline_seconds=*/60);
+    ASSERT_TRUE(nccl.ok()) << nccl.status().message();
+    comm_ = std::move(nccl).value();
+    stream_ = device_->NewStream();
+  }
+
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Communicator> comm_;
+  std::unique_ptr<Stream> stream_;
+};
+
+TEST_F(NcclTest, CollectivesAreExact) {
+  CollectiveCheck check(*comm_, *device_);
+  for (const DType dtype : {DType::kF32, DType::kF64, DType::kBF16, DType::kI64}) check.Run(dtype);
+  check.HostCollectives();
+  EXPECT_EQ(comm_->AsyncError(), "");
+}
+
+TEST_F(NcclTest, TheSameUnderTheWatchdog) {
+  auto watched = Watch(std::move(comm_), 60);
+  ASSERT_TRUE(watched.ok());
+  comm_ = std::move(watched).value();
+  CollectiveCheck check(*comm_, *device_);
+  check.Run(DType::kF32);
+}
+
+TEST_F(NcclTest, HostMemoryGoesThroughTheHost) {
+  std::vector<float> values = {static_cast<float>(comm_->rank()), 2};
+  const TensorView view(values.data(), DType::kF32, {2});
+  const auto ready = device_->NewEvent();
+  ready->Record(*stream_);
+  comm_->AllReduce(view, ReduceOp::kSum, *ready)->Wait(*stream_);
+  const int size = comm_->size();
+  EXPECT_EQ(values[0], size * (size - 1) / 2);
+  EXPECT_EQ(values[1], 2 * size);
+}
+
+// A collective waits for the work that it was given as `ready`, and the stream that waits for the
+// collective waits for both.
+TEST_F(NcclTest, FollowsTheComputeStream) {
+  constexpr int64_t kCount = int64_t{1} << 24;
+  TestVector data(*device_, DType::kF32, kCount, *stream_);
+  TestVector source(*device_, DType::kF32, kCount, *stream_);
+  source.Set([&](int64_t i) { return InputOf(comm_->rank(), i); });
+  const auto ready = device_->NewEvent();
+  for (int round = 0; round < 5; ++round) {
+    device_->ZeroAsync(data.view(), *stream_);
+    for (int copy = 0; copy < 20; ++copy) device_->CopyAsync(data.view(), source.view(), *stream_);
+    ready->Record(*stream_);
+    const auto work = comm_->AllReduce(data.view(), ReduceOp::kSum, *ready);
+    // Recorded again at once, as the trainer does: the collective keeps its own moment.
+    ready->Record(*stream_);
+    work->Wait(*stream_);
+    const std::vector<double> sums = data.Get();
+    for (int64_t i = 0; i < kCount; i += 9973) {
+      double expected = 0;
+      for (int rank = 0; rank < comm_->size(); ++rank) expected += InputOf(rank, i);
+      ASSERT_EQ(sums[i], expected) << "element " << i << " of round " << round;
+    }
+  }
+}
+
+// Milliseconds of what `submit` puts on `stream`, as the GPU saw it.
+template <typename Submit>
+float Milliseconds(Stream& stream, const Submit& submit) {
+  cudaEvent_t begin, end;
+  CUDA_CHECK(cudaEventCreate(&begin));
+  CUDA_CHECK(cudaEventCreate(&end));
+  CUDA_CHECK(cudaEventRecord(begin, NativeStream(stream)));
+  submit();
+  CUDA_CHECK(cudaEventRecord(end, NativeStream(stream)));
+  CUDA_CHECK(cudaEventSynchronize(end));
+  float elapsed = 0;
+  CUDA_CHECK(cudaEventElapsedTime(&elapsed, begin, end));
+  CUDA_CHECK(cudaEventDestroy(begin));
+  CUDA_CHECK(cudaEventDestroy(end));
+  return elapsed;
+}
+
+// Submitting blocks no host, and the compute stream goes on while a collective runs: both together
+// take less than one after the other.
+TEST_F(NcclTest, OverlapsWithComputeAndBlocksNobody) {
+  constexpr int64_t kCount = int64_t{1} << 27;
+  TestVector exchanged(*device_, DType::kBF16, kCount, *stream_);
+  const DeviceBuffer from = device_->Allocate(kCount, "test"), to = device_->Allocate(kCount, "test");
+  const auto ready = device_->NewEvent();
+  const auto compute = [&] {
+    for (int i = 0; i < 40; ++i) {
+      device_->CopyAsync(to.View(DType::kU8, kCount), from.View(DType::kU8, kCount), *stream_);
+    }
+  };
+  const auto begin = [&] {
+    ready->Record(*stream_);
+    return comm_->AllReduce(exchanged.view(), ReduceOp::kSum, *ready);
+  };
+  begin()->Wait(*stream_);
+  stream_->Synchronize();
+  comm_->Barrier();
+  float apart = 1e9f, together = 1e9f;
+  for (int round = 0; round < 5; ++round) {
+    comm_->Barrier();
+    const float alone = Milliseconds(*stream_, [&] { begin()->Wait(*stream_); });
+    const float computing = Milliseconds(*stream_, compute);
+    apart = std::min(apart, alone + computing);
+    comm_->Barrier();
+    double host_ms = 0;
+    const float both = Milliseconds(*stream_, [&] {
+      const auto start = std::chrono::steady_clock::now();
+      const auto work = begin();
+      compute();
+      work->Wait(*stream_);
+      host_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+                    .count();
+    });
+    together = std::min(together, both);
+    EXPECT_LT(host_ms, both) << "the host waited for the GPU";
+  }
+  RecordProperty("apart_ms", std::to_string(apart));
+  RecordProperty("together_ms", std::to_string(together));
+  std::printf("collective and compute: %.2f ms apart, %.2f ms together\n", apart, together);
+  EXPECT_LT(together, 0.95f * apart);
+}
+
+// The exchange over NCCL: exact sums in the own slices, updated values gathered, bytes as predicted.
+TEST_F(NcclTest, GradientExchangeIsExactAndCounted) {
+  const int size = comm_->size();
+  const std::vector<SegmentSpec> specs = {{.count = 1000, .kind = TrafficKind::kDense},
+                                          {.count = 70001, .kind = TrafficKind::kSparsified},
+                                          {.count = 333, .kind = TrafficKind::kDense},
+                                          {.count = 50000, .kind = TrafficKind::kSparsified}};
+  for (const int shards : {1, size}) {
+    const FlatLayout layout = FlatLayout::Build(specs, shards, /*bucket_elements=*/4096);
+    const int shard = shards == 1 ? 0 : comm_->rank();
+    FlatBuffer buffer(*device_, layout, shard, DType::kBF16, DType::kF32, *stream_);
+    GradientExchange exchange(buffer, *comm_);
+    TestVector grads(*device_, DType::kF32, layout.total_count(), *stream_);
+    grads.Set([&](int64_t i) { return InputOf(comm_->rank(), i); });
+    device_->CopyAsync(buffer.grads(), grads.view(), *stream_);
+    const auto event = device_->NewEvent();
+    for (int segment = static_cast<int>(specs.size()) - 1; segment >= 0; --segment) {
+      event->Record(*stream_);
+      exchange.MarkReady(segment, *event);
+    }
+    exchange.WaitGrads(*stream_);
+    device_->CopyAsync(grads.view(), buffer.grads(), *stream_);
+    const std::vector<double> sums = grads.Get();
+    for (const OwnedRange& range : buffer.owned()) {
+      for (int64_t i = range.flat_begin; i < range.flat_begin + range.count; ++i) {
+        double expected = 0;
+        for (int rank = 0; rank < size; ++rank) expected += InputOf(rank, i);
+        ASSERT_EQ(sums[i], expected) << "element " << i << " with " << shards << " shards";
+      }
+    }
+    exchange.StartGatherValues(*event);
+    exchange.WaitAllValues(*stream_);
+    stream_->Synchronize();
+    const ExchangedBytes counted = exchange.TakeBytes();
+    const ExchangedBytes planned = PredictExchangedBytes(layout, size, DType::kBF16, DType::kF32);
+    EXPECT_EQ(counted.sparsified_grads, planned.sparsified_grads);
+    EXPECT_EQ(counted.dense_grads, planned.dense_grads);
+    EXPECT_EQ(counted.sparsified_values, planned.sparsified_values);
+    EXPECT_EQ(counted.dense_values, planned.dense_values);
+  }
+}
+
+}  // namespace
+}  // namespace filigree
