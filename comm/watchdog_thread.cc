@@ -117,7 +117,10 @@ bool WatchdogThread::Accept(const std::string& invitation) {
     peer.link.socket = ConnectTcp(candidate, port, DeadlineIn(kConnectSeconds), &problem);
     if (peer.link.socket.open()) break;
   }
-  peer.report.connected = peer.link.socket.open();
+  // Said at once: a rank that dies in its first second is known.
+  const Message hello = Say(Kind::kAlive);
+  peer.report.connected =
+      peer.link.socket.open() && peer.link.socket.Send(&hello, sizeof(hello));
   return peer.report.connected;
 }
 

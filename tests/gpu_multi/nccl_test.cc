@@ -42,6 +42,8 @@ class NcclTest : public ::testing::Test {
 TEST_F(NcclTest, CollectivesAreExact) {
   CollectiveCheck check(*comm_, *device_);
   for (const DType dtype : {DType::kF32, DType::kF64, DType::kBF16, DType::kI64}) check.Run(dtype);
+  check.RunLarge(DType::kF32);
+  check.RunLarge(DType::kBF16);
   check.HostCollectives();
   EXPECT_EQ(comm_->AsyncError(), "");
 }

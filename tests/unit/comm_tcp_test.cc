@@ -95,6 +95,8 @@ TEST(TcpCommunicator, CollectivesAreExact) {
       for (const DType dtype : {DType::kF32, DType::kF64, DType::kBF16, DType::kI64}) {
         check.Run(dtype);
       }
+      check.RunLarge(DType::kF32);
+      check.RunLarge(DType::kBF16);
       check.HostCollectives();
       return communicator->local_rank() == rank && communicator->local_size() == ranks &&
              communicator->host() == HostName();

@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -85,8 +87,8 @@ class TestVector {
 // Small integers: sums of them are exact in every dtype and order, for up to 8 ranks.
 inline double InputOf(int rank, int64_t i) { return static_cast<double>((rank * 5 + i * 3) % 17) - 8; }
 
-// Runs every collective, in place and not, over sizes around nothing, one element, odd and more than
-// a chunk, and compares each element. Collective.
+// Runs every collective, in place and not, over small, odd and (where an implementation may cut a
+// tensor into pieces) large sizes, and compares each element. Collective.
 class CollectiveCheck {
  public:
   CollectiveCheck(Communicator& communicator, Device& device)
@@ -96,7 +98,7 @@ class CollectiveCheck {
         ready_(device.NewEvent()) {}
 
   void Run(DType dtype) {
-    for (const int64_t count : {int64_t{1}, int64_t{255}, int64_t{100003}, int64_t{300001}}) {
+    for (const int64_t count : {int64_t{1}, int64_t{255}, int64_t{10007}}) {
       SCOPED_TRACE(std::string(NameOf(dtype)) + " x " + std::to_string(count));
       AllReduce(dtype, count, ReduceOp::kSum);
       if (dtype != DType::kBF16) {
@@ -109,6 +111,14 @@ class CollectiveCheck {
       }
       for (int root = 0; root < comm_.size(); ++root) Broadcast(dtype, count, root);
     }
+  }
+
+  // A size beyond the pieces that an implementation may cut.
+  void RunLarge(DType dtype) {
+    constexpr int64_t kCount = 300001;
+    AllReduce(dtype, kCount, ReduceOp::kSum);
+    ReduceScatter(dtype, kCount, /*in_place=*/true);
+    AllGather(dtype, kCount, /*in_place=*/true);
   }
 
   void HostCollectives() {
@@ -148,7 +158,10 @@ class CollectiveCheck {
   void Expect(TestVector& found, const char* what, const Expected& expected) {
     const std::vector<double> values = found.Get();
     for (size_t i = 0; i < values.size(); ++i) {
-      ASSERT_EQ(values[i], expected(static_cast<int64_t>(i))) << what << ", element " << i;
+      const double wanted = expected(static_cast<int64_t>(i));
+      if (values[i] != wanted) {  // a macro an element takes seconds
+        FAIL() << what << ", element " << i << " is " << values[i] << ", not " << wanted;
+      }
     }
   }
 
