@@ -21,6 +21,7 @@
 #include <random>
 #include <sstream>
 
+#include "comm/stuck_launcher.h"
 #include "kernels/base/log.h"
 #include "kernels/base/progress.h"
 
@@ -312,7 +313,8 @@ void WatchdogThread::End(const std::string& verdict) {
     std::fflush(stderr);
   }
   if (root()) Tell(Kind::kEnd);
-  // A launcher may want to reach the very host that does not answer.
+  if (communicator_.local_rank() == 0) EndStuckLauncher();
+  // Telling the launcher may take for ever too.
   std::thread([] {
     std::this_thread::sleep_for(kAbortGrace);
     _exit(1);

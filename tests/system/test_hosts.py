@@ -104,11 +104,13 @@ class HostsTest(SystemTest):
                 if steps_before:
                     self.assertIn("going on from", started.text())
                 mend = fault(started)
-                seconds = started.wait_for_end()
+                try:
+                    seconds = started.wait_for_end()
+                finally:
+                    mend()
                 print(f"{name}: {fault.__name__}: ended after {seconds:.1f} s", flush=True)
                 self.assertNotIn(started.process.returncode, (DONE, STOPPED), started.text())
                 self.assertIn(expected, started.text())
-                mend()
         started = self.start(launch(self.words(path, run)), run)
         started.wait_for_steps(2)
         self.assertIn("going on from", started.text())
