@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 
 # Command and the package it comes in.
 TOOLS=(g++:g++ cmake:cmake ninja:ninja-build pkg-config:pkg-config make:make git:git
-  python3:python3)
+  python3:python3 ip:iproute2)
 LIBRARIES=(ca-certificates protobuf-compiler libprotobuf-dev libgtest-dev libgmock-dev
   libsentencepiece-dev libopenblas-pthread-dev libcli11-dev nlohmann-json3-dev libspdlog-dev
   libfmt-dev libzstd-dev libxxhash-dev zlib1g-dev)

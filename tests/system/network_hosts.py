@@ -3,13 +3,18 @@
 What a rank sees in one of them (interfaces, peers, its host's name) is what it sees on a machine of
 a cluster; files and process ids are shared. Making them needs root, CAP_NET_ADMIN and iproute2.
 """
+import errno
 import os
 import shlex
 import shutil
 import signal
+import string
 import subprocess
+import sys
 import tempfile
+import time
 
+_letters = iter(string.ascii_lowercase)
 _TOOLS = ("ip", "unshare", "mpirun")
 
 
@@ -42,7 +47,8 @@ class Hosts:
     """`count` hosts; close() removes them and ends what still runs there."""
 
     def __init__(self, count):
-        unique = os.getpid() % 10000
+        # The kernel takes its time to remove what an earlier one had.
+        unique = f"{os.getpid() % 10000}{next(_letters)}"
         self.bridge = f"fgbr{unique}"
         self.names = [f"fg{unique}node{i}" for i in range(count)]
         # Not in use anywhere else on this machine, as the bridge joins these namespaces alone.
@@ -70,6 +76,8 @@ class Hosts:
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "eth0", "up")
             _ip("-n", name, "link", "set", "lo", "up")
+        for i in range(len(self.names)):
+            self.wait_until_reached(i)
         self.agent = os.path.join(self.folder, "agent.sh")
         with open(self.agent, "w", encoding="utf-8") as file:
             # mpirun calls it as it calls ssh: HOST COMMAND.
@@ -82,6 +90,17 @@ class Hosts:
 
     def set_link(self, host, up):
         _ip("link", "set", self._port(host), "up" if up else "down")
+
+    def wait_until_reached(self, host, seconds=20):
+        """Until the first host reaches `host`: a link that came up takes a moment to carry."""
+        # A port where nobody listens: that is said by the host itself.
+        attempt = ("import socket, sys; s = socket.socket(); s.settimeout(1); "
+                   f"sys.exit(s.connect_ex(({self.addresses[host]!r}, 1)) != {errno.ECONNREFUSED})")
+        deadline = time.monotonic() + seconds
+        while subprocess.run(["ip", "netns", "exec", self.names[0], sys.executable, "-c", attempt],
+                             check=False).returncode != 0:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.names[host]} cannot be reached")
 
     def command(self, words, ranks_each):
         """`words` under mpirun, started on the first host, with a hostfile of all."""

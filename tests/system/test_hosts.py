@@ -126,8 +126,8 @@ class HostsTest(SystemTest):
     @unittest.skipIf(WHY_NOT and os.environ.get("CI") != "true", f"on one host only: {WHY_NOT}")
     def test_several_hosts(self):
         self.assertEqual(WHY_NOT, "", "continuous integration must be able to make hosts")
-        alone = self.train("alone", open(self.config_file("alone-plan", 8), encoding="utf-8").read(),
-                           ranks=1)
+        alone = self.path("alone")
+        self.filigree("train", self.config_file("alone", 8), "--out", alone)
         for count, ranks_each in ((2, 2), (4, 1)):
             with self.subTest(hosts=count):
                 hosts = network_hosts.Hosts(count)
@@ -163,8 +163,12 @@ class HostsTest(SystemTest):
             return nothing
 
         def link_down(started):
+            def link_up():
+                hosts.set_link(1, up=True)
+                hosts.wait_until_reached(1)
+
             hosts.set_link(1, up=False)
-            return lambda: hosts.set_link(1, up=True)
+            return link_up
 
         self.end_by("lost", lambda words: hosts.command(words, 2),
                     [(rank_killed, lost), (daemon_killed, lost),
