@@ -45,10 +45,11 @@ StatusOr<int> VariableInRange(const char* variable, int low, int high, const int
   const auto [end, error] = std::from_chars(view.data(), view.data() + view.size(), value);
   if (view.empty() || error != std::errc() || end != view.data() + view.size() || value < low ||
       value > high) {
-    return InvalidInput(std::string(variable) + (text ? "=" + std::string(text) : " is not set") +
-                        ": RANK and WORLD_SIZE, as torchrun sets them, need it to be a number from " +
-                        std::to_string(low) + " to " + std::to_string(high) +
-                        "; unset RANK to run one process alone");
+    return InvalidInput(
+        std::string(variable) + (text ? "=" + std::string(text) : " is not set") +
+        ": RANK and WORLD_SIZE, as torchrun sets them, need it to be a number from " +
+        std::to_string(low) + " to " + std::to_string(high) +
+        "; unset RANK to run one process alone");
   }
   return value;
 }

@@ -22,7 +22,8 @@ namespace {
 
 using std::chrono::steady_clock;
 
-// ncclCommAbort waits for NCCL's own threads; a process that is about to end does not wait for ever.
+// ncclCommAbort waits for NCCL's own threads; a process that is about to end does not wait for
+// ever.
 constexpr auto kAbortSeconds = std::chrono::seconds(2);
 
 std::string ErrorText(ncclResult_t result, ncclComm_t comm) {
@@ -132,8 +133,7 @@ class NcclWork final : public Work {
 
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(std::unique_ptr<Communicator> inner, Device& device,
-                   double deadline_seconds)
+  NcclCommunicator(std::unique_ptr<Communicator> inner, Device& device, double deadline_seconds)
       : inner_(std::move(inner)),
         deadline_(std::chrono::duration_cast<steady_clock::duration>(
             std::chrono::duration<double>(deadline_seconds))),

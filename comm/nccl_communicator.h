@@ -1,11 +1,12 @@
-// The communicator of GPU ranks: bulk collectives by NCCL, host collectives by another communicator.
+// The communicator of GPU ranks: bulk collectives by NCCL, host collectives by another
+// communicator.
 #pragma once
 
 #include <memory>
 
 #include "comm/communicator.h"
-#include "kernels/base/status.h"
 #include "kernels/base/device.h"
+#include "kernels/base/status.h"
 
 namespace filigree {
 
@@ -18,9 +19,9 @@ namespace filigree {
 // gathering) go through `inner`, once `ready` is complete.
 //
 // Reductions: F32, F64, I64, and BF16 summed. NCCL adds BF16 in whatever precision its algorithm
-// has (F32 inside a switch or a reduction of several inputs, a rounding at each hop of a ring); fp32
-// gradients are the choice where that matters. Sums depend on the number of ranks, the size and
-// the algorithm that NCCL chooses, and are the same in every run of one topology.
+// has (F32 inside a switch or a reduction of several inputs, a rounding at each hop of a ring);
+// fp32 gradients are the choice where that matters. Sums depend on the number of ranks, the size
+// and the algorithm that NCCL chooses, and are the same in every run of one topology.
 //
 // Every call is non-blocking and polled. A collective that fails, or that NCCL cannot start, is
 // fatal; the fatal path aborts NCCL (in a bounded time) and then `inner`. AsyncError() tells a

@@ -16,8 +16,8 @@ constexpr unsigned kGraceSeconds = 4;
 // mpirun ends in order at the first signal, at once at a later one, if it can.
 constexpr int kSignals[] = {SIGTERM, SIGTERM, SIGTERM, SIGKILL};
 
-constexpr std::string_view kLaunchers[] = {"mpirun", "mpiexec",       "orterun", "orted",
-                                           "prterun", "prted", "hydra_pmi_proxy"};
+constexpr std::string_view kLaunchers[] = {"mpirun",  "mpiexec", "orterun",        "orted",
+                                           "prterun", "prted",   "hydra_pmi_proxy"};
 
 bool IsLauncher(pid_t pid) {
   char path[32], name[32];

@@ -56,7 +56,8 @@ class TcpCommunicator final : public Communicator {
       local_rank_ = static_cast<int>(std::count(begin, begin + rank_, host()));
     }
     local_size_ = rendezvous.local_size;
-    if (local_size_ < 0) local_size_ = static_cast<int>(std::count(begin, star_.hosts.end(), host()));
+    if (local_size_ < 0)
+      local_size_ = static_cast<int>(std::count(begin, star_.hosts.end(), host()));
   }
 
   int rank() const override { return rank_; }
@@ -76,8 +77,8 @@ class TcpCommunicator final : public Communicator {
                                       const Event& ready) override {
     CheckUsable(in, ready);
     CheckSlices(/*whole=*/in, /*slice=*/out);
-    Announce({Call::kReduceScatter, static_cast<int>(in.dtype()), static_cast<int>(op), 0,
-              out.size()});
+    Announce(
+        {Call::kReduceScatter, static_cast<int>(in.dtype()), static_cast<int>(op), 0, out.size()});
     for (int owner = 0; owner < size_; ++owner) {
       ReduceTyped(in.Range(owner * out.size(), out.size()), out, op, owner);
     }
@@ -124,7 +125,8 @@ class TcpCommunicator final : public Communicator {
 
  private:
   static void CheckUsable(const TensorView& view, const Event& ready) {
-    CHECK(ready.Done()) << "sockets read host memory: the work before a collective must be complete";
+    CHECK(ready.Done())
+        << "sockets read host memory: the work before a collective must be complete";
     CHECK(view.contiguous());
   }
   void CheckSlices(const ConstTensorView& whole, const ConstTensorView& slice) const {

@@ -9,8 +9,9 @@
 // It prints one message: what happened, on which host, and where every rank was, those that are
 // behind first. A rank that does not hear from rank 0 any more ends itself in the same way.
 //
-// Ending is Communicator::Abort, and _exit(1) after a grace of a few seconds where that cannot reach
-// the others; a launcher that still waits for a lost host is ended too (stuck_launcher.h). Its own traffic, some hundred bytes a second and rank, is no part of exchanged_bytes.
+// Ending is Communicator::Abort, and _exit(1) after a grace of a few seconds where that cannot
+// reach the others; a launcher that still waits for a lost host is ended too (stuck_launcher.h).
+// Its own traffic, some hundred bytes a second and rank, is no part of exchanged_bytes.
 #pragma once
 
 #include <memory>

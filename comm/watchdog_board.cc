@@ -31,7 +31,8 @@ std::string Line(const RankReport& report) {
   if (report.step >= 0) line += "step " + std::to_string(report.step) + ", ";
   line += report.doing + ", " + std::to_string(report.collectives) + " collectives started";
   if (report.broken_seconds >= 0) return line + ", connection broke";
-  if (report.silent_seconds > 3) return line + ", not heard of for " + Seconds(report.silent_seconds);
+  if (report.silent_seconds > 3)
+    return line + ", not heard of for " + Seconds(report.silent_seconds);
   return line + ", no progress for " + Seconds(report.idle_seconds);
 }
 
@@ -66,15 +67,14 @@ std::string Judge(const std::vector<RankReport>& ranks, double timeout) {
   for (const RankReport& report : ranks) {
     if (!report.error.empty()) return Name(report) + ": " + report.error + Table(ranks);
   }
-  const std::string broken = Names(ranks, [](const RankReport& report) {
-    return report.broken_seconds >= kBrokenGraceSeconds;
-  });
+  const std::string broken = Names(
+      ranks, [](const RankReport& report) { return report.broken_seconds >= kBrokenGraceSeconds; });
   if (!broken.empty()) return broken + " ended without a word (killed?)" + Table(ranks);
   const bool silence = std::any_of(ranks.begin(), ranks.end(), [&](const RankReport& report) {
     return report.connected && !report.left && Silent(report, timeout);
   });
-  const std::string idle = Names(
-      ranks, [&](const RankReport& report) { return report.idle_seconds >= timeout; });
+  const std::string idle =
+      Names(ranks, [&](const RankReport& report) { return report.idle_seconds >= timeout; });
   if (!silence && idle.empty()) return "";
   // Whoever waits for a silent rank stands still too: the silence is the cause.
   const std::string silent =

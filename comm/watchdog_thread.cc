@@ -120,8 +120,7 @@ bool WatchdogThread::Accept(const std::string& invitation) {
   }
   // Said at once: a rank that dies in its first second is known.
   const Message hello = Say(Kind::kAlive);
-  peer.report.connected =
-      peer.link.socket.open() && peer.link.socket.Send(&hello, sizeof(hello));
+  peer.report.connected = peer.link.socket.open() && peer.link.socket.Send(&hello, sizeof(hello));
   return peer.report.connected;
 }
 

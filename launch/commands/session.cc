@@ -74,7 +74,8 @@ Status ConnectGpus(Session*) { return OkStatus(); }
 Status OpenGpu(DeviceChoice choice, Session* session) {
   if (choice == DeviceChoice::kAuto) return OpenCpu(session), OkStatus();
   return InvalidInput(
-      "parallel.device is CUDA, but this build has no CUDA backend; build where nvcc is found, or set "
+      "parallel.device is CUDA, but this build has no CUDA backend; build where nvcc is found, or "
+      "set "
       "parallel { device: CPU }");
 }
 #endif
@@ -82,9 +83,8 @@ Status OpenGpu(DeviceChoice choice, Session* session) {
 }  // namespace
 
 SessionOptions SessionOptionsOf(const RunSpec& run) {
-  return {.cpu_threads = run.cpu_threads,
-          .device = run.device,
-          .timeout_seconds = run.timeout_seconds};
+  return {
+      .cpu_threads = run.cpu_threads, .device = run.device, .timeout_seconds = run.timeout_seconds};
 }
 
 StatusOr<Session> OpenSession(const SessionOptions& options) {

@@ -19,15 +19,16 @@ struct Session {
 };
 
 struct SessionOptions {
-  // A rank's; 0: OMP_NUM_THREADS, else the cores this process may use, shared with the ranks of this
-  // host.
+  // A rank's; 0: OMP_NUM_THREADS, else the cores this process may use, shared with the ranks of
+  // this host.
   int cpu_threads = 0;
   DeviceChoice device = DeviceChoice::kAuto;
   // Without progress, until all ranks are ended (comm/watchdog.h); 0: no watchdog.
   double timeout_seconds = 0;
 };
-// Starts the communicator and takes this rank's device; several ranks on GPUs meet over NCCL. Invalid
-// input: a GPU is asked for and there is none for this rank, or some ranks have one and some have not.
+// Starts the communicator and takes this rank's device; several ranks on GPUs meet over NCCL.
+// Invalid input: a GPU is asked for and there is none for this rank, or some ranks have one and
+// some have not.
 StatusOr<Session> OpenSession(const SessionOptions& options);
 // What a run's configuration asks for.
 SessionOptions SessionOptionsOf(const RunSpec& run);

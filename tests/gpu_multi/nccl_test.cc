@@ -114,7 +114,8 @@ float Milliseconds(Stream& stream, const Submit& submit) {
 TEST_F(NcclTest, OverlapsWithComputeAndBlocksNobody) {
   constexpr int64_t kCount = int64_t{1} << 27;
   TestVector exchanged(*device_, DType::kBF16, kCount, *stream_);
-  const DeviceBuffer from = device_->Allocate(kCount, "test"), to = device_->Allocate(kCount, "test");
+  const DeviceBuffer from = device_->Allocate(kCount, "test"),
+                     to = device_->Allocate(kCount, "test");
   const auto ready = device_->NewEvent();
   const auto compute = [&] {
     for (int i = 0; i < 40; ++i) {
@@ -153,7 +154,8 @@ TEST_F(NcclTest, OverlapsWithComputeAndBlocksNobody) {
   EXPECT_LT(together, 0.95f * apart);
 }
 
-// The exchange over NCCL: exact sums in the own slices, updated values gathered, bytes as predicted.
+// The exchange over NCCL: exact sums in the own slices, updated values gathered, bytes as
+// predicted.
 TEST_F(NcclTest, GradientExchangeIsExactAndCounted) {
   const int size = comm_->size();
   const std::vector<SegmentSpec> specs = {{.count = 1000, .kind = TrafficKind::kDense},

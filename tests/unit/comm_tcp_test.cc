@@ -29,8 +29,8 @@ int FreePort() {
 
 // What a process of its own ended with, and what it wrote to stderr.
 struct Ended {
-  int code = -1;    // exit code
-  int signal = 0;   // that killed it
+  int code = -1;   // exit code
+  int signal = 0;  // that killed it
   std::string errors;
 };
 
@@ -165,8 +165,8 @@ TEST(TcpCommunicator, RefusesOneRankTwiceAndAnotherWorldSize) {
     const int port = FreePort();
     const auto ended = InProcesses(3, [&](int process) {
       const auto found = MakeTcpCommunicator(c.of(port, process));
-      return !found.ok() && (process > 0 || found.status().message().find(c.expected) !=
-                                                std::string::npos);
+      return !found.ok() &&
+             (process > 0 || found.status().message().find(c.expected) != std::string::npos);
     });
     for (const Ended& rank : ended) EXPECT_EQ(rank.code, 0) << rank.errors;
   }
@@ -267,7 +267,8 @@ TEST(Watchdog, NamesTheRankThatIsBehind) {
   const std::string& message = ended[0].errors;
   EXPECT_NE(message.find("no progress for 1 s"), std::string::npos) << message;
   const size_t behind = message.find("\n  rank 1 on " + HostName() + ": step 7, training, ");
-  const size_t waiting = message.find("\n  rank 2 on " + HostName() + ": step 7, training, in barrier");
+  const size_t waiting =
+      message.find("\n  rank 2 on " + HostName() + ": step 7, training, in barrier");
   EXPECT_LT(behind, waiting) << message;
   EXPECT_NE(waiting, std::string::npos) << message;
 }

@@ -85,7 +85,9 @@ class TestVector {
 };
 
 // Small integers: sums of them are exact in every dtype and order, for up to 8 ranks.
-inline double InputOf(int rank, int64_t i) { return static_cast<double>((rank * 5 + i * 3) % 17) - 8; }
+inline double InputOf(int rank, int64_t i) {
+  return static_cast<double>((rank * 5 + i * 3) % 17) - 8;
+}
 
 // Runs every collective, in place and not, over small, odd and (where an implementation may cut a
 // tensor into pieces) large sizes, and compares each element. Collective.
@@ -189,9 +191,8 @@ class CollectiveCheck {
     const TensorView slice = whole.Slice(comm_.rank() * count, count);
     if (in_place) device_.CopyAsync(slice, apart.view(), *stream_);
     comm_.AllGather(in_place ? slice : apart.view(), whole.view(), Ready())->Wait(*stream_);
-    Expect(whole, "all-gather", [&](int64_t i) {
-      return InputOf(static_cast<int>(i / count), i % count);
-    });
+    Expect(whole, "all-gather",
+           [&](int64_t i) { return InputOf(static_cast<int>(i / count), i % count); });
   }
   void Broadcast(DType dtype, int64_t count, int root) {
     TestVector data(device_, dtype, count, *stream_);

@@ -174,6 +174,7 @@ parallel {
   ranks: 0
   deterministic: false
   device: AUTO
+  timeout_seconds: 600
 }
 checkpoint {
   every_steps: 1000
