@@ -34,14 +34,37 @@ struct ModelSpec {
   bool operator==(const ModelSpec&) const = default;
 };
 
-// How the weights that match are stored and computed.
+enum class Clock { kFraction, kSteps, kTokens, kCompute };
+enum class SparsityCurve { kConstant, kCubic, kGeometric, kLinear, kPoints };
+enum class DropCurve { kConstant, kCosine };
+
+struct SparsityPoint {
+  double at = 0;  // in units of the clock
+  double sparsity = 0;
+  bool operator==(const SparsityPoint&) const = default;
+};
+
+// How the weights that match are stored and computed, and how their topology changes
+// (trainer/topology). Fields are explained in configs/run.proto.
 struct SparsitySpec {
-  std::vector<std::string> include, exclude;  // globs over parameter names
+  std::vector<std::string> include = {}, exclude = {};  // globs over parameter names
   std::string parameterisation = "dense";
   double sparsity = 0;
   int64_t block_out = 32, block_in = 32;
   std::string rule = "static_random";
   std::string distribution = "uniform";
+  std::string criterion = "magnitude";
+  double initial_sparsity = 0;
+  SparsityCurve curve = SparsityCurve::kConstant;
+  Clock clock = Clock::kFraction;
+  double begin = 0, end = 1;
+  std::vector<SparsityPoint> points = {};
+  int64_t update_interval = 100;  // steps
+  double drop_fraction = 0, final_drop_fraction = 0;
+  DropCurve drop_curve = DropCurve::kCosine;
+  double drop_end = 0.75;  // fraction of the phase's steps
+  double min_density = 0, min_share = 0;
+  int64_t growth_ramp_steps = 100;
 
   bool operator==(const SparsitySpec&) const = default;
 };
@@ -98,6 +121,7 @@ struct PhaseSpec {
   OptimizerSpec optimizer;
   ScheduleSpec schedule;
   std::vector<SparsitySpec> sparsity;
+  int64_t rewind_step = -1;  // -1: none
 };
 
 enum class DeviceChoice { kAuto, kCpu, kCuda };

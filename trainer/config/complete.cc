@@ -42,9 +42,38 @@ void FillShards(DataConfig* data) {
   if (!data->has_validation()) data->set_validation(data->prepared() + "/val_*.bin");
 }
 
-void FillLists(DataConfig* data, google::protobuf::RepeatedPtrField<SparsityConfig>* sparsity) {
+// The rule's defaults for the fields of its topology.
+void FillRule(const SparsitySpec& rule, SparsityConfig* entry) {
+  const auto fill = [](bool has, auto setter, auto value) {
+    if (!has) setter(value);
+  };
+#define FILL(field, value) \
+  fill(entry->has_##field(), [&](auto v) { entry->set_##field(v); }, value)
+  FILL(distribution, rule.distribution);
+  FILL(criterion, rule.criterion);
+  FILL(initial_sparsity, rule.initial_sparsity < 0 ? entry->sparsity() : rule.initial_sparsity);
+  FILL(curve, static_cast<SparsityConfig::Curve>(rule.curve));
+  FILL(clock, static_cast<SparsityConfig::Clock>(rule.clock));
+  FILL(begin, rule.begin);
+  FILL(end, rule.end);
+  FILL(update_interval, rule.update_interval);
+  FILL(drop_fraction, rule.drop_fraction);
+  FILL(final_drop_fraction, rule.final_drop_fraction);
+  FILL(drop_curve, static_cast<SparsityConfig::DropCurve>(rule.drop_curve));
+  FILL(drop_end, rule.drop_end);
+  FILL(min_density, rule.min_density);
+  FILL(min_share, rule.min_share);
+  FILL(growth_ramp_steps, rule.growth_ramp_steps);
+#undef FILL
+}
+
+void FillLists(const KnownNames& known, DataConfig* data,
+               google::protobuf::RepeatedPtrField<SparsityConfig>* sparsity) {
   for (DataSource& source : *data->mutable_train()) FillDefaults(&source);
   for (SparsityConfig& entry : *sparsity) {
+    const auto rule = known.rule_defaults.find(entry.rule());
+    FillRule(rule == known.rule_defaults.end() ? SparsitySpec{.initial_sparsity = -1} : rule->second,
+             &entry);
     FillDefaults(&entry);
     if (!entry.include().empty()) continue;
     entry.add_include("layers.*.attention.*.weight");
@@ -52,9 +81,9 @@ void FillLists(DataConfig* data, google::protobuf::RepeatedPtrField<SparsityConf
   }
 }
 
-void FillRunLevel(RunConfig* config) {
+void FillRunLevel(const KnownNames& known, RunConfig* config) {
   FillShards(config->mutable_data());
-  FillLists(config->mutable_data(), config->mutable_sparsity());
+  FillLists(known, config->mutable_data(), config->mutable_sparsity());
   ScheduleConfig* schedule = config->mutable_schedule();
   if (!schedule->has_warmup_steps() && !schedule->has_warmup_fraction()) {
     schedule->set_warmup_fraction(0.01);
@@ -96,14 +125,15 @@ MergedPhase Merge(const RunConfig& config, const Phase& phase, const std::string
   return merged;
 }
 
-std::vector<MergedPhase> MergePhases(RunConfig* config) {
+std::vector<MergedPhase> MergePhases(const KnownNames& known, RunConfig* config) {
   std::vector<MergedPhase> merged;
   for (int i = 0; i < config->phase_size(); ++i) {
     Phase* phase = config->mutable_phase(i);
     if (phase->has_data()) FillShards(phase->mutable_data());
     // A mutable message would be printed even where it is empty.
     DataConfig no_data;
-    FillLists(phase->has_data() ? phase->mutable_data() : &no_data, phase->mutable_sparsity());
+    FillLists(known, phase->has_data() ? phase->mutable_data() : &no_data,
+              phase->mutable_sparsity());
     FillDefaults(phase);
     if (!phase->has_name()) phase->set_name("phase_" + std::to_string(i + 1));
     merged.push_back(Merge(*config, *phase, "phase[" + std::to_string(i) + "]."));
@@ -190,9 +220,10 @@ Place FindInPhase(const Origins& origins, const MergedPhase& phase, const std::s
   }
 }
 
-std::vector<MergedPhase> Complete(const Origins& origins, RunConfig* config, Problems* problems) {
-  FillRunLevel(config);
-  std::vector<MergedPhase> phases = MergePhases(config);
+std::vector<MergedPhase> Complete(const Origins& origins, const KnownNames& known,
+                                  RunConfig* config, Problems* problems) {
+  FillRunLevel(known, config);
+  std::vector<MergedPhase> phases = MergePhases(known, config);
   Manifests manifests(origins, problems);
   FillDelimiters(config, &phases, &manifests);
   FillVocabulary(origins, phases, config->mutable_model(), &manifests, problems);

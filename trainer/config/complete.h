@@ -6,6 +6,7 @@
 
 #include "run.pb.h"
 #include "trainer/config/problems.h"
+#include "trainer/config/run_config.h"
 
 namespace filigree::config {
 
@@ -27,6 +28,8 @@ Place FindInPhase(const Origins& origins, const MergedPhase& phase, const std::s
 
 // Fills every default of `config` that has one and returns its phases (one pseudo-phase where there
 // are none). Reads the manifest of prepared data where the vocabulary or the delimiter is missing.
-std::vector<MergedPhase> Complete(const Origins& origins, RunConfig* config, Problems* problems);
+// What a sparsity entry leaves out comes from its rule's defaults in `known`.
+std::vector<MergedPhase> Complete(const Origins& origins, const KnownNames& known,
+                                  RunConfig* config, Problems* problems);
 
 }  // namespace filigree::config

@@ -39,7 +39,7 @@ StatusOr<LoadedConfig> ParseRunConfig(const std::string& text, const std::string
   }
   // What half a configuration lacks is no news.
   if (!whole) return problems.ToStatus();
-  const std::vector<config::MergedPhase> phases = config::Complete(origins, &run, &problems);
+  const std::vector<config::MergedPhase> phases = config::Complete(origins, known, &run, &problems);
   config::Validate(run, phases, origins, known, &problems);
   RETURN_IF_ERROR(problems.ToStatus());
   return LoadedConfig{config::ToSpec(run, phases), EffectiveText(run)};

@@ -9,6 +9,7 @@
 // to the configuration's.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,10 @@ struct KnownNames {
   std::vector<std::string> parameterisations;
   std::vector<std::string> rules = {"static_random"};
   std::vector<std::string> distributions = {"uniform"};
+  std::vector<std::string> criteria = {"magnitude"};
+  // What a sparsity entry of this rule means by the fields that it leaves out. An initial sparsity
+  // below 0 stands for the target.
+  std::map<std::string, SparsitySpec> rule_defaults = {};
 };
 
 struct LoadedConfig {

@@ -14,6 +14,9 @@ static_assert(static_cast<int>(DataSpec::BareDtype::kU32) == DataConfig::U32);
 static_assert(static_cast<int>(ScheduleShape::kWsd) == ScheduleConfig::WSD);
 static_assert(static_cast<int>(Moments::kKeep) == Phase::KEEP);
 static_assert(static_cast<int>(DeviceChoice::kCuda) == ParallelConfig::CUDA);
+static_assert(static_cast<int>(Clock::kCompute) == SparsityConfig::COMPUTE);
+static_assert(static_cast<int>(SparsityCurve::kPoints) == SparsityConfig::POINTS);
+static_assert(static_cast<int>(DropCurve::kCosine) == SparsityConfig::DROP_COSINE);
 
 ModelSpec ToModelSpec(const ModelConfig& config) {
   return {.family = static_cast<ModelFamily>(config.family()),
@@ -61,14 +64,30 @@ ScheduleSpec ToScheduleSpec(const ScheduleConfig& config, int64_t phase_steps) {
 }
 
 SparsitySpec ToSparsitySpec(const SparsityConfig& config) {
-  return {.include = {config.include().begin(), config.include().end()},
-          .exclude = {config.exclude().begin(), config.exclude().end()},
-          .parameterisation = config.parameterisation(),
-          .sparsity = config.sparsity(),
-          .block_out = config.block_out(),
-          .block_in = config.block_in(),
-          .rule = config.rule(),
-          .distribution = config.distribution()};
+  SparsitySpec spec = {.include = {config.include().begin(), config.include().end()},
+                       .exclude = {config.exclude().begin(), config.exclude().end()},
+                       .parameterisation = config.parameterisation(),
+                       .sparsity = config.sparsity(),
+                       .block_out = config.block_out(),
+                       .block_in = config.block_in(),
+                       .rule = config.rule(),
+                       .distribution = config.distribution(),
+                       .criterion = config.criterion(),
+                       .initial_sparsity = config.initial_sparsity(),
+                       .curve = static_cast<SparsityCurve>(config.curve()),
+                       .clock = static_cast<Clock>(config.clock()),
+                       .begin = config.begin(),
+                       .end = config.end(),
+                       .update_interval = config.update_interval(),
+                       .drop_fraction = config.drop_fraction(),
+                       .final_drop_fraction = config.final_drop_fraction(),
+                       .drop_curve = static_cast<DropCurve>(config.drop_curve()),
+                       .drop_end = config.drop_end(),
+                       .min_density = config.min_density(),
+                       .min_share = config.min_share(),
+                       .growth_ramp_steps = config.growth_ramp_steps()};
+  for (const auto& point : config.point()) spec.points.push_back({point.at(), point.sparsity()});
+  return spec;
 }
 
 PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t first_step) {
@@ -87,6 +106,7 @@ PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t fir
                     .weight_decay = merged.optimizer.weight_decay(),
                     .clip_norm = merged.optimizer.clip_norm()};
   spec.schedule = ToScheduleSpec(merged.schedule, merged.steps);
+  if (phase.has_rewind_step()) spec.rewind_step = phase.rewind_step();
   for (const SparsityConfig& entry : merged.sparsity) {
     spec.sparsity.push_back(ToSparsitySpec(entry));
   }

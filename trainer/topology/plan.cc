@@ -1,0 +1,101 @@
+#include "trainer/topology/plan.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "trainer/topology/criterion.h"
+#include "trainer/topology/distribution.h"
+
+namespace filigree {
+namespace {
+
+std::string WeightName(const LinearSpec& linear) { return linear.name + ".weight"; }
+
+// The sparsity that an entry's layouts are drawn at.
+double DrawnSparsity(const TopologyEntry& entry) {
+  return entry.rule->entry == PhaseEntry::kDraw ? entry.spec.sparsity : entry.spec.initial_sparsity;
+}
+
+std::vector<WeightShape> ShapesOf(const TopologyEntry& entry) {
+  std::vector<WeightShape> shapes;
+  for (const LinearSpec& linear : entry.linears) shapes.push_back(ShapeOf(linear, entry.spec));
+  return shapes;
+}
+
+}  // namespace
+
+Timeline TimelineOf(const PhaseSpec& phase) {
+  return {.steps = phase.steps, .tokens_per_step = phase.batch.tokens_per_step};
+}
+
+std::vector<TopologyEntry> EntriesOf(std::span<const LinearSpec> linears, const PhaseSpec& phase) {
+  std::vector<TopologyEntry> entries;
+  for (const SparsitySpec& spec : phase.sparsity) {
+    TopologyEntry entry{.spec = spec, .rule = FindTopologyRule(spec.rule)};
+    CHECK(entry.rule != nullptr) << spec.rule;  // the parser knows the names
+    for (const LinearSpec& linear : linears) {
+      if (MatchSparsity(WeightName(linear), phase.sparsity) == spec) entry.linears.push_back(linear);
+    }
+    const bool repeated = std::any_of(entries.begin(), entries.end(), [&](const TopologyEntry& e) {
+      return e.spec == spec;  // the same entry twice: the first has taken its weights
+    });
+    if (spec.parameterisation != "dense" && !entry.linears.empty() && !repeated) {
+      entries.push_back(std::move(entry));
+    }
+  }
+  return entries;
+}
+
+std::vector<SparsitySpec> InitialSparsity(std::span<const LinearSpec> linears,
+                                          const PhaseSpec& phase) {
+  std::vector<SparsitySpec> expanded;
+  for (const TopologyEntry& entry : EntriesOf(linears, phase)) {
+    const std::vector<WeightShape> shapes = ShapesOf(entry);
+    const std::vector<int64_t> counts = DrawnCounts(shapes, entry.spec, DrawnSparsity(entry));
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      SparsitySpec own = entry.spec;
+      own.include = {WeightName(entry.linears[i])};
+      own.exclude = {};
+      own.sparsity = 1 - static_cast<double>(counts[i]) / static_cast<double>(shapes[i].units);
+      expanded.push_back(std::move(own));
+    }
+  }
+  return expanded;
+}
+
+bool SameKind(const SparseLayout& layout, const SparsitySpec& spec) {
+  if (spec.parameterisation != "block_sparse") return layout.kind() == LayoutKind::kUnstructured;
+  return layout.kind() == LayoutKind::kBlocked && layout.block_out() == spec.block_out &&
+         layout.block_in() == spec.block_in;
+}
+
+std::map<std::string, SparseLayout> InheritedLayouts(
+    std::span<const LinearSpec> linears, const PhaseSpec& phase,
+    const std::map<std::string, SparseLayout>& previous) {
+  std::map<std::string, SparseLayout> inherited;
+  for (const TopologyEntry& entry : EntriesOf(linears, phase)) {
+    if (entry.rule->entry != PhaseEntry::kInherit) continue;
+    for (const LinearSpec& linear : entry.linears) {
+      const auto found = previous.find(WeightName(linear));
+      if (found != previous.end() && SameKind(found->second, entry.spec)) inherited.insert(*found);
+    }
+  }
+  return inherited;
+}
+
+bool TracksAges(const RunSpec& run, int phase) {
+  if (phase > 0 && run.phases[phase].moments == Moments::kKeep) return true;
+  const auto& entries = run.phases[phase].sparsity;
+  return std::any_of(entries.begin(), entries.end(), [](const SparsitySpec& spec) {
+    return FindTopologyRule(spec.rule)->growth != Growth::kNone;
+  });
+}
+
+bool MovesTopology(const PhaseSpec& phase) {
+  return std::any_of(phase.sparsity.begin(), phase.sparsity.end(), [](const SparsitySpec& spec) {
+    const TopologyRule* rule = FindTopologyRule(spec.rule);
+    return spec.parameterisation != "dense" && rule->action != FindTopologyRule("inherit")->action;
+  });
+}
+
+}  // namespace filigree
