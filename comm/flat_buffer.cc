@@ -26,6 +26,8 @@ TensorView State(const FlatBuffer& buffer, const OwnedRange& range, StateKind ki
       return buffer.M(range);
     case StateKind::kV:
       return buffer.V(range);
+    case StateKind::kBorn:
+      return buffer.Born(range);
   }
   CHECK(false) << "state kind " << static_cast<int>(kind);
 }
@@ -98,6 +100,14 @@ TensorView FlatBuffer::Master(const OwnedRange& range) const {
 }
 
 TensorView FlatBuffer::M(const OwnedRange& range) const { return Piece(m_, range); }
+
+TensorView FlatBuffer::Born(const OwnedRange& range) const {
+  return has_born() ? Piece(born_, range) : TensorView();
+}
+
+void FlatBuffer::AllocateBorn(Stream& stream) {
+  born_ = AllocateZeroed(*device_, master_dtype_, layout_.shard_count(), "moments", stream);
+}
 
 TensorView FlatBuffer::V(const OwnedRange& range) const { return Piece(v_, range); }
 

@@ -4,6 +4,7 @@
 //   grads   gradient dtype, whole    what backward adds into
 //   master  F32 (F64), own shard     the value that AdamW updates
 //   m, v    F32 (F64), own shard     first and second moments
+//   born    F32 (F64), own shard     where asked for: the updates done when the element joined
 //
 // Where `values` already have the master's dtype and there is one shard, master is `values` itself
 // and costs nothing; under ZeRO-1 in that dtype, master is the rank's own slices of `values`.
@@ -35,6 +36,9 @@ class FlatBuffer {
   static FlatBuffer ValuesOnly(Device& device, FlatLayout layout, DType value_dtype,
                                Stream& stream);
 
+  // Adds `born`, zeroed on `stream`: elements of a moving topology have an age of their own.
+  void AllocateBorn(Stream& stream);
+
   const FlatLayout& layout() const { return layout_; }
   int shard() const { return shard_; }
 
@@ -48,6 +52,8 @@ class FlatBuffer {
   TensorView Master(const OwnedRange& range) const;
   TensorView M(const OwnedRange& range) const;
   TensorView V(const OwnedRange& range) const;
+  TensorView Born(const OwnedRange& range) const;  // empty where not asked for
+  bool has_born() const { return born_.bytes() > 0; }
   // True where master has memory of its own.
   bool has_master() const { return master_.bytes() > 0; }
   DType master_dtype() const { return master_dtype_; }
@@ -61,13 +67,13 @@ class FlatBuffer {
   FlatLayout layout_;
   int shard_ = 0;
   std::vector<OwnedRange> owned_;
-  DeviceBuffer values_buffer_, grads_buffer_, master_, m_, v_;
+  DeviceBuffer values_buffer_, grads_buffer_, master_, m_, v_, born_;
   TensorView values_, grads_;
   DType master_dtype_ = DType::kF32;
 };
 
 // Which array of the state.
-enum class StateKind { kMaster, kM, kV };
+enum class StateKind { kMaster, kM, kV, kBorn };
 
 // The whole array of one segment, gathered on every rank from the shards that own its pieces: the
 // common step of checkpoints and of topology or phase changes. Host memory, the segment's count of

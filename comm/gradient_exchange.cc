@@ -125,6 +125,10 @@ void GradientExchange::CountControl(int64_t bytes) {
   if (communicator_.size() > 1) bytes_.control += bytes;
 }
 
+void GradientExchange::CountTopology(int64_t bytes) {
+  if (communicator_.size() > 1) bytes_.topology += bytes;
+}
+
 ExchangedBytes GradientExchange::TakeBytes() { return std::exchange(bytes_, ExchangedBytes()); }
 
 }  // namespace filigree

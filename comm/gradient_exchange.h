@@ -26,8 +26,10 @@ struct ExchangedBytes {
   int64_t sparsified_grads = 0, dense_grads = 0;
   int64_t sparsified_values = 0, dense_values = 0;  // ZeRO-1's all-gather
   int64_t control = 0;                              // norms, losses, fingerprints
+  int64_t topology = 0;  // gathered state and dense gradients of topology updates
   int64_t total() const {
-    return sparsified_grads + dense_grads + sparsified_values + dense_values + control;
+    return sparsified_grads + dense_grads + sparsified_values + dense_values + control +
+           topology;
   }
 };
 
@@ -66,6 +68,8 @@ class GradientExchange {
   ExchangedBytes TakeBytes();
   // Counts scalars that the caller exchanged itself (nothing where there is one rank).
   void CountControl(int64_t bytes);
+  // The same for what a topology update exchanged.
+  void CountTopology(int64_t bytes);
 
  private:
   void Reset();

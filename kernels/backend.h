@@ -289,6 +289,10 @@ class LossOps {
 // `master` is updated and `values` receives it rounded; both may be the same memory. `step` counts
 // from 1. `scale` is read on the device (one F32: clip factor); where it is not finite, nothing is
 // written.
+// `born`, where given, holds for each element the updates done when it joined, a whole number, 0 for
+// those there from the start: the element's own step is step - born, and the update of one that
+// joined later is multiplied by min(1, own step / growth_ramp) (SMET, arXiv 2606.00888: without it
+// every topology update is a spike of the loss).
 struct AdamWArgs {
   TensorView values;      // compute dtype
   TensorView master;      // F32 (F64 for F64)
@@ -297,6 +301,8 @@ struct AdamWArgs {
   ConstTensorView scale;  // [1] F32
   double lr = 0, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0;
   int64_t step = 1;
+  ConstTensorView born = {};  // [n] as master, or empty
+  int64_t growth_ramp = 0;    // updates; 0: none
 };
 
 // out[0] += sum of squares of `in`, F64, in a fixed order.

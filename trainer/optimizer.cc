@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace filigree {
 namespace {
@@ -33,12 +34,14 @@ std::vector<OwnedRange> JoinRuns(const std::vector<OwnedRange>& pieces, const Ma
 int64_t UpdatesSinceFreshMoments(const RunSpec& run, int phase, int64_t step) {
   int fresh = phase;
   while (fresh > 0 && run.phases[fresh].moments == Moments::kKeep) --fresh;
-  return step - run.phases[fresh].first_step + 1;
+  const PhaseSpec& from = run.phases[fresh];
+  return step - from.first_step + 1 + std::max<int64_t>(from.rewind_step, 0);
 }
 
-Optimizer::Optimizer(const std::vector<Parameter>& parameters, FlatBuffer& buffer,
-                     GradientExchange& exchange, Backend& backend)
+Optimizer::Optimizer(const std::vector<Parameter>& parameters, std::vector<int64_t> growth_ramps,
+                     FlatBuffer& buffer, GradientExchange& exchange, Backend& backend)
     : parameters_(parameters),
+      growth_ramps_(std::move(growth_ramps)),
       buffer_(buffer),
       exchange_(exchange),
       backend_(backend),
@@ -87,6 +90,8 @@ Optimizer::Result Optimizer::Step(const OptimizerSpec& spec, double lr, int64_t 
     args.epsilon = spec.epsilon;
     args.weight_decay = parameters_[run.segment].decay ? spec.weight_decay : 0;
     args.step = step;
+    args.born = buffer_.Born(range);
+    if (!args.born.empty()) args.growth_ramp = growth_ramps_[range.segment];
     backend_.AdamW(args, stream);
   }
   return result;

@@ -15,14 +15,16 @@
 namespace filigree {
 
 // Which update since its moments were fresh the run's step `step` (0-based, in phase `phase`)
-// performs, from 1: AdamW's bias correction counts from there.
+// performs, from 1: AdamW's bias correction counts from there. A phase that rewinds to a step has the
+// moments, and so the count, of that step.
 int64_t UpdatesSinceFreshMoments(const RunSpec& run, int phase, int64_t step);
 
 class Optimizer {
  public:
   // All referenced objects must outlive the optimizer. Parameter i is segment i of `buffer`.
-  Optimizer(const std::vector<Parameter>& parameters, FlatBuffer& buffer,
-            GradientExchange& exchange, Backend& backend);
+  // `growth_ramps`: of each parameter, in updates, where the buffer knows when values joined.
+  Optimizer(const std::vector<Parameter>& parameters, std::vector<int64_t> growth_ramps,
+            FlatBuffer& buffer, GradientExchange& exchange, Backend& backend);
 
   struct Result {
     double grad_norm = 0;  // before clipping; may be non-finite
@@ -42,6 +44,7 @@ class Optimizer {
   std::vector<OwnedRange> update_runs_;  // all of one run decay, or none
 
   const std::vector<Parameter>& parameters_;
+  const std::vector<int64_t> growth_ramps_;
   FlatBuffer& buffer_;
   GradientExchange& exchange_;
   Backend& backend_;

@@ -2,8 +2,13 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <utility>
 
 #include "trainer/model/model.h"
+#include "trainer/topology/plan.h"
 #include "trainer/training_state.h"
 
 namespace filigree {
@@ -38,8 +43,114 @@ std::map<std::string, int64_t> MemoryOf(const Model& model, const FlatLayout& la
   return bytes;
 }
 
-PhasePlan PlanPhase(const RunSpec& run, const PhaseSpec& phase, int ranks, Backend& backend) {
-  const auto model = Model::Create(run.model, phase.sparsity, run.seed, {}, backend);
+// One layout for all weights of a shape and count. Where blocks reach over an edge, the cells inside
+// depend on the draw, and each weight has its own.
+std::map<std::string, SparseLayout> SharedLayouts(const std::vector<LinearSpec>& linears,
+                                                  const std::vector<SparsitySpec>& sparsity,
+                                                  uint64_t seed) {
+  using Key = std::tuple<int64_t, int64_t, std::string, double, int64_t, int64_t>;
+  std::map<Key, SparseLayout> drawn;
+  std::map<std::string, SparseLayout> layouts;
+  for (const LinearSpec& linear : linears) {
+    const std::string weight = linear.name + ".weight";
+    const SparsitySpec spec = MatchSparsity(weight, sparsity);
+    if (spec.parameterisation == "dense") continue;
+    if (linear.out % spec.block_out != 0 || linear.in % spec.block_in != 0) continue;
+    const Key key = {linear.out,    linear.in,      spec.parameterisation,
+                     spec.sparsity, spec.block_out, spec.block_in};
+    auto found = drawn.find(key);
+    if (found == drawn.end()) {
+      found = drawn
+                  .emplace(key, FindParameterisation(spec.parameterisation)
+                                    ->draw_layout(linear, spec, seed))
+                  .first;
+    }
+    layouts.emplace(weight, found->second);
+  }
+  return layouts;
+}
+
+// The sparsity as the phase has it at its fullest moment: where memory and traffic peak.
+PhaseSpec FullestMoment(PhaseSpec phase) {
+  for (SparsitySpec& spec : phase.sparsity) {
+    const TopologyRule* rule = FindTopologyRule(spec.rule);
+    double fullest = rule->entry == PhaseEntry::kDraw ? spec.sparsity : spec.initial_sparsity;
+    for (int64_t step = 0; step <= phase.steps; step += std::max<int64_t>(phase.steps, 1)) {
+      fullest = std::min(fullest, rule->sparsity(spec, TimelineOf(phase), step));
+    }
+    spec.initial_sparsity = fullest;
+  }
+  return phase;
+}
+
+// Sparse cells of one entry by step, as fractions of what they are at the fullest moment.
+struct EntryCourse {
+  double cells = 0;             // stored at the fullest moment
+  std::vector<double> density;  // of the entry's weights before each step, and after the last
+};
+
+EntryCourse CourseOf(const TopologyEntry& entry, const PhaseSpec& phase) {
+  EntryCourse course;
+  const Timeline timeline = TimelineOf(phase);
+  for (const LinearSpec& linear : entry.linears) {
+    course.cells += static_cast<double>(linear.out * linear.in);
+  }
+  for (int64_t step = 0; step <= phase.steps; ++step) {
+    course.density.push_back(1 - entry.rule->sparsity(entry.spec, timeline, step));
+  }
+  return course;
+}
+
+double Mean(const std::vector<double>& density) {
+  // What follows the last step trains nothing.
+  if (density.size() == 1) return density.front();
+  return std::accumulate(density.begin(), density.end() - 1, 0.0) /
+         static_cast<double>(density.size() - 1);
+}
+
+// Replaces the counts of the phase's fullest moment by their course over its steps.
+void FollowTopology(const Model& model, const std::vector<LinearSpec>& linears,
+                    const PhaseSpec& phase, const PhaseSpec& fullest, PhasePlan* plan) {
+  const auto total = static_cast<double>(CountSparsity(model.parameters()).logical);
+  const double static_density = 1 - plan->sparsity;
+  std::vector<double> density(static_cast<size_t>(phase.steps) + 1, static_density);
+  const std::vector<TopologyEntry> now = EntriesOf(linears, phase);
+  const std::vector<TopologyEntry> full = EntriesOf(linears, fullest);
+  for (size_t e = 0; e < now.size(); ++e) {
+    if (now[e].rule->action(now[e].spec, TimelineOf(phase), 0) == std::nullopt &&
+        now[e].rule->sparsity(now[e].spec, TimelineOf(phase), 0) ==
+            now[e].rule->sparsity(now[e].spec, TimelineOf(phase), phase.steps)) {
+      continue;  // constant: the layouts say it to the cell
+    }
+    const EntryCourse course = CourseOf(now[e], phase);
+    const double peak = 1 - full[e].spec.initial_sparsity;
+    for (size_t step = 0; step < density.size(); ++step) {
+      density[step] += (course.density[step] - peak) * course.cells / total;
+    }
+    const double fewer = (Mean(course.density) - peak) * course.cells;  // cells, on average
+    plan->average_parameters += fewer;
+    const double flops = 2.0 * kForwardAndBackward * fewer * static_cast<double>(plan->tokens);
+    plan->flops.method += flops;
+    if (FindParameterisation(now[e].spec.parameterisation)->computes_stored) {
+      plan->flops.executed += flops;
+    }
+  }
+  plan->average_density = Mean(density);
+  plan->sparsity = 1 - density.front();
+  plan->final_sparsity = 1 - density.back();
+  for (size_t step = 0; step < density.size(); ++step) {
+    if (step > 0 && density[step] == density[step - 1]) continue;
+    plan->density.push_back({phase.first_step + static_cast<int64_t>(step), density[step]});
+  }
+}
+
+PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) {
+  const PhaseSpec& phase = run.phases[index];
+  const std::vector<LinearSpec> linears = LinearSpecs(run.model);
+  const PhaseSpec fullest = FullestMoment(phase);
+  const std::vector<SparsitySpec> sparsity = InitialSparsity(linears, fullest);
+  const auto model = Model::Create(run.model, sparsity, run.seed,
+                                   SharedLayouts(linears, sparsity, run.seed), backend);
   const FlatLayout layout = LayOutParameters(model->parameters(), run, ranks, DType::kF32);
   PhasePlan plan;
   plan.name = phase.name;
@@ -50,12 +161,15 @@ PhasePlan PlanPhase(const RunSpec& run, const PhaseSpec& phase, int ranks, Backe
     plan.parameters_stored += parameter.layout.nonzero_count();
   }
   plan.sparsity = CountSparsity(model->parameters()).sparsity();
+  plan.average_parameters = static_cast<double>(plan.parameters_stored);
   plan.flops = Scale(ForwardFlopsPerToken(*model, phase.batch.seq_len),
                      kForwardAndBackward * static_cast<double>(plan.tokens));
+  FollowTopology(*model, linears, phase, fullest, &plan);
   plan.exchanged =
       PredictExchangedBytes(layout, ranks, backend.device().compute_dtype(), DType::kF32);
   plan.exchanged.control = ControlBytesPerStep(run, ranks);
   plan.memory_bytes = MemoryOf(*model, layout, phase.batch, backend.device());
+  if (TracksAges(run, index)) plan.memory_bytes["moments"] += plan.memory_bytes["moments"] / 2;
   return plan;
 }
 
@@ -86,7 +200,7 @@ LinearFlops RunPlan::flops() const {
 double RunPlan::average_parameters() const {
   double weighted = 0;
   for (const PhasePlan& phase : phases) {
-    weighted += static_cast<double>(phase.parameters_stored) * static_cast<double>(phase.tokens);
+    weighted += phase.average_parameters * static_cast<double>(phase.tokens);
   }
   return weighted / static_cast<double>(tokens());
 }
@@ -94,7 +208,7 @@ double RunPlan::average_parameters() const {
 double RunPlan::average_density() const {
   double weighted = 0;
   for (const PhasePlan& phase : phases) {
-    weighted += (1.0 - phase.sparsity) * static_cast<double>(phase.tokens);
+    weighted += phase.average_density * static_cast<double>(phase.tokens);
   }
   return weighted / static_cast<double>(tokens());
 }
@@ -113,8 +227,8 @@ int64_t ControlBytesPerStep(const RunSpec& run, int ranks) {
 
 RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend) {
   RunPlan plan;
-  for (const PhaseSpec& phase : run.phases) {
-    plan.phases.push_back(PlanPhase(run, phase, ranks, backend));
+  for (size_t phase = 0; phase < run.phases.size(); ++phase) {
+    plan.phases.push_back(PlanPhase(run, static_cast<int>(phase), ranks, backend));
   }
   return plan;
 }

@@ -5,6 +5,7 @@
 
 #include "trainer/linear/linear.h"
 #include "trainer/model/model.h"
+#include "trainer/topology/plan.h"
 
 namespace filigree {
 namespace {
@@ -70,14 +71,20 @@ Status CheckLayouts(const CheckpointInfo& checkpoint, const RunSpec& run, int ph
   for (const Parameter& parameter : checkpoint.parameters) {
     stored[parameter.name] = &parameter.layout;
   }
-  for (const LinearSpec& linear : LinearSpecs(run.model)) {
+  const std::vector<LinearSpec> linears = LinearSpecs(run.model);
+  const std::vector<SparsitySpec> initial = InitialSparsity(linears, run.phases[phase]);
+  for (const LinearSpec& linear : linears) {
     const std::string weight = linear.name + ".weight";
-    const SparsitySpec sparsity = MatchSparsity(weight, run.phases[phase].sparsity);
-    const SparseLayout drawn =
-        FindParameterisation(sparsity.parameterisation)->draw_layout(linear, sparsity, run.seed);
+    const SparsitySpec sparsity = MatchSparsity(weight, initial);
     const auto found = stored.find(weight);
     if (found == stored.end()) return InvalidInput(path + ": holds no " + weight);
+    const SparseLayout drawn =
+        FindParameterisation(sparsity.parameterisation)->draw_layout(linear, sparsity, run.seed);
     if (Describe(*found->second) == Describe(drawn)) continue;
+    // Rules other than a random draw move counts, within the kind.
+    const bool moves = FindTopologyRule(sparsity.rule)->entry == PhaseEntry::kInherit &&
+                       sparsity.parameterisation != "dense";
+    if (moves && SameKind(*found->second, sparsity)) continue;
     return InvalidInput(path + ": " + weight + " is stored as " + Describe(*found->second) +
                         ", phase " + run.phases[phase].name + " of the config asks for " +
                         Describe(drawn) +

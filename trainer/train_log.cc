@@ -42,10 +42,7 @@ StatusOr<std::unique_ptr<TrainLog>> TrainLog::Open(const RunSpec& run, const std
   return log;
 }
 
-void TrainLog::BeginPhase(int phase, int64_t steps_done, const Model& model, Backend& backend,
-                          int ranks) {
-  phase_ = &run_.phases[phase];
-  device_ = &backend.device();
+SparsityCount TrainLog::Count(const Model& model) {
   const double tokens = static_cast<double>(phase_->batch.tokens_per_step);
   const LinearFlops forward = ForwardFlopsPerToken(model, phase_->batch.seq_len);
   const double factor = kForwardAndBackward * tokens;
@@ -53,6 +50,24 @@ void TrainLog::BeginPhase(int phase, int64_t steps_done, const Model& model, Bac
                      forward.executed * factor};
   const SparsityCount count = CountSparsity(model.parameters());
   sparsity_ = count.sparsity();
+  return count;
+}
+
+void TrainLog::Topology(TopologyMetrics metrics, const Model& model) {
+  metrics.stored_values = CountSparsity(model.parameters()).nonzero;
+  if (phase_) Count(model);  // else the phase is about to begin
+  if (!metrics_) return;
+  WarnIfFailed(metrics_->Write(metrics));
+  if (sparsity_ > most_sparse_) WarnIfFailed(WriteLayers(run_dir_, model.parameters()));
+  most_sparse_ = std::max(most_sparse_, sparsity_);
+}
+
+void TrainLog::BeginPhase(int phase, int64_t steps_done, const Model& model, Backend& backend,
+                          int ranks) {
+  phase_ = &run_.phases[phase];
+  device_ = &backend.device();
+  const double tokens = static_cast<double>(phase_->batch.tokens_per_step);
+  const SparsityCount count = Count(model);
   unigram_entropy_ = UnigramEntropyOf(phase_->data);
   // Every rank measures, so that all are equally busy while any does.
   if (peak_flops_ == 0) {

@@ -16,6 +16,7 @@
 #include "trainer/metrics/metrics_writer.h"
 #include "trainer/model/model.h"
 #include "trainer/spec.h"
+#include "trainer/training_state.h"
 
 namespace filigree {
 
@@ -29,6 +30,8 @@ class TrainLog {
   // A phase begins (or goes on) after `steps_done` steps: says what it is and counts what the step
   // lines need.
   void BeginPhase(int phase, int64_t steps_done, const Model& model, Backend& backend, int ranks);
+  // The weights that live may have changed; fills in what is stored, then tells it.
+  void Topology(TopologyMetrics metrics, const Model& model);
   // Fills in what follows from the model and the clock (sparsity, throughput, MFU, memory), then
   // tells it.
   void Step(StepMetrics metrics);
@@ -39,6 +42,7 @@ class TrainLog {
  private:
   TrainLog(const RunSpec& run, std::string run_dir) : run_(run), run_dir_(std::move(run_dir)) {}
   void WriteEvents(const StepMetrics& metrics);
+  SparsityCount Count(const Model& model);  // what the step lines need
 
   const RunSpec& run_;
   std::string run_dir_;

@@ -49,12 +49,17 @@ double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& sampl
   return loss_sum;
 }
 
+double TrainStep::Gradients(TrainingState& state, const StepSamples& samples) {
+  backend_.device().ZeroAsync(state.buffer().grads(), stream_);
+  const double loss_sum = RunMicroBatches(state, samples);
+  state.exchange().WaitGrads(stream_);
+  return loss_sum;
+}
+
 StepResult TrainStep::Run(TrainingState& state, const StepSamples& samples,
                           const OptimizerSpec& optimizer, double lr, int64_t updates) {
   StepResult result;
-  backend_.device().ZeroAsync(state.buffer().grads(), stream_);
-  result.loss_sum = RunMicroBatches(state, samples);
-  state.exchange().WaitGrads(stream_);
+  result.loss_sum = Gradients(state, samples);
   result.update = state.optimizer().Step(optimizer, lr, updates, stream_);
   if (!result.update.skipped) {
     event_->Record(stream_);

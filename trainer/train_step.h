@@ -36,6 +36,9 @@ class TrainStep {
   StepResult Run(TrainingState& state, const StepSamples& samples, const OptimizerSpec& optimizer,
                  double lr, int64_t updates);
 
+  // The gradients alone, exchanged, and nothing updated. Returns the loss sum, as above.
+  double Gradients(TrainingState& state, const StepSamples& samples);
+
   BatchFeeder& feeder() { return feeder_; }
 
  private:

@@ -17,6 +17,7 @@
 #include "trainer/run_directory.h"
 #include "trainer/schedule.h"
 #include "trainer/stop_signal.h"
+#include "trainer/topology_updater.h"
 #include "trainer/train_log.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
@@ -34,7 +35,8 @@ class Trainer {
         run_(options.run),
         communicator_(communicator),
         backend_(backend),
-        stream_(backend.device().NewStream()) {}
+        stream_(backend.device().NewStream()),
+        topology_(run_, communicator, backend) {}
 
   Status Run();
 
@@ -44,8 +46,20 @@ class Trainer {
   Status Start();
   Status BuildState(const CheckpointReader* start);
   Status EnterPhase(int phase);
+  void MoveIntoPhase();
+  Status StartTopology();
+  void ProbeGradients();
+  void UpdateTopology();
+  void ChangeLayouts(const std::map<std::string, SparseLayout>& layouts);
+  Status Rewind();
   Status RunPhase();
   bool TakeBatch();
+  StepSamples Samples() const {
+    return {.tokens = batch_->tokens.data(),
+            .targets = batch_->targets.data(),
+            .sequences = batch_->count,
+            .valid_tokens = valid_tokens_};
+  }
   void RunStep(StepMetrics* metrics);
   Status AfterStep(const StepMetrics& metrics);
   Status SaveCheckpoint();
@@ -53,6 +67,9 @@ class Trainer {
 
   const PhaseSpec& phase() const { return run_.phases[phase_]; }
   int64_t step_in_phase() const { return step_ - phase().first_step; }
+  // The position in the phase's data and learning rate: a phase that rewinds goes on from there.
+  int64_t rewound() const { return std::max<int64_t>(phase().rewind_step, 0); }
+  bool IsRewindTarget(int64_t step) const;
   bool last_of_phase() const { return step_ == phase().first_step + phase().steps; }
   bool Due(int64_t every) const { return last_of_phase() || (every > 0 && step_ % every == 0); }
 
@@ -74,12 +91,14 @@ class Trainer {
   std::unique_ptr<Prefetcher> prefetcher_;
   std::unique_ptr<TrainStep> train_step_;
   std::unique_ptr<TrainingState> state_;
+  TopologyUpdater topology_;
 
   const SampleBatch* batch_ = nullptr;  // this rank's samples of the step
   double valid_tokens_ = 0;             // of the step, over all ranks
   int64_t skipped_steps_ = 0;
   int consecutive_skips_ = 0;
   int64_t saved_step_ = -1;  // of the newest checkpoint
+  bool trained_ = false;     // the state is that of a phase that has begun
 };
 
 Status Trainer::CheckWorld() const {
@@ -133,6 +152,7 @@ Status Trainer::Start() {
     step_ = info.step;
     tokens_ = info.tokens;
     saved_step_ = step_;
+    trained_ = info.has_moments;
     phase_ =
         info.has_moments ? std::min<int>(info.phase, static_cast<int>(run_.phases.size()) - 1) : 0;
   }
@@ -154,6 +174,81 @@ Status Trainer::Start() {
   return OkStatus();
 }
 
+// The state of the phase before becomes that of this one.
+void Trainer::MoveIntoPhase() {
+  state_->exchange().WaitAllValues(*stream_);
+  std::unique_ptr<TrainingState> previous = std::move(state_);
+  previous->model().ReleaseActivations();
+  const auto layouts =
+      InheritedLayouts(LinearSpecs(run_.model), phase(), previous->Layouts());
+  state_ = std::make_unique<TrainingState>(run_, phase_, layouts, communicator_, backend_, *stream_);
+  state_->TakeOver(*previous, phase().moments == Moments::kKeep,
+                   UpdatesSinceFreshMoments(run_, phase_, step_) - 1, *stream_);
+}
+
+void Trainer::ChangeLayouts(const std::map<std::string, SparseLayout>& layouts) {
+  state_->exchange().WaitAllValues(*stream_);
+  std::unique_ptr<TrainingState> previous = std::move(state_);
+  previous->model().ReleaseActivations();
+  state_ = std::make_unique<TrainingState>(run_, phase_, layouts, communicator_, backend_, *stream_);
+  state_->TakeOver(*previous, /*keep_moments=*/true,
+                   UpdatesSinceFreshMoments(run_, phase_, step_) - 1, *stream_);
+}
+
+// What is due before the next step, if anything.
+void Trainer::UpdateTopology() {
+  const TopologyUpdater::Update update = topology_.Propose(*state_, step_, *stream_);
+  if (!update.due) return;
+  if (update.changed()) ChangeLayouts(update.layouts);
+  CheckLayoutsAgree(state_->parameters(), communicator_);
+  state_->exchange().CountTopology(topology_.TakeBytes());
+  log_->Topology({.step = step_,
+                  .topology = update.rules,
+                  .dropped = update.dropped,
+                  .grown = update.grown},
+                 state_->model());
+}
+
+// Gradients of the coming step's batch, for a rule that scores before it.
+void Trainer::ProbeGradients() {
+  topology_.StartCollecting(state_->model(), step_, *stream_);
+  TakeBatch();
+  train_step_->Gradients(*state_, Samples());
+  topology_.FinishCollecting(state_->model(), *stream_);
+}
+
+// Once a phase, at its start: what its rules do there.
+Status Trainer::StartTopology() {
+  const TopologyUpdater::Needs needs = topology_.NeedsAt(step_);
+  if (needs.any()) ProbeGradients();
+  if (needs.hessian) {
+    topology_.PerturbValues(*state_, *stream_);
+    ProbeGradients();
+    topology_.FinishHessian(*state_, *stream_);
+  }
+  UpdateTopology();
+  return phase().rewind_step < 0 ? OkStatus() : Rewind();
+}
+
+// Survivors go back to where they were after rewind_step steps of the run.
+Status Trainer::Rewind() {
+  if (phase().rewind_step == 0) {
+    state_->InitializeValues(*stream_);
+    return OkStatus();
+  }
+  const std::string directory = CheckpointDirectory(options_.run_dir, phase().rewind_step);
+  auto reader = CheckpointReader::Open(directory);
+  RETURN_IF_ERROR(AgreeOnStatus(reader.status(), communicator_));
+  LogInfo("rewound to " + directory);
+  return AgreeOnStatus(state_->Load(**reader, /*moments=*/true, *stream_), communicator_);
+}
+
+bool Trainer::IsRewindTarget(int64_t step) const {
+  return std::any_of(run_.phases.begin(), run_.phases.end(), [&](const PhaseSpec& phase) {
+    return phase.rewind_step == step && phase.first_step > step;
+  });
+}
+
 Status Trainer::EnterPhase(int phase) {
   ReportActivity("entering a phase");
   const bool first_entry = !prefetcher_;
@@ -163,15 +258,14 @@ Status Trainer::EnterPhase(int phase) {
   prefetcher_.reset();
   data_ = std::move(data).value();
   prefetcher_ = std::make_unique<Prefetcher>(data_.train.get());
-  if (state_->phase() != phase) {
-    state_->exchange().WaitAllValues(*stream_);
-    std::unique_ptr<TrainingState> previous = std::move(state_);
-    const std::map<std::string, SparseLayout> drawn;
-    state_ = std::make_unique<TrainingState>(run_, phase, drawn, communicator_, backend_, *stream_);
-    state_->TakeOver(*previous, *stream_);
-  }
+  const bool begins = state_->phase() != phase || !trained_;
+  if (state_->phase() != phase) MoveIntoPhase();
   state_->model().set_hooks({});
   train_step_ = std::make_unique<TrainStep>(this->phase().batch, backend_, *stream_);
+  topology_.BeginPhase(phase);
+  if (begins) RETURN_IF_ERROR(StartTopology());
+  trained_ = true;
+  CheckLayoutsAgree(state_->parameters(), communicator_);
   log_->BeginPhase(phase, step_, state_->model(), backend_, communicator_.size());
   LogInfo(data_.train->Describe());
   // A resumed run evaluated this very state when it was saved.
@@ -184,7 +278,7 @@ Status Trainer::EnterPhase(int phase) {
 bool Trainer::TakeBatch() {
   const int64_t samples = phase().batch.sequences_per_step();
   const SampleRange mine = PartitionSamples(samples, communicator_.rank(), communicator_.size());
-  const int64_t first = step_in_phase() * samples + mine.begin;
+  const int64_t first = (step_in_phase() + rewound()) * samples + mine.begin;
   batch_ = &prefetcher_->Take(first, mine.count);
   if (step_in_phase() + 1 < phase().steps) prefetcher_->Request(first + samples, mine.count);
   const auto valid = std::count_if(batch_->targets.begin(), batch_->targets.end(),
@@ -199,14 +293,12 @@ bool Trainer::TakeBatch() {
 void Trainer::RunStep(StepMetrics* metrics) {
   const auto begin = std::chrono::steady_clock::now();
   GradientExchange& exchange = state_->exchange();
-  const double lr = LearningRate(phase().schedule, step_in_phase(), phase().steps);
-  const StepResult result =
-      train_step_->Run(*state_,
-                       {.tokens = batch_->tokens.data(),
-                        .targets = batch_->targets.data(),
-                        .sequences = batch_->count,
-                        .valid_tokens = valid_tokens_},
-                       phase().optimizer, lr, UpdatesSinceFreshMoments(run_, phase_, step_));
+  const double lr = LearningRate(phase().schedule, step_in_phase() + rewound(),
+                                 phase().steps + rewound());
+  topology_.StartCollecting(state_->model(), step_ + 1, *stream_);
+  const StepResult result = train_step_->Run(*state_, Samples(), phase().optimizer, lr,
+                                             UpdatesSinceFreshMoments(run_, phase_, step_));
+  topology_.FinishCollecting(state_->model(), *stream_);
   const Optimizer::Result& update = result.update;
   skipped_steps_ += update.skipped;
   consecutive_skips_ = update.skipped ? consecutive_skips_ + 1 : 0;
@@ -235,12 +327,16 @@ Status Trainer::SaveCheckpoint() {
   info.seed = run_.seed;
   info.model = run_.model;
   info.config_text = options_.config_text;
+  CheckLayoutsAgree(state_->parameters(), communicator_);
   const std::string directory = CheckpointDirectory(options_.run_dir, step_);
   RETURN_IF_ERROR(state_->Save(directory, info, tokenizer_dir_, *stream_));
   Status removed;
   if (communicator_.rank() == 0) {
     std::vector<int64_t> phase_ends;
-    for (const PhaseSpec& phase : run_.phases) phase_ends.push_back(phase.first_step + phase.steps);
+    for (const PhaseSpec& phase : run_.phases) {
+      phase_ends.push_back(phase.first_step + phase.steps);
+      phase_ends.push_back(phase.rewind_step);
+    }
     removed = RemoveOldCheckpoints(options_.run_dir, run_.checkpoint_keep_last, phase_ends);
   }
   RETURN_IF_ERROR(AgreeOnStatus(removed, communicator_));
@@ -270,6 +366,7 @@ void Trainer::EvaluateAndSample() {
 
 Status Trainer::AfterStep(const StepMetrics& metrics) {
   log_->Step(metrics);
+  UpdateTopology();
   if (consecutive_skips_ >= kMaxConsecutiveSkips) {
     return MachineError(
         "the gradients were not finite in " + std::to_string(kMaxConsecutiveSkips) +
@@ -277,7 +374,7 @@ Status Trainer::AfterStep(const StepMetrics& metrics) {
         "; lower schedule.lr, lengthen the warm-up or resume from an older checkpoint");
   }
   if (Due(run_.evaluation.every_steps)) EvaluateAndSample();
-  if (Due(run_.checkpoint_every_steps)) RETURN_IF_ERROR(SaveCheckpoint());
+  if (Due(run_.checkpoint_every_steps) || IsRewindTarget(step_)) RETURN_IF_ERROR(SaveCheckpoint());
   return OkStatus();
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "trainer/agree.h"
+#include "trainer/topology/plan.h"
 
 namespace filigree {
 namespace {
@@ -13,7 +14,8 @@ constexpr double kBytesPerMegabyte = 1e6;
 constexpr std::pair<StateKind, CheckpointArray> kArrays[] = {
     {StateKind::kMaster, CheckpointArray::kMaster},
     {StateKind::kM, CheckpointArray::kM},
-    {StateKind::kV, CheckpointArray::kV}};
+    {StateKind::kV, CheckpointArray::kV},
+    {StateKind::kBorn, CheckpointArray::kBorn}};
 
 std::span<const float> AsFloats(const std::vector<std::byte>& bytes) {
   return {reinterpret_cast<const float*>(bytes.data()), bytes.size() / sizeof(float)};
@@ -24,15 +26,15 @@ void ScatterFloats(FlatBuffer& buffer, int segment, StateKind kind,
   ScatterSegment(buffer, segment, kind, std::as_bytes(std::span<const float>(values)), stream);
 }
 
-// Moves stored values from one layout of a parameter to another; cells new to it start at zero.
+// Moves stored values from one layout of a parameter to another; cells new to it get `fresh`.
 class Remap {
  public:
   Remap(const Parameter& from, const Parameter& to) : count_(to.segment_count()) {
     if (!(from.layout == to.layout)) slots_ = IndexRemap(from.layout, to.layout);
     same_ = slots_.empty();
   }
-  std::vector<float> Apply(std::span<const float> from) const {
-    std::vector<float> to(count_, 0.0f);
+  std::vector<float> Apply(std::span<const float> from, float fresh = 0) const {
+    std::vector<float> to(count_, fresh);
     if (same_) {
       std::copy_n(from.begin(), std::min(from.size(), to.size()), to.begin());
     } else {
@@ -54,6 +56,15 @@ int FindParameter(const std::vector<Parameter>& parameters, const std::string& n
     if (parameters[i].name == name) return static_cast<int>(i);
   }
   return -1;
+}
+
+// For each parameter the updates over which a grown value's own are ramped up.
+std::vector<int64_t> GrowthRamps(const std::vector<Parameter>& parameters, const PhaseSpec& phase) {
+  std::vector<int64_t> ramps;
+  for (const Parameter& parameter : parameters) {
+    ramps.push_back(MatchSparsity(parameter.name, phase.sparsity).growth_ramp_steps);
+  }
+  return ramps;
 }
 
 }  // namespace
@@ -85,16 +96,20 @@ TrainingState::TrainingState(const RunSpec& run, int phase,
                              const std::map<std::string, SparseLayout>& layouts,
                              Communicator& communicator, Backend& backend, Stream& stream)
     : run_(run), phase_(phase), communicator_(communicator), backend_(backend) {
-  model_ = Model::Create(run.model, run.phases[phase].sparsity, run.seed, layouts, backend);
+  const PhaseSpec& spec = run.phases[phase];
+  model_ = Model::Create(run.model, InitialSparsity(LinearSpecs(run.model), spec), run.seed, layouts,
+                         backend);
   FlatLayout layout = LayOutParameters(model_->parameters(), run, communicator.size(), DType::kF32);
   const int shard = layout.shards() > 1 ? communicator.rank() : 0;
   buffer_ = std::make_unique<FlatBuffer>(backend.device(), std::move(layout), shard,
                                          backend.device().compute_dtype(), DType::kF32, stream);
+  if (TracksAges(run, phase)) buffer_->AllocateBorn(stream);
   model_->Bind(*buffer_);
-  const BatchSpec& batch = run.phases[phase].batch;
-  model_->ReserveActivations(batch.micro_batch_sequences, batch.seq_len, /*training=*/true);
+  model_->ReserveActivations(spec.batch.micro_batch_sequences, spec.batch.seq_len,
+                             /*training=*/true);
   exchange_ = std::make_unique<GradientExchange>(*buffer_, communicator);
-  optimizer_ = std::make_unique<Optimizer>(model_->parameters(), *buffer_, *exchange_, backend);
+  optimizer_ = std::make_unique<Optimizer>(model_->parameters(), GrowthRamps(parameters(), spec),
+                                           *buffer_, *exchange_, backend);
 }
 
 void TrainingState::InitializeValues(Stream& stream) {
@@ -122,6 +137,7 @@ Status TrainingState::Load(const CheckpointReader& reader, bool moments, Stream&
     const Remap remap(reader.info().parameters[source], to);
     for (const auto& [kind, array] : kArrays) {
       if (kind != StateKind::kMaster && !with_moments) continue;
+      if (kind == StateKind::kBorn && !(buffer_->has_born() && reader.info().has_born)) continue;
       ASSIGN_OR_RETURN(const std::vector<float> values, reader.ReadSegment(source, array));
       ScatterFloats(*buffer_, static_cast<int>(i), kind, remap.Apply(values), stream);
     }
@@ -130,8 +146,8 @@ Status TrainingState::Load(const CheckpointReader& reader, bool moments, Stream&
   return OkStatus();
 }
 
-void TrainingState::TakeOver(TrainingState& previous, Stream& stream) {
-  const bool keep_moments = run_.phases[phase_].moments == Moments::kKeep;
+void TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done,
+                             Stream& stream) {
   for (size_t i = 0; i < parameters().size(); ++i) {
     const Parameter& to = parameters()[i];
     const int source = FindParameter(previous.parameters(), to.name);
@@ -139,18 +155,34 @@ void TrainingState::TakeOver(TrainingState& previous, Stream& stream) {
     const Remap remap(previous.parameters()[source], to);
     for (const auto& [kind, array] : kArrays) {
       if (kind != StateKind::kMaster && !keep_moments) continue;
-      const std::vector<std::byte> bytes =
-          GatherSegment(*previous.buffer_, source, kind, communicator_, stream);
-      ScatterFloats(*buffer_, static_cast<int>(i), kind, remap.Apply(AsFloats(bytes)), stream);
+      if (kind == StateKind::kBorn && !buffer_->has_born()) continue;
+      // Where nobody kept ages before, everything there is was there from the start.
+      std::vector<float> values(previous.parameters()[source].segment_count(), 0.0f);
+      if (kind != StateKind::kBorn || previous.buffer_->has_born()) {
+        const std::vector<std::byte> bytes =
+            GatherSegment(*previous.buffer_, source, kind, communicator_, stream);
+        std::ranges::copy(AsFloats(bytes), values.begin());
+      }
+      const auto fresh = static_cast<float>(kind == StateKind::kBorn ? updates_done : 0);
+      ScatterFloats(*buffer_, static_cast<int>(i), kind, remap.Apply(values, fresh), stream);
     }
   }
   model_->ValuesChanged();
+}
+
+std::map<std::string, SparseLayout> TrainingState::Layouts() const {
+  std::map<std::string, SparseLayout> layouts;
+  for (const Parameter& parameter : parameters()) {
+    layouts.emplace(parameter.name, parameter.layout);
+  }
+  return layouts;
 }
 
 Status TrainingState::WriteArrays(CheckpointWriter* writer, Stream& stream) {
   Status status;  // every rank takes part in every gather, whatever rank 0's disk says
   for (size_t i = 0; i < parameters().size(); ++i) {
     for (const auto& [kind, array] : kArrays) {
+      if (kind == StateKind::kBorn && !buffer_->has_born()) continue;
       const std::vector<std::byte> bytes =
           GatherSegment(*buffer_, static_cast<int>(i), kind, communicator_, stream);
       if (writer && status.ok()) status = writer->Add(static_cast<int>(i), array, AsFloats(bytes));
@@ -166,6 +198,7 @@ Status TrainingState::Save(const std::string& directory, const CheckpointInfo& p
   if (communicator_.rank() == 0) {
     CheckpointInfo info = progress;
     info.parameters = parameters();
+    info.has_born = buffer_->has_born();
     auto begun = CheckpointWriter::Begin(directory, std::move(info), tokenizer_dir);
     if (begun.ok()) {
       writer = std::move(begun).value();

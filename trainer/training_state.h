@@ -31,8 +31,7 @@ SparsityCount CountSparsity(const std::vector<Parameter>& parameters);
 
 class TrainingState {
  public:
-  // The state of phase `phase` with fresh initial values; layouts by parameter name where given,
-  // else drawn. `run`, `communicator` and `backend` must outlive it.
+  // The state of phase `phase`, all zeros; layouts by parameter name where given, else drawn. `run`, `communicator` and `backend` must outlive it.
   TrainingState(const RunSpec& run, int phase, const std::map<std::string, SparseLayout>& layouts,
                 Communicator& communicator, Backend& backend, Stream& stream);
 
@@ -40,6 +39,7 @@ class TrainingState {
   Model& model() { return *model_; }
   const std::vector<Parameter>& parameters() const { return model_->parameters(); }
   FlatBuffer& buffer() { return *buffer_; }
+  const FlatBuffer& buffer() const { return *buffer_; }
   GradientExchange& exchange() { return *exchange_; }
   Optimizer& optimizer() { return *optimizer_; }
 
@@ -48,9 +48,12 @@ class TrainingState {
   // Values and, where `moments` is set and the checkpoint has them, moments. Cells that the
   // checkpoint does not store start at zero, cells that this state does not store are dropped.
   Status Load(const CheckpointReader& reader, bool moments, Stream& stream);
-  // Takes values (and moments, if the phase keeps them) over from the state of the phase before:
-  // cells stored in both keep theirs, new ones start at zero. Collective.
-  void TakeOver(TrainingState& previous, Stream& stream);
+  // Takes values over from a state of the same model with other layouts: cells stored in both keep
+  // theirs, new ones start at zero. Collective.
+  // With `keep_moments` also moments (and ages); cells that join are `updates_done` updates young.
+  void TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done, Stream& stream);
+  // The layouts of all weights, by parameter name.
+  std::map<std::string, SparseLayout> Layouts() const;
   // Writes RUN/checkpoints/step_... ; collective, all ranks return the same status.
   Status Save(const std::string& directory, const CheckpointInfo& progress,
               const std::string& tokenizer_dir, Stream& stream);

@@ -13,13 +13,16 @@ namespace {
 nlohmann::json ToJson(const PhasePlan& phase) {
   nlohmann::json memory = phase.memory_bytes;
   memory["total"] = phase.memory_total();
+  nlohmann::json density = nlohmann::json::array();
+  for (const auto& point : phase.density) density.push_back({point.step, point.density});
   return {{"name", phase.name},
           {"steps", phase.steps},
           {"tokens", phase.tokens},
           {"parameters_logical", phase.parameters_logical},
           {"parameters_stored", phase.parameters_stored},
-          {"average_density", 1.0 - phase.sparsity},
-          {"final_sparsity", phase.sparsity},
+          {"average_density", phase.average_density},
+          {"final_sparsity", phase.final_sparsity},
+          {"density_by_step", density},
           {"flops_dense_equivalent", phase.flops.dense_equivalent},
           {"flops_method", phase.flops.method},
           {"flops_executed", phase.flops.executed},
@@ -30,7 +33,7 @@ nlohmann::json ToJson(const PhasePlan& phase) {
             {"sparsified_values", phase.exchanged.sparsified_values},
             {"dense_values", phase.exchanged.dense_values},
             {"control", phase.exchanged.control}}},
-          {"dense_control_parameters", phase.parameters_stored},
+          {"dense_control_parameters", static_cast<int64_t>(phase.average_parameters)},
           {"memory_bytes", memory}};
 }
 
@@ -38,11 +41,11 @@ nlohmann::json ToJson(const PhasePlan& phase) {
 // memory.
 nlohmann::json ToJson(const RunPlan& plan) {
   nlohmann::json json = ToJson(plan.phases.front());
-  for (const char* field : {"name", "steps", "exchanged_bytes"}) json.erase(field);
+  for (const char* field : {"name", "steps", "exchanged_bytes", "density_by_step"}) json.erase(field);
   const LinearFlops flops = plan.flops();
   json["tokens"] = plan.tokens();
   json["average_density"] = plan.average_density();
-  json["final_sparsity"] = plan.phases.back().sparsity;
+  json["final_sparsity"] = plan.phases.back().final_sparsity;
   json["flops_dense_equivalent"] = flops.dense_equivalent;
   json["flops_method"] = flops.method;
   json["flops_executed"] = flops.executed;
@@ -74,9 +77,29 @@ void PrintPhase(const PhasePlan& phase) {
   std::printf("\n");
 }
 
+// At most a dozen moments of a moving topology.
+void PrintDensity(const PhasePlan& phase) {
+  if (phase.density.size() < 2) return;
+  constexpr size_t kShown = 12;
+  const size_t stride = (phase.density.size() + kShown - 1) / kShown;
+  std::printf("  density      average %.4f, by step:", phase.average_density);
+  for (size_t i = 0; i < phase.density.size(); i += stride) {
+    std::printf(" %lld: %.4f", static_cast<long long>(phase.density[i].step),
+                phase.density[i].density);
+  }
+  if ((phase.density.size() - 1) % stride != 0) {
+    const auto& last = phase.density.back();
+    std::printf(" %lld: %.4f", static_cast<long long>(last.step), last.density);
+  }
+  std::printf("\n");
+}
+
 void Print(const RunPlan& plan, int ranks) {
   std::printf("%d rank%s\n", ranks, ranks == 1 ? "" : "s");
-  for (const PhasePlan& phase : plan.phases) PrintPhase(phase);
+  for (const PhasePlan& phase : plan.phases) {
+    PrintPhase(phase);
+    PrintDensity(phase);
+  }
   std::printf("average density %.4f of the sparsifiable weights\n", plan.average_density());
   std::printf("dense control   a dense model of %s parameters has as many on average\n",
               FormatCount(plan.average_parameters()).c_str());

@@ -71,7 +71,7 @@ TEST_F(TrainerTest, ADensePhaseTakesValuesOverAndStartsTheRestAtZero) {
     std::fill_n(m.As<float>(), m.size(), 1.0f);
   }
   auto dense = MakeState(run, 1);
-  dense->TakeOver(*sparse, *stream_);
+  dense->TakeOver(*sparse, /*keep_moments=*/false, 0, *stream_);
   for (size_t i = 0; i < dense->parameters().size(); ++i) {
     EXPECT_EQ(Dense(*dense, static_cast<int>(i)), Dense(*sparse, static_cast<int>(i)));
   }
@@ -90,7 +90,7 @@ TEST_F(TrainerTest, KeptMomentsFollowTheirCells) {
     std::fill_n(v.As<float>(), v.size(), 2.0f);
   }
   auto dense = MakeState(run, 1);
-  dense->TakeOver(*sparse, *stream_);
+  dense->TakeOver(*sparse, /*keep_moments=*/true, 0, *stream_);
   double kept = 0, expected = 0;
   for (const OwnedRange& range : dense->buffer().owned()) {
     TensorView v = dense->buffer().V(range);

@@ -7,7 +7,7 @@
 //   model.safetensors      NAME: the parameter's values (F32 master), unpadded: dense ones in
 //   logical shape,
 //                          sparse ones as their nonzeros [nonzero_count] in stored order
-//   optimizer.safetensors  NAME.m, NAME.v in the same form
+//   optimizer.safetensors  NAME.m, NAME.v in the same form, and NAME.born where the topology moves
 //   layouts.safetensors    NAME.row_offsets (I64) and NAME.columns (I32) of each sparse parameter
 //   tokenizer/             the tokenizer's files, where the run has one
 //
@@ -28,7 +28,7 @@
 
 namespace filigree {
 
-enum class CheckpointArray { kMaster, kM, kV };
+enum class CheckpointArray { kMaster, kM, kV, kBorn };
 
 struct CheckpointInfo {
   int64_t step = 0;    // optimizer steps done
@@ -37,6 +37,7 @@ struct CheckpointInfo {
   int world_size = 1;
   uint64_t seed = 0;
   bool has_moments = true;  // false for imported models
+  bool has_born = false;    // updates done when each value joined; never without moments
   ModelSpec model;
   std::vector<Parameter> parameters;  // with layouts; in creation order
   std::string config_text;            // effective; empty for imported models
@@ -51,7 +52,7 @@ class CheckpointWriter {
                                                            CheckpointInfo info,
                                                            const std::string& tokenizer_dir);
   virtual ~CheckpointWriter() = default;
-  // For each parameter in order, and for each of master, m, v (master alone without moments): the
+  // For each parameter in order, and for each of master, m, v, born (as far as `info` has them): the
   // segment, `segment_count()` elements in slot order. Padding is dropped.
   virtual Status Add(int parameter, CheckpointArray array, std::span<const float> segment) = 0;
   // Flushes and renames. Without Commit the destructor removes the partial directory.

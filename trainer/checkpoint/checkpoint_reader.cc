@@ -124,12 +124,12 @@ class CheckpointDirectoryReader : public CheckpointReader {
   StatusOr<std::vector<float>> ReadNonzeros(int index, CheckpointArray array) const {
     CHECK(array == CheckpointArray::kMaster || info_.has_moments)
         << directory_ << " holds no moments";
+    CHECK(array != CheckpointArray::kBorn || info_.has_born) << directory_ << " holds no ages";
+    static constexpr const char* kSuffixes[] = {"", ".m", ".v", ".born"};
     const Parameter& parameter = info_.parameters[static_cast<size_t>(index)];
     const bool master = array == CheckpointArray::kMaster;
     const SafetensorsFile& file = files_.at(master ? "model.safetensors" : "optimizer.safetensors");
-    const std::string name = parameter.name + (master                         ? ""
-                                               : array == CheckpointArray::kM ? ".m"
-                                                                              : ".v");
+    const std::string name = parameter.name + kSuffixes[static_cast<int>(array)];
     const TensorEntry* tensor = file.Find(name);
     if (tensor == nullptr || tensor->count() != parameter.layout.nonzero_count()) {
       return InvalidInput(file.path() + ": tensor \"" + name + "\" " +

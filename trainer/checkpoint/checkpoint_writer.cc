@@ -38,6 +38,7 @@ class StagedCheckpointWriter : public CheckpointWriter {
       values.push_back(ValuesSpec(parameter, ""));
       moments.push_back(ValuesSpec(parameter, ".m"));
       moments.push_back(ValuesSpec(parameter, ".v"));
+      if (info_.has_born) moments.push_back(ValuesSpec(parameter, ".born"));
     }
     RETURN_IF_ERROR(CreateTensors("model.safetensors", std::move(values), &values_));
     if (!info_.has_moments) return OkStatus();
@@ -67,7 +68,10 @@ class StagedCheckpointWriter : public CheckpointWriter {
 
  private:
   void Advance() {
-    if (info_.has_moments && next_array_ != CheckpointArray::kV) {
+    const CheckpointArray last = !info_.has_moments ? CheckpointArray::kMaster
+                                 : info_.has_born   ? CheckpointArray::kBorn
+                                                    : CheckpointArray::kV;
+    if (next_array_ != last) {
       next_array_ = static_cast<CheckpointArray>(static_cast<int>(next_array_) + 1);
     } else {
       next_array_ = CheckpointArray::kMaster;

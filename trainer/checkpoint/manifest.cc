@@ -45,6 +45,10 @@ class MemberWriter {
       if (entry.value == value) json[name] = entry.name;
     }
   }
+  template <typename T>
+  void Optional(const char* name, const T& value) {
+    json[name] = value;
+  }
   Json json = Json::object();
 };
 
@@ -56,6 +60,11 @@ class MemberReader {
   template <typename T>
   void operator()(const char* name, T& value) {
     json_.at(name).get_to(value);
+  }
+  // Keeps the default where a file of an earlier release lacks the member.
+  template <typename T>
+  void Optional(const char* name, T& value) {
+    if (json_.contains(name)) json_.at(name).get_to(value);
   }
   template <typename Enum, size_t kCount>
   void operator()(const char* name, Enum& value, const EnumName<Enum> (&names)[kCount]) {
@@ -81,6 +90,7 @@ void VisitProgress(Visitor& visit, Info& info) {
   visit("world_size", info.world_size);
   visit("seed", info.seed);
   visit("has_moments", info.has_moments);
+  visit.Optional("has_born", info.has_born);
 }
 
 template <typename Visitor, typename Spec>

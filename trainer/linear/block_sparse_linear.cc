@@ -119,6 +119,6 @@ std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& spa
 }  // namespace
 
 const Parameterisation kBlockSparseParameterisation = {
-    "block_sparse", "blocks stored and multiplied", &Validate, &DrawLayout, &Create};
+    "block_sparse", "blocks stored and multiplied", true, &Validate, &DrawLayout, &Create};
 
 }  // namespace filigree

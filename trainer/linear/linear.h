@@ -95,6 +95,8 @@ class Linear {
 struct Parameterisation {
   std::string_view name;
   std::string_view summary;
+  // Whether compute runs over the stored values alone; else over the whole weight.
+  bool computes_stored;
   // Problems of this spec for a weight [out, in] ("sparsity 0.999 leaves no block of ..."), or OK.
   Status (*validate)(const LinearSpec& linear, const SparsitySpec& sparsity);
   // The initial layout of the weight: a pure function of its arguments. Dense where nothing is
@@ -113,6 +115,12 @@ const Parameterisation* FindParameterisation(std::string_view name);
 // The first entry of `sparsity` whose patterns match the weight's name; a dense spec where none
 // does.
 SparsitySpec MatchSparsity(std::string_view weight_name, const std::vector<SparsitySpec>& sparsity);
+
+// What criteria of topology rules need beyond stored gradients; backward adds to it where given.
+struct LinearStatistics {
+  TensorView dense_grads;                        // dy^T x [out, in], gradient dtype
+  std::vector<double>* input_squares = nullptr;  // sum over rows of x_j^2 [in]
+};
 
 // A sequence of linears that share their input (q, k, v; gate, up): y's columns are the parts'
 // outputs side by side, dx is the sum of the parts'. Topology, checkpoints and export see only the
@@ -138,13 +146,17 @@ class LinearGroup {
   // As Linear's, over the parts.
   void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue, Stream& stream);
   void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad, Stream& stream);
+  // From now on every Backward also adds to `statistics`, one for each part (none: no more).
+  void Collect(std::vector<LinearStatistics> statistics) { statistics_ = std::move(statistics); }
 
  private:
+  void AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& stream);
   void BackwardJoined(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
                       Stream& stream);
 
   std::vector<std::unique_ptr<Linear>> parts_;
   std::vector<int64_t> offsets_;  // parts + 1
+  std::vector<LinearStatistics> statistics_;
   Backend& backend_;
   // The parts as one product; nullptr where they are computed one by one.
   std::unique_ptr<PreparedLayout> joined_;

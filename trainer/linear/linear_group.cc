@@ -11,6 +11,17 @@ int64_t ElementsBetween(ConstTensorView from, ConstTensorView to) {
          static_cast<int64_t>(SizeOf(from.dtype()));
 }
 
+template <typename T>
+void AddSquares(ConstTensorView x, std::vector<double>* squares) {
+  for (int64_t row = 0; row < x.rows(); ++row) {
+    const T* values = x.As<T>() + row * x.row_stride();
+    for (int64_t j = 0; j < x.cols(); ++j) {
+      const double value = static_cast<float>(values[j]);
+      (*squares)[j] += value * value;
+    }
+  }
+}
+
 }  // namespace
 
 LinearGroup::LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<int64_t> widths,
@@ -84,6 +95,7 @@ void LinearGroup::Forward(ConstTensorView x, TensorView y, const ProductEpilogue
 
 void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
                            Stream& stream) {
+  if (!statistics_.empty()) AddStatistics(x, dy, stream);
   if (joined_) return BackwardJoined(x, dy, input_grad, stream);
   for (size_t i = 0; i < parts_.size(); ++i) {
     // The derivative of the activation multiplies the sum over the parts.
@@ -91,6 +103,31 @@ void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InputGra
     part.accumulate |= i > 0;
     if (i + 1 < parts_.size()) part.gelu_input = {};
     parts_[i]->Backward(x, Part(dy, static_cast<int>(i)), part, stream);
+  }
+}
+
+// Once in hundreds of steps, so that inputs are squared on the host rather than by an operation of
+// the backend.
+void LinearGroup::AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& stream) {
+  std::vector<std::byte> host;
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const LinearStatistics& statistics = statistics_[i];
+    if (!statistics.dense_grads.empty()) {
+      backend_.MatMul({.a = Part(dy, static_cast<int>(i)),
+                       .b = x,
+                       .out = statistics.dense_grads,
+                       .transpose_a = true,
+                       .accumulate = true},
+                      stream);
+    }
+    if (!statistics.input_squares) continue;
+    if (host.empty()) host.resize(x.size() * SizeOf(x.dtype()));
+    const TensorView copy(host.data(), x.dtype(), {x.rows(), x.cols()});
+    backend_.device().CopyAsync(copy, x, stream);
+    stream.Synchronize();
+    if (x.dtype() == DType::kF32) AddSquares<float>(copy, statistics.input_squares);
+    if (x.dtype() == DType::kF64) AddSquares<double>(copy, statistics.input_squares);
+    if (x.dtype() == DType::kBF16) AddSquares<BFloat16>(copy, statistics.input_squares);
   }
 }
 

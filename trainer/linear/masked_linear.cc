@@ -110,6 +110,6 @@ std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& spa
 }  // namespace
 
 const Parameterisation kMaskedParameterisation = {
-    "masked", "single weights stored, computed densely", &Validate, &DrawLayout, &Create};
+    "masked", "single weights stored, computed densely", false, &Validate, &DrawLayout, &Create};
 
 }  // namespace filigree

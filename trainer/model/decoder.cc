@@ -42,6 +42,12 @@ class Decoder final : public Model {
   size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const override;
   void ReserveActivations(int64_t sequences, int64_t seq_len, bool training) override;
   void set_hooks(ParameterHooks hooks) override { table_.set_hooks(std::move(hooks)); }
+  void ReleaseActivations() override { arena_ = ActivationArena(arena_.dtype()); }
+  void CollectStatistics(const std::map<std::string, LinearStatistics>& statistics) override {
+    for (const auto& layer : layers_) {
+      for (TableLinear* linear : layer->linears()) linear->CollectStatistics(statistics);
+    }
+  }
   void ValuesChanged() override { table_.ValuesChanged(); }
   void ForwardLoss(const MicroBatch& batch, TensorView losses, Stream& stream) override;
   void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,

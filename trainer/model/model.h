@@ -60,10 +60,16 @@ class Model {
   // also counts what backward needs.
   virtual size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const = 0;
   virtual void ReserveActivations(int64_t sequences, int64_t seq_len, bool training) = 0;
+  // Frees them: no pass may follow. Before a second state of the same model is built.
+  virtual void ReleaseActivations() = 0;
 
   virtual void set_hooks(ParameterHooks hooks) = 0;
   // Values were written from outside: every linear is materialised again before its next use.
   virtual void ValuesChanged() = 0;
+
+  // Backward also adds to these statistics, by name of the weight's parameter, until the next call
+  // (an empty map: no more). The views and vectors must stay alive until then.
+  virtual void CollectStatistics(const std::map<std::string, LinearStatistics>& statistics) = 0;
 
   // Per-token losses [B * S] of the batch.
   virtual void ForwardLoss(const MicroBatch& batch, TensorView losses, Stream& stream) = 0;

@@ -69,6 +69,18 @@ void TableLinear::Bind(TensorView scratch) {
   group_.JoinParts();
 }
 
+void TableLinear::CollectStatistics(const std::map<std::string, LinearStatistics>& statistics) {
+  std::vector<LinearStatistics> own;
+  bool any = false;
+  for (const auto& part : group_.parts()) {
+    const auto found = statistics.find(part->Parameters().front().name);
+    own.push_back(found == statistics.end() ? LinearStatistics{} : found->second);
+    any |= found != statistics.end();
+  }
+  if (!any) own.clear();
+  group_.Collect(std::move(own));
+}
+
 void TableLinear::Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
                           Stream& stream) {
   bool changed = false;

@@ -1,6 +1,7 @@
 // The parameters of a model under construction, and their memory and hooks once it runs.
 #pragma once
 
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -49,6 +50,8 @@ class TableLinear {
 
   const LinearGroup& group() const { return group_; }
   void Bind(TensorView scratch);
+  // As Model's: takes what is there for its parts.
+  void CollectStatistics(const std::map<std::string, LinearStatistics>& statistics);
   void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue, Stream& stream);
   // Afterwards the gradients of these parameters are final for the micro-batch.
   void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad, Stream& stream);

@@ -18,7 +18,7 @@ namespace filigree {
 struct TopologyEntry {
   SparsitySpec spec;
   const TopologyRule* rule = nullptr;
-  std::vector<LinearSpec> linears;
+  std::vector<LinearSpec> linears = {};
 };
 // Entries that govern at least one sparse weight, in the order of the phase's list.
 std::vector<TopologyEntry> EntriesOf(std::span<const LinearSpec> linears, const PhaseSpec& phase);

@@ -21,8 +21,8 @@ struct TopologyWeight {
   std::string name;
   WeightShape shape;
   SparseLayout layout;              // unstructured or blocked
-  std::vector<float> keep_scores;   // of all its units; read where they are stored
-  std::vector<float> grow_scores;   // of all its units; equal ones (or none at all) grow at random
+  std::vector<float> keep_scores = {};  // of all its units; read where they are stored
+  std::vector<float> grow_scores = {};  // of all its units; equal ones (or none at all) grow at random
 };
 
 // The layouts after the event, in the order of `weights`. `step` counts over the whole run: it tells

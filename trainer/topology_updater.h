@@ -1,0 +1,97 @@
+// Runs the topology rules of a run: collects what their criteria need during a step, proposes the new
+// layouts, and checks that all ranks agree on them.
+//
+// Every rank computes every proposal from the same bits: gathered values and all-reduced gradients.
+// Gradients are those of the step before the event, accumulated over its micro-batches.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "kernels/backend.h"
+#include "trainer/spec.h"
+#include "trainer/topology/plan.h"
+#include "trainer/topology/update.h"
+#include "trainer/training_state.h"
+
+namespace filigree {
+
+// Fatal where the ranks' layouts differ: names the first weight that does. Collective.
+void CheckLayoutsAgree(const std::vector<Parameter>& parameters, Communicator& communicator);
+
+class TopologyUpdater {
+ public:
+  // What an event needs from the backward passes of the step before it.
+  struct Needs {
+    bool grads = false, hessian = false, inputs = false;
+    bool any() const { return grads || inputs; }
+  };
+
+  // All must outlive the updater.
+  TopologyUpdater(const RunSpec& run, Communicator& communicator, Backend& backend)
+      : run_(run),
+        linears_(LinearSpecs(run.model)),
+        communicator_(communicator),
+        backend_(backend),
+        event_(backend.device().NewEvent()) {}
+
+  // The rules of this phase are in force.
+  void BeginPhase(int phase);
+  // Of the event before step `step` of the run; nothing where none is due.
+  Needs NeedsAt(int64_t step) const;
+
+  // Backward passes of `model` from now on add to the statistics of the weights that the event at
+  // `step` scores.
+  void StartCollecting(Model& model, int64_t step, Stream& stream);
+  // Those passes are done: sums over ranks. Collective where something was collected.
+  void FinishCollecting(Model& model, Stream& stream);
+  // For GraSP: the gradients at the values moved a little along the gradient, of which FinishCollecting
+  // was just called, are collected next; and then H g follows from both.
+  void PerturbValues(TrainingState& state, Stream& stream);
+  void FinishHessian(TrainingState& state, Stream& stream);
+
+  // What an event did.
+  struct Update {
+    std::string rules;  // their names
+    std::map<std::string, SparseLayout> layouts;  // of all weights, after it
+    int64_t dropped = 0, grown = 0;
+    bool due = false;
+    bool changed() const { return dropped + grown > 0; }
+  };
+  // Carries out what is due before step `step` of the run. Collective; forgets the statistics.
+  Update Propose(const TrainingState& state, int64_t step, Stream& stream);
+
+  // What this rank exchanged for topology since the last call.
+  int64_t TakeBytes();
+
+ private:
+  // What was collected for one weight: on the device while backward adds to it, then on the host.
+  struct Statistics {
+    DeviceBuffer device_grads;
+    std::vector<float> grads, hessian_grads;  // [out, in]
+    std::vector<double> input_squares;        // [in]
+  };
+
+  std::vector<float> GatherMaster(const TrainingState& state, int parameter, Stream& stream);
+  TopologyWeight Weigh(const TrainingState& state, const TopologyEntry& entry,
+                       const LinearSpec& linear, Stream& stream);
+  void ReduceGrads(const std::string& name, Statistics* statistics, Stream& stream);
+
+  const RunSpec& run_;
+  const std::vector<LinearSpec> linears_;
+  Communicator& communicator_;
+  Backend& backend_;
+  std::unique_ptr<Event> event_;
+  int phase_ = 0;
+  std::vector<TopologyEntry> entries_;
+  std::map<std::string, Statistics> statistics_;             // by parameter name
+  std::map<std::string, std::vector<float>> unperturbed_;    // stored values, while perturbed
+  double perturbation_ = 0;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace filigree
