@@ -14,9 +14,9 @@ using Marks = std::vector<uint8_t>;
 // What a selection within one event is for; part of its tie-break.
 enum Purpose : uint64_t { kPrune, kFloor, kFill, kDrop, kRegrow, kPurposes };
 
-class Event {
+class TopologyEvent {
  public:
-  Event(std::span<const TopologyWeight> weights, const SparsitySpec& spec, uint64_t seed,
+  TopologyEvent(std::span<const TopologyWeight> weights, const SparsitySpec& spec, uint64_t seed,
         int64_t step)
       : weights_(weights), spec_(spec), seed_(seed), step_(static_cast<uint64_t>(step)) {
     for (const TopologyWeight& weight : weights) {
@@ -120,7 +120,7 @@ class Event {
 std::vector<SparseLayout> ProposeLayouts(std::span<const TopologyWeight> weights,
                                          const SparsitySpec& spec, const TopologyAction& action,
                                          Growth growth, uint64_t seed, int64_t step) {
-  Event event(weights, spec, seed, step);
+  TopologyEvent event(weights, spec, seed, step);
   event.ReachSparsity(action.sparsity, growth);
   if (action.drop_fraction > 0) event.DropAndGrow(action.drop_fraction);
   std::vector<SparseLayout> layouts;

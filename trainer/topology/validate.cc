@@ -1,5 +1,6 @@
-#include <algorithm>
+#include <cmath>
 #include <sstream>
+#include <string>
 
 #include "trainer/topology/criterion.h"
 #include "trainer/topology/distribution.h"
@@ -28,7 +29,8 @@ class Validator {
   }
 
   Status ToStatus() const {
-    return problems_.tellp() > 0 ? InvalidInput(problems_.str()) : OkStatus();
+    const std::string problems = problems_.str();
+    return problems.empty() ? OkStatus() : InvalidInput(problems);
   }
 
  private:
