@@ -9,7 +9,7 @@ struct CpuPreparedLayout final : public PreparedLayout {
   explicit CpuPreparedLayout(SparseLayout layout);
   size_t bytes() const override;
 
-  const SparseLayout::Transposed transposed;
+  const SparseLayout::Transposed transposed;  // of blocked layouts; others are never multiplied
 };
 
 }  // namespace filigree

@@ -52,7 +52,9 @@ void GatherOf(const GatherStoredArgs& args) {
 }  // namespace
 
 CpuPreparedLayout::CpuPreparedLayout(SparseLayout layout)
-    : PreparedLayout(std::move(layout)), transposed(this->layout().Transpose()) {}
+    : PreparedLayout(std::move(layout)),
+      transposed(this->layout().kind() == LayoutKind::kBlocked ? this->layout().Transpose()
+                                                               : SparseLayout::Transposed{}) {}
 
 size_t CpuPreparedLayout::bytes() const {
   const auto bytes_of = [](const auto& v) { return v.size() * sizeof(v[0]); };

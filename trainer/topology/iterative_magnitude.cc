@@ -13,6 +13,6 @@ const TopologyRule kIterativeMagnitudeRule = {
     .defaults = [] { return SparsitySpec{.distribution = "global", .initial_sparsity = 0}; },
     .action = &PruneAtStart,
     .sparsity = &TargetAlways,
-    .validate = &ValidatePruning};
+    .validate = &CheckRising};
 
 }  // namespace filigree

@@ -12,6 +12,6 @@ const TopologyRule kOneShotRule = {
     .defaults = [] { return SparsitySpec{.distribution = "global", .initial_sparsity = 0}; },
     .action = &PruneAtStart,
     .sparsity = &TargetAlways,
-    .validate = &ValidatePruning};
+    .validate = &CheckRising};
 
 }  // namespace filigree

@@ -85,8 +85,7 @@ Status CheckTimes(const SparsitySpec& spec, const Timeline& timeline) {
                 timeline.steps, " steps; the curve would have no event");
 }
 
-Status ValidatePruning(const SparsitySpec& spec, const Timeline& timeline) {
-  RETURN_IF_ERROR(CheckTimes(spec, timeline));
+Status CheckRising(const SparsitySpec& spec, const Timeline&) {
   double before = spec.initial_sparsity;
   std::vector<SparsityPoint> points = spec.points;
   if (spec.curve != SparsityCurve::kPoints) points = {{.sparsity = spec.sparsity}};
@@ -98,6 +97,11 @@ Status ValidatePruning(const SparsitySpec& spec, const Timeline& timeline) {
     before = point.sparsity;
   }
   return OkStatus();
+}
+
+Status ValidatePruning(const SparsitySpec& spec, const Timeline& timeline) {
+  RETURN_IF_ERROR(CheckTimes(spec, timeline));
+  return CheckRising(spec, timeline);
 }
 
 std::optional<TopologyAction> DropAndGrow(const SparsitySpec& spec, const Timeline& timeline,

@@ -17,8 +17,10 @@ std::optional<TopologyAction> PruneAtStart(const SparsitySpec& spec, const Timel
 // Follows the curve, and nothing else.
 std::optional<TopologyAction> FollowCurve(const SparsitySpec& spec, const Timeline& timeline,
                                           int64_t step);
-// Times in order and inside the phase; sparsities that rise (falls: that fall).
+// Times in order and inside the phase, and at least one event.
 Status CheckTimes(const SparsitySpec& spec, const Timeline& timeline);
+// Sparsities that never fall; for ValidatePruning also the times.
+Status CheckRising(const SparsitySpec& spec, const Timeline& timeline);
 Status ValidatePruning(const SparsitySpec& spec, const Timeline& timeline);
 
 // Drops and grows at a constant sparsity.
