@@ -21,11 +21,6 @@
 namespace filigree {
 namespace {
 
-Communicator& World() {
-  static const std::unique_ptr<Communicator> world = Bootstrap().value();
-  return *world;
-}
-
 // Draws of one random configuration.
 class Draw {
  public:
@@ -105,11 +100,12 @@ RunSpec RandomRun(uint64_t number) {
 // A run in memory, on random tokens, that checks itself at each topology update.
 class CheckedRun {
  public:
-  explicit CheckedRun(const RunSpec& run)
+  CheckedRun(const RunSpec& run, Communicator& world)
       : run_(run),
+        world_(world),
         stream_(device_.NewStream()),
         step_runner_(run.phases[0].batch, backend_, *stream_),
-        updater_(run_, World(), backend_) {
+        updater_(run_, world_, backend_) {
     state_ = MakeState({});
     state_->InitializeValues(*stream_);
     updater_.BeginPhase(0);
@@ -136,20 +132,20 @@ class CheckedRun {
 
  private:
   std::unique_ptr<TrainingState> MakeState(const std::map<std::string, SparseLayout>& layouts) {
-    return std::make_unique<TrainingState>(run_, 0, layouts, World(), backend_, *stream_);
+    return std::make_unique<TrainingState>(run_, 0, layouts, world_, backend_, *stream_);
   }
 
   // Every rank has a sequence of its own.
   StepSamples Samples(int64_t step) {
     tokens_.clear();
-    const auto rank = static_cast<uint64_t>(World().rank());
+    const auto rank = static_cast<uint64_t>(world_.rank());
     for (uint64_t i = 0; i <= 8; ++i) {
       tokens_.push_back(static_cast<int32_t>(RandomBelow(run_.seed + rank, step, i, 31)));
     }
     return {.tokens = tokens_.data(),
             .targets = tokens_.data() + 1,
             .sequences = 1,
-            .valid_tokens = 8.0 * World().size()};
+            .valid_tokens = 8.0 * world_.size()};
   }
 
   void Gradients() {
@@ -159,7 +155,7 @@ class CheckedRun {
   }
 
   std::vector<float> Gather(TrainingState& state, int parameter, StateKind kind) {
-    const auto bytes = GatherSegment(state.buffer(), parameter, kind, World(), *stream_);
+    const auto bytes = GatherSegment(state.buffer(), parameter, kind, world_, *stream_);
     std::vector<float> values(bytes.size() / sizeof(float));
     std::memcpy(values.data(), bytes.data(), bytes.size());
     return values;
@@ -170,7 +166,7 @@ class CheckedRun {
     const auto update = updater_.Propose(*state_, step, *stream_);
     if (!update.due) return;
     auto next = MakeState(update.layouts);
-    CheckLayoutsAgree(next->parameters(), World());
+    CheckLayoutsAgree(next->parameters(), world_);
     next->TakeOver(*state_, /*keep_moments=*/true, step, *stream_);
     CheckCounts(*next, step);
     TopologyChange change;
@@ -239,6 +235,7 @@ class CheckedRun {
   }
 
   const RunSpec run_;
+  Communicator& world_;
   CpuDevice device_;
   CpuBackend backend_{device_};
   std::unique_ptr<Stream> stream_;
@@ -249,6 +246,7 @@ class CheckedRun {
 };
 
 TEST(TopologyRunTest, RandomConfigurations) {
+  const std::unique_ptr<Communicator> world = Bootstrap().value();
   int ran = 0;
   std::map<std::string, int> rules;
   for (uint64_t number = 0; number < 150; ++number) {
@@ -257,7 +255,7 @@ TEST(TopologyRunTest, RandomConfigurations) {
     if (!ValidateTopology(run, LinearSpecs(run.model)).ok()) continue;
     SCOPED_TRACE("configuration " + std::to_string(number) + ", rule " +
                  run.phases[0].sparsity[0].rule);
-    CheckedRun(run).Run();
+    CheckedRun(run, *world).Run();
     if (HasFatalFailure()) return;
     ++ran;
     ++rules[run.phases[0].sparsity[0].rule];

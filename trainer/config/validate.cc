@@ -194,6 +194,7 @@ void Validator::CheckSparsity(const std::string& prefix,
               known_.parameterisations);
     CheckName(path + "rule", "rule", entry.rule(), known_.rules);
     CheckName(path + "distribution", "distribution", entry.distribution(), known_.distributions);
+    CheckName(path + "criterion", "criterion", entry.criterion(), known_.criteria);
     if (entry.parameterisation() == "dense" && entry.sparsity() > 0) {
       Add(path + "sparsity",
           "a dense parameterisation has no zeros; set sparsity to 0 or name a "

@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Every topology rule at 75 % on the quickstart's text, at equal tokens, with dense controls.
+
+    python3 tests/quality/topology_study.py                 # what docs/results holds; about an hour
+    python3 tests/quality/topology_study.py --steps 20      # a try of the command itself
+
+Trains one run a rule under mpirun, a dense model of the same shape, and for each average number of
+parameters that `filigree plan` finds a dense model of that size ("The Journey Matters", arXiv
+2501.12486, predicts equal loss). Finished runs in --out are reused. Writes topology_rules.json, one
+record a run, and the table topology_rules.md made from it, into --results.
+
+Needs build/filigree and the quickstart's data (bash launch/quickstart.sh; or --data, a directory
+that `filigree prepare` wrote).
+"""
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+LAYERS, WIDTH, HEADS, FEED_FORWARD = 4, 256, 4, 704
+SPARSITY = 0.75
+
+
+def entry(rule, fields="", structure="masked", sparsity=SPARSITY):
+    blocks = "block_out: 32 block_in: 32" if structure == "block32" else ""
+    parameterisation = "block_sparse" if structure == "block32" else "masked"
+    return (f'sparsity {{ parameterisation: "{parameterisation}" rule: "{rule}" '
+            f'sparsity: {sparsity} {blocks} {fields} }}')
+
+
+def phase(steps, body=""):
+    return f"phase {{ steps: {steps} {body} }}"
+
+
+def rules(steps):
+    """Name of each run: its phases. Intervals are a fiftieth of the run, so that none is idle."""
+    every = f"update_interval: {max(steps // 50, 1)}"
+    tail = max(steps * 13 // 100, 1)  # variable SPDF's share of dense tokens
+    round_steps, rewind = steps // 4, max(steps // 100, 1)
+    runs = {"dense": [phase(steps)]}
+    for structure in ("masked", "block32"):
+        def add(name, rule, fields="", **arguments):
+            runs[f"{name}/{structure}"] = [
+                phase(steps, entry(rule, fields, structure, **arguments))]
+        add("static_random", "static_random")
+        add("static_erk", "static_random", 'distribution: "erk"')
+        add("snip", "one_shot", 'criterion: "snip"')
+        add("grasp", "one_shot", 'criterion: "grasp"')
+        add("gradual_magnitude", "gradual_magnitude", every)
+        add("gradual_taylor", "gradual_magnitude", f'criterion: "taylor" {every}')
+        add("gradual_wanda", "gradual_magnitude", f'criterion: "wanda" {every}')
+        add("gradual_movement", "gradual_magnitude", f'criterion: "movement" {every}')
+        add("global_magnitude", "global_magnitude", every)
+        add("journey", "journey", every)
+        add("idea_prune", "idea_prune", every)
+        add("set", "set", every)
+        add("rigl", "rigl", every)
+        add("granet", "granet", every)
+    runs["sparse_to_dense/masked"] = [
+        phase(steps, entry("sparse_to_dense", f"initial_sparsity: {SPARSITY} {every}", sparsity=0))]
+    runs["dense_tail/masked"] = [phase(steps - tail, entry("static_random")),
+                                 phase(tail, "schedule { warmup_fraction: 0.1 }")]
+    runs["lottery/masked"] = [phase(steps - 3 * round_steps)] + [
+        phase(round_steps, f"rewind_step: {rewind} " + entry(
+            "iterative_magnitude", sparsity=round(1 - (1 - SPARSITY) ** (number / 3), 6)))
+        for number in (1, 2, 3)]
+    return runs
+
+
+def config(arguments, phases, shape=(WIDTH, FEED_FORWARD)):
+    width, feed_forward = shape
+    return f"""
+seed: {arguments.seed}
+model {{
+  family: LLAMA layers: {LAYERS} width: {width} heads: {HEADS} kv_heads: 2
+  feed_forward: {feed_forward} tied_head: true
+}}
+data {{ prepared: "{arguments.data}" }}
+batch {{ seq_len: 256 tokens_per_step: 8192 micro_batch_sequences: 8 }}
+optimizer {{ weight_decay: 0.1 }}
+schedule {{ lr: {arguments.lr} warmup_fraction: 0.05 }}
+evaluation {{ every_steps: 0 tokens: 65536 }}
+checkpoint {{ every_steps: 0 keep_last: 1 }}
+{chr(10).join(phases)}
+"""
+
+
+def call(words):
+    result = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{shlex.join(words)}\n{result.stdout}\n{result.stderr}")
+    return result.stdout
+
+
+def write_config(arguments, name, text):
+    path = os.path.join(arguments.out, name.replace("/", "_") + ".textproto")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
+def plan(arguments, path):
+    return json.loads(call([arguments.binary, "plan", path, "--json"]))
+
+
+def train(arguments, name, path):
+    """Trains, unless it is done; returns the last validation loss."""
+    run = path[:-len(".textproto")]
+    call([*shlex.split(arguments.mpirun), arguments.binary, "train", path, "--out", run])
+    with open(os.path.join(run, "metrics.jsonl"), encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    loss = [line["val_loss"] for line in lines if "val_loss" in line][-1]
+    print(f"{name}: {loss:.4f}", flush=True)
+    return loss
+
+
+def control_shape(arguments, parameters):
+    """Width and feed-forward of the dense model whose size is nearest to `parameters`."""
+    reference = plan(arguments, write_config(arguments, "shape", config(arguments, [phase(1)])))
+    vocabulary = (reference["parameters_logical"] - WIDTH
+                  - LAYERS * (2 * WIDTH + 3 * WIDTH * WIDTH + 3 * WIDTH * FEED_FORWARD)) // WIDTH
+    best = None
+    for width in range(8 * HEADS, WIDTH + 1, 2 * HEADS):
+        near = FEED_FORWARD * width // WIDTH  # the reference's proportions, to a tenth
+        for feed_forward in range(near * 9 // 10, near * 11 // 10 + 1):
+            size = (vocabulary * width + width
+                    + LAYERS * (2 * width + 3 * width * width + 3 * width * feed_forward))
+            gap = abs(size - parameters)
+            if best is None or gap < best[0]:
+                best = (gap, (width, feed_forward))
+    return best[1]
+
+
+def record(name, loss, planned, arguments):
+    return {"name": f"quality/topology_rules_75/{name}/val_loss", "value": round(loss, 5),
+            "unit": "nats a token", "samples": 1,
+            "run_id": f"seed{arguments.seed}-steps{arguments.steps}",
+            "settings": {"tokens": planned["tokens"], "lr": arguments.lr,
+                         "parameters": planned["parameters_logical"],
+                         "average_parameters": planned["dense_control_parameters"],
+                         "average_density": round(planned["average_density"], 5),
+                         "final_sparsity": round(planned["final_sparsity"], 5),
+                         "flops_method": planned["flops_method"]},
+            "device": f"CPU ({platform.machine()})", "date": datetime.date.today().isoformat(),
+            "commit": call(["git", "rev-parse", "--short", "HEAD"]).strip(),
+            "command": f"python3 tests/quality/topology_study.py --steps {arguments.steps}"}
+
+
+def table(records, arguments):
+    """Generated from the records alone."""
+    dense = next(r["value"] for r in records if "/dense/" in r["name"])
+    controls = {r["settings"]["control_of"]: r["value"]
+                for r in records if "control_of" in r["settings"]}
+    first = records[0]
+    lines = [
+        "# Topology rules at 75 %, equal tokens", "",
+        f"Held-out loss in nats a token after {first['settings']['tokens']:,} tokens of the "
+        f"quickstart's text, seed {arguments.seed}, learning rate {arguments.lr}, not tuned for any "
+        "run. *Control*: a dense model with as many parameters as the run has on average. "
+        f"Device {first['device']}, {first['date']}, commit {first['commit']}. One seed: "
+        "differences of a hundredth mean nothing.", "",
+        f"`{first['command']}` writes this file and `topology_rules.json`.", "",
+        "| rule | layout | final zeros | average density | average parameters | loss | "
+        "minus dense | minus control |", "|---|---|---|---|---|---|---|---|"]
+    for item in sorted((r for r in records if "control_of" not in r["settings"]),
+                       key=lambda r: r["value"]):
+        parts = item["name"].split("/")[2:-1]
+        settings = item["settings"]
+        control = controls.get(settings["average_parameters"])
+        lines.append(
+            f"| {parts[0]} | {parts[1] if len(parts) > 1 else 'dense'} "
+            f"| {100 * settings['final_sparsity']:.1f} % | {settings['average_density']:.3f} "
+            f"| {settings['average_parameters'] / 1e6:.2f}M | {item['value']:.4f} "
+            f"| {item['value'] - dense:+.4f} "
+            f"| {'' if control is None else f'{item["value"] - control:+.4f}'} |".replace(
+                "'", ""))
+    return "\n".join(lines) + "\n"
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=400, help="of 8192 tokens, each run")
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--only", default="", help="comma-separated parts of run names")
+    parser.add_argument("--data", default=os.path.join(ROOT, "runs", "quickstart", "data"))
+    parser.add_argument("--binary", default=os.path.join(ROOT, "build", "filigree"))
+    parser.add_argument("--mpirun", default="mpirun --oversubscribe --bind-to none -np 2")
+    parser.add_argument("--out", default=os.path.join(ROOT, "runs", "topology_study"))
+    parser.add_argument("--results", default=os.path.join(ROOT, "docs", "results"))
+    arguments = parser.parse_args()
+    for field in ("data", "binary", "out", "results"):
+        setattr(arguments, field, os.path.abspath(getattr(arguments, field)))
+    if arguments.steps < 20:
+        parser.error("--steps below 20 leaves phases without steps")
+    arguments.out = os.path.join(arguments.out, f"seed{arguments.seed}-steps{arguments.steps}")
+    return arguments
+
+
+def main():
+    arguments = parse()
+    os.makedirs(arguments.out, exist_ok=True)
+    os.makedirs(arguments.results, exist_ok=True)
+    wanted = [part for part in arguments.only.split(",") if part]
+    records = []
+    for name, phases in rules(arguments.steps).items():
+        if wanted and name != "dense" and not any(part in name for part in wanted):
+            continue
+        path = write_config(arguments, name, config(arguments, phases))
+        planned = plan(arguments, path)
+        records.append(record(name, train(arguments, name, path), planned, arguments))
+    sizes = {r["settings"]["average_parameters"] for r in records[1:]}
+    for size in sorted(sizes):
+        name = f"dense_{size}"
+        path = write_config(arguments, name, config(arguments, [phase(arguments.steps)],
+                                                    control_shape(arguments, size)))
+        planned = plan(arguments, path)
+        control = record(name, train(arguments, name, path), planned, arguments)
+        control["settings"]["control_of"] = size
+        if not math.isclose(planned["parameters_logical"], size, rel_tol=0.01):
+            raise SystemExit(f"{name}: the control has {planned['parameters_logical']} parameters")
+        records.append(control)
+    with open(os.path.join(arguments.results, "topology_rules.json"), "w", encoding="utf-8") as file:
+        json.dump(records, file, indent=1)
+        file.write("\n")
+    with open(os.path.join(arguments.results, "topology_rules.md"), "w", encoding="utf-8") as file:
+        file.write(table(records, arguments))
+
+
+if __name__ == "__main__":
+    main()
