@@ -156,6 +156,20 @@ sparsity {
   block_in: 32
   rule: "static_random"
   distribution: "uniform"
+  initial_sparsity: 0.75
+  curve: CONSTANT
+  clock: FRACTION
+  begin: 0
+  end: 1
+  update_interval: 100
+  drop_fraction: 0
+  final_drop_fraction: 0
+  drop_curve: DROP_COSINE
+  drop_end: 0.75
+  criterion: "magnitude"
+  min_density: 0
+  min_share: 0
+  growth_ramp_steps: 100
 }
 evaluation {
   every_steps: 250
