@@ -49,7 +49,8 @@ Optimizer::Optimizer(const std::vector<Parameter>& parameters, std::vector<int64
   const auto decays = [&](const OwnedRange& range) { return parameters[range.segment].decay; };
   runs_ = JoinRuns(buffer.owned(), [](const auto&, const auto&) { return true; });
   update_runs_ = JoinRuns(buffer.owned(), [&](const OwnedRange& a, const OwnedRange& b) {
-    return decays(a) == decays(b);
+    const bool ramps_alike = growth_ramps_[a.segment] == growth_ramps_[b.segment];
+    return decays(a) == decays(b) && (ramps_alike || !buffer.has_born());
   });
 }
 
@@ -90,8 +91,8 @@ Optimizer::Result Optimizer::Step(const OptimizerSpec& spec, double lr, int64_t 
     args.epsilon = spec.epsilon;
     args.weight_decay = parameters_[run.segment].decay ? spec.weight_decay : 0;
     args.step = step;
-    args.born = buffer_.Born(range);
-    if (!args.born.empty()) args.growth_ramp = growth_ramps_[range.segment];
+    args.born = buffer_.Born(run);
+    if (!args.born.empty()) args.growth_ramp = growth_ramps_[run.segment];
     backend_.AdamW(args, stream);
   }
   return result;

@@ -1,4 +1,5 @@
 // AdamW on flat segments: the update of kernels/backend.h, one pass over the state.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/base/math.h"
@@ -16,6 +17,9 @@ struct Factors {
   float lr, beta1, beta2, rest1, rest2;  // rest = 1 - beta, from double
   float correction1, correction2;        // 1 / (1 - beta^step)
   float epsilon, weight_decay;
+  // For elements with an age of their own.
+  float step, inverse_ramp;     // 1 / max(growth_ramp, 1)
+  float log_beta1, log_beta2;  // natural
 };
 
 // The arrays of one call. `values` and `master` may be the same memory: each element is read and
@@ -27,18 +31,32 @@ struct State {
   const Grad* grads;
   float* m;
   float* v;
+  const float* born;  // read by aged kernels only
 };
 
-template <int kVec, typename Value, typename Grad>
+// The factors of an element that joined after `born` updates.
+__device__ __forceinline__ Factors AtAge(Factors f, float born) {
+  if (born == 0) return f;
+  const float age = f.step - born;
+  f.lr *= fminf(1.0f, age * f.inverse_ramp);
+  f.correction1 = -1.0f / expm1f(age * f.log_beta1);
+  f.correction2 = -1.0f / expm1f(age * f.log_beta2);
+  return f;
+}
+
+template <int kVec, bool kAged, typename Value, typename Grad>
 __device__ __forceinline__ void Update(const State<Value, Grad>& state, int64_t i, float scale,
-                                       const Factors& f) {
-  float g[kVec], w[kVec], m[kVec], v[kVec];
+                                       const Factors& factors) {
+  float g[kVec], w[kVec], m[kVec], v[kVec], born[kVec];
   LoadValues(state.grads + i, g);
   LoadValues(state.m + i, m);
   LoadValues(state.v + i, v);
   LoadValues(state.master + i, w);
+  if constexpr (kAged) LoadValues(state.born + i, born);
 #pragma unroll
   for (int k = 0; k < kVec; ++k) {
+    Factors f = factors;
+    if constexpr (kAged) f = AtAge(factors, born[k]);
     g[k] *= scale;
     m[k] = f.beta1 * m[k] + f.rest1 * g[k];
     v[k] = f.beta2 * v[k] + f.rest2 * g[k] * g[k];
@@ -52,8 +70,8 @@ __device__ __forceinline__ void Update(const State<Value, Grad>& state, int64_t 
 }
 
 // kVec elements a thread, the last count % kVec of them by the last thread one by one. Bytes an
-// element: 30 with F32 gradients, 28 with BF16.
-template <int kVec, typename Value, typename Grad>
+// element: 30 with F32 gradients, 28 with BF16, and 4 more where elements have ages.
+template <int kVec, bool kAged, typename Value, typename Grad>
 __global__ void __launch_bounds__(kThreads)
     AdamWKernel(State<Value, Grad> state, int64_t count, const float* scale_pointer,
                 Factors factors) {
@@ -61,38 +79,48 @@ __global__ void __launch_bounds__(kThreads)
   if (!isfinite(scale)) return;
   const int64_t begin = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVec;
   if (begin + kVec <= count) {
-    Update<kVec>(state, begin, scale, factors);
+    Update<kVec, kAged>(state, begin, scale, factors);
     return;
   }
-  for (int64_t i = begin; i < count; ++i) Update<1>(state, i, scale, factors);
+  for (int64_t i = begin; i < count; ++i) Update<1, kAged>(state, i, scale, factors);
 }
 
-template <typename Value, typename Grad>
+template <bool kAged, typename Value, typename Grad>
 void Launch(const AdamWArgs& args, const Factors& factors, cudaStream_t stream) {
   const int64_t count = args.values.size();
   const State<Value, Grad> state = {
       AsElements<Value>(args.values, count, "values"),
       AsElements<float>(args.master, count, "master"), AsElements<Grad>(args.grads, count, "grads"),
-      AsElements<float>(args.m, count, "m"), AsElements<float>(args.v, count, "v")};
+      AsElements<float>(args.m, count, "m"), AsElements<float>(args.v, count, "v"),
+      kAged ? AsElements<float>(args.born, count, "born") : nullptr};
   const float* scale = AsElements<float>(args.scale, 1, "scale");
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const bool vectors = aligned(state.values) && aligned(state.master) && aligned(state.grads) &&
-                       aligned(state.m) && aligned(state.v);
+                       aligned(state.m) && aligned(state.v) && aligned(state.born);
   const auto grid = static_cast<unsigned>(CeilDiv(count, int64_t{kThreads} * (vectors ? 8 : 1)));
   if (vectors) {
-    AdamWKernel<8><<<grid, kThreads, 0, stream>>>(state, count, scale, factors);
+    AdamWKernel<8, kAged><<<grid, kThreads, 0, stream>>>(state, count, scale, factors);
   } else {
-    AdamWKernel<1><<<grid, kThreads, 0, stream>>>(state, count, scale, factors);
+    AdamWKernel<1, kAged><<<grid, kThreads, 0, stream>>>(state, count, scale, factors);
   }
   CUDA_CHECK(cudaGetLastError());
 }
 
-template <typename Value>
+template <bool kAged, typename Value>
 void LaunchForGrads(const AdamWArgs& args, const Factors& factors, cudaStream_t stream) {
   if (args.grads.dtype() == DType::kF32) {
-    Launch<Value, float>(args, factors, stream);
+    Launch<kAged, Value, float>(args, factors, stream);
   } else {
-    Launch<Value, bf16>(args, factors, stream);
+    Launch<kAged, Value, bf16>(args, factors, stream);
+  }
+}
+
+template <typename Value>
+void LaunchForAges(const AdamWArgs& args, const Factors& factors, cudaStream_t stream) {
+  if (args.born.empty()) {
+    LaunchForGrads<false, Value>(args, factors, stream);
+  } else {
+    LaunchForGrads<true, Value>(args, factors, stream);
   }
 }
 
@@ -112,11 +140,15 @@ void CudaBackend::AdamW(const AdamWArgs& args, Stream& stream) {
       .correction2 = static_cast<float>(1 / (1 - std::pow(args.beta2, steps))),
       .epsilon = static_cast<float>(args.epsilon),
       .weight_decay = static_cast<float>(args.weight_decay),
+      .step = static_cast<float>(args.step),
+      .inverse_ramp = 1.0f / static_cast<float>(std::max<int64_t>(args.growth_ramp, 1)),
+      .log_beta1 = static_cast<float>(std::log(args.beta1)),
+      .log_beta2 = static_cast<float>(std::log(args.beta2)),
   };
   if (args.values.dtype() == DType::kF32) {
-    LaunchForGrads<float>(args, factors, NativeStream(stream));
+    LaunchForAges<float>(args, factors, NativeStream(stream));
   } else {
-    LaunchForGrads<bf16>(args, factors, NativeStream(stream));
+    LaunchForAges<bf16>(args, factors, NativeStream(stream));
   }
 }
 

@@ -14,7 +14,8 @@ class GpuOptimizerTest : public GpuTest {
           values(Mirror::Random(1, n, value, 2)),
           grads(Mirror::Random(1, n, grad, 3, 1e-3)),
           m(Mirror::Random(1, n, DType::kF32, 4, 1e-3)),
-          v(Mirror::Of(1, n, DType::kF32, Squares(n))) {}
+          v(Mirror::Of(1, n, DType::kF32, Squares(n))),
+          born(Mirror::Of(1, n, DType::kF32, Births(n))) {}
 
     static std::vector<double> Squares(int64_t n) {
       std::vector<double> squares = Mirror::Random(1, n, DType::kF32, 5, 1e-3).Reference();
@@ -22,11 +23,19 @@ class GpuOptimizerTest : public GpuTest {
       return squares;
     }
 
-    Mirror master, values, grads, m, v;
+    // Ages of 1 to 7 at step 7; most elements were there from the start.
+    static std::vector<double> Births(int64_t n) {
+      std::vector<double> births(n, 0.0);
+      for (int64_t i = 0; i < n; i += 3) births[i] = static_cast<double>(i % 7);
+      return births;
+    }
+
+    Mirror master, values, grads, m, v, born;
   };
 
   // The update of the elements [begin, end) on both sides.
-  static void Update(State& state, int64_t begin, int64_t end, float scale, bool with_cpu) {
+  static void Update(State& state, int64_t begin, int64_t end, float scale, bool with_cpu,
+                     int64_t growth_ramp = 0) {
     const DeviceBuffer scalar = device().Allocate(sizeof(float), "test");
     device().CopyAsync(scalar.View(DType::kF32, 1), ConstTensorView(&scale, DType::kF32, {1}),
                        stream());
@@ -41,6 +50,8 @@ class GpuOptimizerTest : public GpuTest {
     args.m = range(state.m.gpu_flat());
     args.v = range(state.v.gpu_flat());
     args.scale = scalar.View(DType::kF32, 1);
+    args.growth_ramp = growth_ramp;
+    if (growth_ramp > 0) args.born = range(state.born.gpu_flat());
     gpu().AdamW(args, stream());
     stream().Synchronize();
     if (!with_cpu) return;
@@ -49,6 +60,7 @@ class GpuOptimizerTest : public GpuTest {
     args.grads = range(state.grads.cpu_flat());
     args.m = range(state.m.cpu_flat());
     args.v = range(state.v.cpu_flat());
+    if (growth_ramp > 0) args.born = range(state.born.cpu_flat());
     args.scale = ConstTensorView(&scale, DType::kF32, {1});
     cpu().AdamW(args, cpu_stream());
   }
@@ -65,6 +77,19 @@ TEST_F(GpuOptimizerTest, AdamWFollowsTheReference) {
         ExpectParity(state.m, "m", 1e-6);
         ExpectParity(state.v, "v", 1e-6);
       }
+    }
+  }
+}
+
+TEST_F(GpuOptimizerTest, AdamWOfElementsWithAgesOfTheirOwn) {
+  for (int64_t n : {7, 8, 2049}) {
+    for (int64_t growth_ramp : {1, 4, 100}) {
+      State state(n, DType::kBF16, DType::kF32);
+      Update(state, 0, n, 1.0f, true, growth_ramp);
+      ExpectParity(state.master, "master", 1e-6);
+      ExpectParity(state.values, "values", 1e-6);
+      ExpectParity(state.m, "m", 1e-6);
+      ExpectParity(state.v, "v", 1e-6);
     }
   }
 }
