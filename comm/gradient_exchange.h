@@ -28,8 +28,7 @@ struct ExchangedBytes {
   int64_t control = 0;                              // norms, losses, fingerprints
   int64_t topology = 0;  // gathered state and dense gradients of topology updates
   int64_t total() const {
-    return sparsified_grads + dense_grads + sparsified_values + dense_values + control +
-           topology;
+    return sparsified_grads + dense_grads + sparsified_values + dense_values + control + topology;
   }
 };
 

@@ -289,8 +289,8 @@ class LossOps {
 // `master` is updated and `values` receives it rounded; both may be the same memory. `step` counts
 // from 1. `scale` is read on the device (one F32: clip factor); where it is not finite, nothing is
 // written.
-// `born`, where given, holds for each element the updates done when it joined, a whole number, 0 for
-// those there from the start: the element's own step is step - born, and the update of one that
+// `born`, where given, holds for each element the updates done when it joined, a whole number, 0
+// for those there from the start: the element's own step is step - born, and the update of one that
 // joined later is multiplied by min(1, own step / growth_ramp) (SMET, arXiv 2606.00888: without it
 // every topology update is a spike of the loss).
 struct AdamWArgs {

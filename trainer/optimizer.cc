@@ -9,8 +9,8 @@ namespace {
 
 constexpr size_t kScaleOffset = sizeof(double);
 
-// Joins pieces that have nothing but padding between them, in the flat buffer and in the shard's own.
-// A run keeps the segment of its first piece.
+// Joins pieces that have nothing but padding between them, in the flat buffer and in the shard's
+// own. A run keeps the segment of its first piece.
 template <typename MayJoin>
 std::vector<OwnedRange> JoinRuns(const std::vector<OwnedRange>& pieces, const MayJoin& may_join) {
   std::vector<OwnedRange> runs;

@@ -15,8 +15,8 @@
 namespace filigree {
 
 // Which update since its moments were fresh the run's step `step` (0-based, in phase `phase`)
-// performs, from 1: AdamW's bias correction counts from there. A phase that rewinds to a step has the
-// moments, and so the count, of that step.
+// performs, from 1: AdamW's bias correction counts from there. A phase that rewinds to a step has
+// the moments, and so the count, of that step.
 int64_t UpdatesSinceFreshMoments(const RunSpec& run, int phase, int64_t step);
 
 class Optimizer {

@@ -43,8 +43,8 @@ std::map<std::string, int64_t> MemoryOf(const Model& model, const FlatLayout& la
   return bytes;
 }
 
-// One layout for all weights of a shape and count. Where blocks reach over an edge, the cells inside
-// depend on the draw, and each weight has its own.
+// One layout for all weights of a shape and count. Where blocks reach over an edge, the cells
+// inside depend on the draw, and each weight has its own.
 std::map<std::string, SparseLayout> SharedLayouts(const std::vector<LinearSpec>& linears,
                                                   const std::vector<SparsitySpec>& sparsity,
                                                   uint64_t seed) {
@@ -60,10 +60,11 @@ std::map<std::string, SparseLayout> SharedLayouts(const std::vector<LinearSpec>&
                      spec.sparsity, spec.block_out, spec.block_in};
     auto found = drawn.find(key);
     if (found == drawn.end()) {
-      found = drawn
-                  .emplace(key, FindParameterisation(spec.parameterisation)
-                                    ->draw_layout(linear, spec, seed))
-                  .first;
+      found =
+          drawn
+              .emplace(key,
+                       FindParameterisation(spec.parameterisation)->draw_layout(linear, spec, seed))
+              .first;
     }
     layouts.emplace(weight, found->second);
   }

@@ -1,10 +1,10 @@
 // What a run will cost, before it starts: `filigree plan`.
 //
-// Counted from layouts of the shapes and counts that the run will have, by the same code that the run
-// uses; layers of one shape share a drawn layout here, so that a large model is planned in moments.
-// Between a moving topology's events the counts are its rule's, exact to the unit; under a common
-// threshold the total is, and each weight's share is taken to be the same. Memory and traffic are
-// those of the phase's fullest moment.
+// Counted from layouts of the shapes and counts that the run will have, by the same code that the
+// run uses; layers of one shape share a drawn layout here, so that a large model is planned in
+// moments. Between a moving topology's events the counts are its rule's, exact to the unit; under a
+// common threshold the total is, and each weight's share is taken to be the same. Memory and
+// traffic are those of the phase's fullest moment.
 #pragma once
 
 #include <cstdint>
@@ -24,11 +24,11 @@ struct PhasePlan {
   int64_t steps = 0, tokens = 0;
   int64_t parameters_logical = 0;
   int64_t parameters_stored =
-      0;                     // logical cells that are stored; neither edge nor vocabulary padding
-  double sparsity = 0;       // over the sparsifiable weights, when the phase begins
+      0;                // logical cells that are stored; neither edge nor vocabulary padding
+  double sparsity = 0;  // over the sparsifiable weights, when the phase begins
   // Over the steps of the phase; where the topology does not move, of its one layout.
-  double average_density = 0;    // of the sparsifiable weights
-  double average_parameters = 0; // stored
+  double average_density = 0;     // of the sparsifiable weights
+  double average_parameters = 0;  // stored
   double final_sparsity = 0;
   // Where the density of the sparsifiable weights changes: from that step of the run on.
   struct DensityPoint {

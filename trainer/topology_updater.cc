@@ -69,8 +69,7 @@ TopologyUpdater::Needs TopologyUpdater::NeedsAt(int64_t step) const {
 void TopologyUpdater::StartCollecting(Model& model, int64_t step, Stream& stream) {
   const Needs needs = NeedsAt(step);
   if (!needs.any()) return;
-  const DType dtype =
-      backend_.device().compute_dtype() == DType::kF64 ? DType::kF64 : DType::kF32;
+  const DType dtype = backend_.device().compute_dtype() == DType::kF64 ? DType::kF64 : DType::kF32;
   std::map<std::string, LinearStatistics> requests;
   for (const TopologyEntry& entry : entries_) {
     for (const LinearSpec& linear : entry.linears) {
@@ -93,8 +92,7 @@ void TopologyUpdater::StartCollecting(Model& model, int64_t step, Stream& stream
   model.CollectStatistics(requests);
 }
 
-void TopologyUpdater::ReduceGrads(const std::string& name, Statistics* statistics,
-                                  Stream& stream) {
+void TopologyUpdater::ReduceGrads(const std::string& name, Statistics* statistics, Stream& stream) {
   const int64_t bytes = static_cast<int64_t>(statistics->device_grads.bytes());
   const int64_t cells = bytes / static_cast<int64_t>(sizeof(float));
   const TensorView grads = statistics->device_grads.View(DType::kF32, cells);

@@ -1,5 +1,5 @@
-// Runs the topology rules of a run: collects what their criteria need during a step, proposes the new
-// layouts, and checks that all ranks agree on them.
+// Runs the topology rules of a run: collects what their criteria need during a step, proposes the
+// new layouts, and checks that all ranks agree on them.
 //
 // Every rank computes every proposal from the same bits: gathered values and all-reduced gradients.
 // Gradients are those of the step before the event, accumulated over its micro-batches.
@@ -49,14 +49,14 @@ class TopologyUpdater {
   void StartCollecting(Model& model, int64_t step, Stream& stream);
   // Those passes are done: sums over ranks. Collective where something was collected.
   void FinishCollecting(Model& model, Stream& stream);
-  // For GraSP: the gradients at the values moved a little along the gradient, of which FinishCollecting
-  // was just called, are collected next; and then H g follows from both.
+  // For GraSP: the gradients at the values moved a little along the gradient, of which
+  // FinishCollecting was just called, are collected next; and then H g follows from both.
   void PerturbValues(TrainingState& state, Stream& stream);
   void FinishHessian(TrainingState& state, Stream& stream);
 
   // What an event did.
   struct Update {
-    std::string rules;  // their names
+    std::string rules;                            // their names
     std::map<std::string, SparseLayout> layouts;  // of all weights, after it
     int64_t dropped = 0, grown = 0;
     bool due = false;
@@ -88,8 +88,8 @@ class TopologyUpdater {
   std::unique_ptr<Event> event_;
   int phase_ = 0;
   std::vector<TopologyEntry> entries_;
-  std::map<std::string, Statistics> statistics_;             // by parameter name
-  std::map<std::string, std::vector<float>> unperturbed_;    // stored values, while perturbed
+  std::map<std::string, Statistics> statistics_;           // by parameter name
+  std::map<std::string, std::vector<float>> unperturbed_;  // stored values, while perturbed
   double perturbation_ = 0;
   int64_t bytes_ = 0;
 };

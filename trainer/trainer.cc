@@ -179,9 +179,9 @@ void Trainer::MoveIntoPhase() {
   state_->exchange().WaitAllValues(*stream_);
   std::unique_ptr<TrainingState> previous = std::move(state_);
   previous->model().ReleaseActivations();
-  const auto layouts =
-      InheritedLayouts(LinearSpecs(run_.model), phase(), previous->Layouts());
-  state_ = std::make_unique<TrainingState>(run_, phase_, layouts, communicator_, backend_, *stream_);
+  const auto layouts = InheritedLayouts(LinearSpecs(run_.model), phase(), previous->Layouts());
+  state_ =
+      std::make_unique<TrainingState>(run_, phase_, layouts, communicator_, backend_, *stream_);
   state_->TakeOver(*previous, phase().moments == Moments::kKeep,
                    UpdatesSinceFreshMoments(run_, phase_, step_) - 1, *stream_);
 }
@@ -190,7 +190,8 @@ void Trainer::ChangeLayouts(const std::map<std::string, SparseLayout>& layouts) 
   state_->exchange().WaitAllValues(*stream_);
   std::unique_ptr<TrainingState> previous = std::move(state_);
   previous->model().ReleaseActivations();
-  state_ = std::make_unique<TrainingState>(run_, phase_, layouts, communicator_, backend_, *stream_);
+  state_ =
+      std::make_unique<TrainingState>(run_, phase_, layouts, communicator_, backend_, *stream_);
   state_->TakeOver(*previous, /*keep_moments=*/true,
                    UpdatesSinceFreshMoments(run_, phase_, step_) - 1, *stream_);
 }
@@ -202,11 +203,9 @@ void Trainer::UpdateTopology() {
   if (update.changed()) ChangeLayouts(update.layouts);
   CheckLayoutsAgree(state_->parameters(), communicator_);
   state_->exchange().CountTopology(topology_.TakeBytes());
-  log_->Topology({.step = step_,
-                  .topology = update.rules,
-                  .dropped = update.dropped,
-                  .grown = update.grown},
-                 state_->model());
+  log_->Topology(
+      {.step = step_, .topology = update.rules, .dropped = update.dropped, .grown = update.grown},
+      state_->model());
 }
 
 // Gradients of the coming step's batch, for a rule that scores before it.
@@ -293,8 +292,8 @@ bool Trainer::TakeBatch() {
 void Trainer::RunStep(StepMetrics* metrics) {
   const auto begin = std::chrono::steady_clock::now();
   GradientExchange& exchange = state_->exchange();
-  const double lr = LearningRate(phase().schedule, step_in_phase() + rewound(),
-                                 phase().steps + rewound());
+  const double lr =
+      LearningRate(phase().schedule, step_in_phase() + rewound(), phase().steps + rewound());
   topology_.StartCollecting(state_->model(), step_ + 1, *stream_);
   const StepResult result = train_step_->Run(*state_, Samples(), phase().optimizer, lr,
                                              UpdatesSinceFreshMoments(run_, phase_, step_));

@@ -97,8 +97,8 @@ TrainingState::TrainingState(const RunSpec& run, int phase,
                              Communicator& communicator, Backend& backend, Stream& stream)
     : run_(run), phase_(phase), communicator_(communicator), backend_(backend) {
   const PhaseSpec& spec = run.phases[phase];
-  model_ = Model::Create(run.model, InitialSparsity(LinearSpecs(run.model), spec), run.seed, layouts,
-                         backend);
+  model_ = Model::Create(run.model, InitialSparsity(LinearSpecs(run.model), spec), run.seed,
+                         layouts, backend);
   FlatLayout layout = LayOutParameters(model_->parameters(), run, communicator.size(), DType::kF32);
   const int shard = layout.shards() > 1 ? communicator.rank() : 0;
   buffer_ = std::make_unique<FlatBuffer>(backend.device(), std::move(layout), shard,

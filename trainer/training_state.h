@@ -31,7 +31,8 @@ SparsityCount CountSparsity(const std::vector<Parameter>& parameters);
 
 class TrainingState {
  public:
-  // The state of phase `phase`, all zeros; layouts by parameter name where given, else drawn. `run`, `communicator` and `backend` must outlive it.
+  // The state of phase `phase`, all zeros; layouts by parameter name where given, else drawn.
+  // `run`, `communicator` and `backend` must outlive it.
   TrainingState(const RunSpec& run, int phase, const std::map<std::string, SparseLayout>& layouts,
                 Communicator& communicator, Backend& backend, Stream& stream);
 

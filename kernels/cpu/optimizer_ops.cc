@@ -51,8 +51,9 @@ void AdamWOf(const AdamWArgs& args, double scale) {
       } else {
         const int64_t age = args.step - static_cast<int64_t>(birth);
         CHECK_GE(age, 1) << "element " << run;
-        const double ramp =
-            age < args.growth_ramp ? static_cast<double>(age) / static_cast<double>(args.growth_ramp) : 1;
+        const double ramp = age < args.growth_ramp
+                                ? static_cast<double>(age) / static_cast<double>(args.growth_ramp)
+                                : 1;
         update(run, run_end, FactorsAt(args, scale, age, ramp));
       }
       run = run_end;

@@ -18,7 +18,7 @@ struct Factors {
   float correction1, correction2;        // 1 / (1 - beta^step)
   float epsilon, weight_decay;
   // For elements with an age of their own.
-  float step, inverse_ramp;     // 1 / max(growth_ramp, 1)
+  float step, inverse_ramp;    // 1 / max(growth_ramp, 1)
   float log_beta1, log_beta2;  // natural
 };
 
@@ -88,11 +88,12 @@ __global__ void __launch_bounds__(kThreads)
 template <bool kAged, typename Value, typename Grad>
 void Launch(const AdamWArgs& args, const Factors& factors, cudaStream_t stream) {
   const int64_t count = args.values.size();
-  const State<Value, Grad> state = {
-      AsElements<Value>(args.values, count, "values"),
-      AsElements<float>(args.master, count, "master"), AsElements<Grad>(args.grads, count, "grads"),
-      AsElements<float>(args.m, count, "m"), AsElements<float>(args.v, count, "v"),
-      kAged ? AsElements<float>(args.born, count, "born") : nullptr};
+  const State<Value, Grad> state = {AsElements<Value>(args.values, count, "values"),
+                                    AsElements<float>(args.master, count, "master"),
+                                    AsElements<Grad>(args.grads, count, "grads"),
+                                    AsElements<float>(args.m, count, "m"),
+                                    AsElements<float>(args.v, count, "v"),
+                                    kAged ? AsElements<float>(args.born, count, "born") : nullptr};
   const float* scale = AsElements<float>(args.scale, 1, "scale");
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const bool vectors = aligned(state.values) && aligned(state.master) && aligned(state.grads) &&

@@ -41,7 +41,8 @@ nlohmann::json ToJson(const PhasePlan& phase) {
 // memory.
 nlohmann::json ToJson(const RunPlan& plan) {
   nlohmann::json json = ToJson(plan.phases.front());
-  for (const char* field : {"name", "steps", "exchanged_bytes", "density_by_step"}) json.erase(field);
+  for (const char* field : {"name", "steps", "exchanged_bytes", "density_by_step"})
+    json.erase(field);
   const LinearFlops flops = plan.flops();
   json["tokens"] = plan.tokens();
   json["average_density"] = plan.average_density();

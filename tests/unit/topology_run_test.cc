@@ -170,7 +170,8 @@ class CheckedRun {
     next->TakeOver(*state_, /*keep_moments=*/true, step, *stream_);
     CheckCounts(*next, step);
     TopologyChange change;
-    for (size_t i = 0; i < next->parameters().size(); ++i) CheckMove(*next, static_cast<int>(i), step, &change);
+    for (size_t i = 0; i < next->parameters().size(); ++i)
+      CheckMove(*next, static_cast<int>(i), step, &change);
     EXPECT_EQ(change.dropped, update.dropped);
     EXPECT_EQ(change.grown, update.grown);
     state_ = std::move(next);
@@ -274,7 +275,9 @@ TEST(AgedAdamWTest, OwnAgeAndRamp) {
   std::vector<float> aged(kCount, 0.5f), m(kCount, 0), v(kCount, 0), grads(kCount);
   std::vector<double> expected(kCount, 0.5), em(kCount, 0), ev(kCount, 0);
   const float scale = 1;
-  const auto view = [](std::vector<float>& a) { return TensorView(a.data(), DType::kF32, {kCount}); };
+  const auto view = [](std::vector<float>& a) {
+    return TensorView(a.data(), DType::kF32, {kCount});
+  };
   std::vector<float> birth = born;
   for (int64_t step = 10; step < 10 + kSteps; ++step) {
     for (int64_t i = 0; i < kCount; ++i) grads[i] = 0.1f * static_cast<float>(i + 1 + step % 3);

@@ -134,7 +134,8 @@ TEST(DistributionTest, ErkOnLlamaShapes) {
   struct Shape {
     int64_t width, feed_forward;
   };
-  for (const Shape& s : {Shape{512, 1376}, Shape{768, 2048}, Shape{1024, 2736}, Shape{4096, 11008}}) {
+  for (const Shape& s :
+       {Shape{512, 1376}, Shape{768, 2048}, Shape{1024, 2736}, Shape{4096, 11008}}) {
     std::vector<WeightShape> weights;
     for (int i = 0; i < 4; ++i) weights.push_back({s.width, s.width, s.width * s.width});
     for (int i = 0; i < 3; ++i) {
@@ -215,8 +216,8 @@ class CriterionTest : public ::testing::Test {
                                                .input_squares = squares_});
   }
   Parameter parameter_;
-  std::vector<float> values_ = {-2, 3, 0.5f};              // cells 0, 2, 4
-  std::vector<float> grads_ = {10, 20, -30, 40, 50, 60};   // dense
+  std::vector<float> values_ = {-2, 3, 0.5f};             // cells 0, 2, 4
+  std::vector<float> grads_ = {10, 20, -30, 40, 50, 60};  // dense
   std::vector<float> hessian_ = {1, 2, 3, 4, -5, 6};
   std::vector<double> squares_ = {4, 9, 16};
 };
@@ -297,7 +298,8 @@ TEST_F(UpdateTest, GrowthByGradientTakesTheLargest) {
   }
 }
 
-// A NaN or an infinity where nothing is stored takes part in nothing but growth, where NaN ranks last.
+// A NaN or an infinity where nothing is stored takes part in nothing but growth, where NaN ranks
+// last.
 TEST_F(UpdateTest, NanInDeadPositionsChangesNothing) {
   const auto clean = Weights(0.25);
   auto planted = clean;
@@ -358,19 +360,19 @@ TEST_F(UpdateTest, DataFreeRulesDependOnSeedAndStepOnly) {
 TEST(RuleTest, CountsAreExactOverWholePhases) {
   for (const TopologyRule* rule : TopologyRules()) {
     for (const bool blocked : {false, true}) {
-      SparsitySpec spec = RuleSpec(std::string(rule->name).c_str(),
-                                   rule->name == "sparse_to_dense" ? 0.1 : 0.75);
+      SparsitySpec spec =
+          RuleSpec(std::string(rule->name).c_str(), rule->name == "sparse_to_dense" ? 0.1 : 0.75);
       spec.update_interval = 7;
       spec.parameterisation = blocked ? "block_sparse" : "masked";
       spec.block_out = 4;
       spec.block_in = 8;
-      const LinearSpec linears[] = {{.name = "a", .out = 42, .in = 50}, {.name = "b", .out = 64, .in = 24}};
+      const LinearSpec linears[] = {{.name = "a", .out = 42, .in = 50},
+                                    {.name = "b", .out = 64, .in = 24}};
       const Timeline timeline = {.steps = 300};
       ASSERT_TRUE(rule->validate(spec, timeline).ok()) << rule->validate(spec, timeline).message();
       std::vector<TopologyWeight> weights;
       int64_t total = 0;
-      const double start =
-          rule->entry == PhaseEntry::kDraw ? spec.sparsity : spec.initial_sparsity;
+      const double start = rule->entry == PhaseEntry::kDraw ? spec.sparsity : spec.initial_sparsity;
       for (const LinearSpec& linear : linears) {
         const WeightShape shape = ShapeOf(linear, spec);
         total += shape.units;
@@ -408,7 +410,8 @@ TEST(RuleTest, CountsAreExactOverWholePhases) {
           weights[i].layout = after[i];
         }
         if (spec.distribution == "global") {
-          EXPECT_EQ(stored, std::llround((1 - sparsity) * static_cast<double>(total))) << rule->name;
+          EXPECT_EQ(stored, std::llround((1 - sparsity) * static_cast<double>(total)))
+              << rule->name;
         }
       }
       const bool still = rule->name == "static_random" || rule->name == "inherit";

@@ -52,8 +52,8 @@ class CheckpointWriter {
                                                            CheckpointInfo info,
                                                            const std::string& tokenizer_dir);
   virtual ~CheckpointWriter() = default;
-  // For each parameter in order, and for each of master, m, v, born (as far as `info` has them): the
-  // segment, `segment_count()` elements in slot order. Padding is dropped.
+  // For each parameter in order, and for each of master, m, v, born (as far as `info` has them):
+  // the segment, `segment_count()` elements in slot order. Padding is dropped.
   virtual Status Add(int parameter, CheckpointArray array, std::span<const float> segment) = 0;
   // Flushes and renames. Without Commit the destructor removes the partial directory.
   virtual Status Commit() = 0;

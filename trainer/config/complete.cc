@@ -48,7 +48,8 @@ void FillRule(const SparsitySpec& rule, SparsityConfig* entry) {
     if (!has) setter(value);
   };
 #define FILL(field, value) \
-  fill(entry->has_##field(), [&](auto v) { entry->set_##field(v); }, value)
+  fill(                    \
+      entry->has_##field(), [&](auto v) { entry->set_##field(v); }, value)
   FILL(distribution, rule.distribution);
   FILL(criterion, rule.criterion);
   FILL(initial_sparsity, rule.initial_sparsity < 0 ? entry->sparsity() : rule.initial_sparsity);
@@ -72,8 +73,9 @@ void FillLists(const KnownNames& known, DataConfig* data,
   for (DataSource& source : *data->mutable_train()) FillDefaults(&source);
   for (SparsityConfig& entry : *sparsity) {
     const auto rule = known.rule_defaults.find(entry.rule());
-    FillRule(rule == known.rule_defaults.end() ? SparsitySpec{.initial_sparsity = -1} : rule->second,
-             &entry);
+    FillRule(
+        rule == known.rule_defaults.end() ? SparsitySpec{.initial_sparsity = -1} : rule->second,
+        &entry);
     FillDefaults(&entry);
     if (!entry.include().empty()) continue;
     entry.add_include("layers.*.attention.*.weight");

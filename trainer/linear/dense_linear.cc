@@ -85,7 +85,7 @@ std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& spa
 
 }  // namespace
 
-const Parameterisation kDenseParameterisation = {"dense", "every weight stored", false, &Validate,
-                                                 &DrawLayout, &Create};
+const Parameterisation kDenseParameterisation = {"dense",   "every weight stored", false,
+                                                 &Validate, &DrawLayout,           &Create};
 
 }  // namespace filigree

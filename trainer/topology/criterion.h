@@ -31,8 +31,8 @@ struct Criterion {
   float (*score)(const ScoreInputs& inputs, int64_t slot, int64_t cell);
 };
 
-// Rows: magnitude |w|; random; gradient |g|; taylor |w g|; snip |w g| at the phase's start (Lee et al.
-// 2019); grasp w (H g) at the phase's start (Wang et al. 2020: their score is -w (H g), and its
+// Rows: magnitude |w|; random; gradient |g|; taylor |w g|; snip |w g| at the phase's start (Lee et
+// al. 2019); grasp w (H g) at the phase's start (Wang et al. 2020: their score is -w (H g), and its
 // highest are removed); wanda |w| ||x_j|| (Sun et al. 2024, ranked over the whole weight instead of
 // row by row); movement (Sanh et al. 2020): the sum of w dw since initialisation, which telescopes
 // to (w^2 - w_0^2) / 2.

@@ -37,8 +37,9 @@ struct Distribution {
 std::span<const Distribution> Distributions();
 const Distribution* FindDistribution(std::string_view name);
 
-// The fewest units a weight keeps under a common threshold: one, `min_density` of itself, and (Global
-// MP, "minimum threshold") `min_share` of the units of all weights of the entry, or all of itself.
+// The fewest units a weight keeps under a common threshold: one, `min_density` of itself, and
+// (Global MP, "minimum threshold") `min_share` of the units of all weights of the entry, or all of
+// itself.
 std::vector<int64_t> GlobalFloors(std::span<const WeightShape> weights, const SparsitySpec& spec);
 
 // Units of each weight that a layout drawn at `sparsity` stores; `global` is uniform here, since

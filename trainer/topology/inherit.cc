@@ -4,12 +4,11 @@
 
 namespace filigree {
 
-const TopologyRule kInheritRule = {
-    .name = "inherit",
-    .summary = "the phase before's, fixed",
-    .defaults = [] { return SparsitySpec{.initial_sparsity = -1}; },
-    .action = &NoAction,
-    .sparsity = &TargetAlways,
-    .validate = &AcceptStatic};
+const TopologyRule kInheritRule = {.name = "inherit",
+                                   .summary = "the phase before's, fixed",
+                                   .defaults = [] { return SparsitySpec{.initial_sparsity = -1}; },
+                                   .action = &NoAction,
+                                   .sparsity = &TargetAlways,
+                                   .validate = &AcceptStatic};
 
 }  // namespace filigree

@@ -1,5 +1,5 @@
-// `one_shot`: pruned to the target by a criterion when the phase begins, then fixed. At the start of
-// a run with criterion snip (Lee et al. 2019) or grasp (Wang et al. 2020) that is pruning at
+// `one_shot`: pruned to the target by a criterion when the phase begins, then fixed. At the start
+// of a run with criterion snip (Lee et al. 2019) or grasp (Wang et al. 2020) that is pruning at
 // initialisation, scored on the first step's batch; in a later phase it is ordinary one-shot
 // pruning.
 #include "trainer/topology/rule_parts.h"

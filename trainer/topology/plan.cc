@@ -34,7 +34,8 @@ std::vector<TopologyEntry> EntriesOf(std::span<const LinearSpec> linears, const 
     TopologyEntry entry{.spec = spec, .rule = FindTopologyRule(spec.rule)};
     CHECK(entry.rule != nullptr) << spec.rule;  // the parser knows the names
     for (const LinearSpec& linear : linears) {
-      if (MatchSparsity(WeightName(linear), phase.sparsity) == spec) entry.linears.push_back(linear);
+      if (MatchSparsity(WeightName(linear), phase.sparsity) == spec)
+        entry.linears.push_back(linear);
     }
     const bool repeated = std::any_of(entries.begin(), entries.end(), [&](const TopologyEntry& e) {
       return e.spec == spec;  // the same entry twice: the first has taken its weights

@@ -26,12 +26,13 @@ std::vector<TopologyEntry> EntriesOf(std::span<const LinearSpec> linears, const 
 Timeline TimelineOf(const PhaseSpec& phase);
 
 // The phase's sparsity with one entry for each governed weight, which carries the weight's own
-// sparsity at the phase's start (after the distribution shared it out): what layouts are drawn from.
+// sparsity at the phase's start (after the distribution shared it out): what layouts are drawn
+// from.
 std::vector<SparsitySpec> InitialSparsity(std::span<const LinearSpec> linears,
                                           const PhaseSpec& phase);
 
-// The layouts with which a phase goes on from `previous` (by parameter name): the weights whose rule
-// inherits, and whose layout is of the kind that the phase asks for. The others are drawn.
+// The layouts with which a phase goes on from `previous` (by parameter name): the weights whose
+// rule inherits, and whose layout is of the kind that the phase asks for. The others are drawn.
 std::map<std::string, SparseLayout> InheritedLayouts(
     std::span<const LinearSpec> linears, const PhaseSpec& phase,
     const std::map<std::string, SparseLayout>& previous);

@@ -5,10 +5,18 @@
 namespace filigree {
 
 std::span<const TopologyRule* const> TopologyRules() {
-  static constexpr std::array rows = {
-      &kStaticRandomRule,    &kInheritRule, &kOneShotRule,   &kIterativeMagnitudeRule,
-      &kGradualMagnitudeRule, &kGlobalMagnitudeRule, &kJourneyRule, &kIdeaPruneRule,
-      &kSparseToDenseRule,   &kSetRule,     &kRiglRule,      &kGranetRule};
+  static constexpr std::array rows = {&kStaticRandomRule,
+                                      &kInheritRule,
+                                      &kOneShotRule,
+                                      &kIterativeMagnitudeRule,
+                                      &kGradualMagnitudeRule,
+                                      &kGlobalMagnitudeRule,
+                                      &kJourneyRule,
+                                      &kIdeaPruneRule,
+                                      &kSparseToDenseRule,
+                                      &kSetRule,
+                                      &kRiglRule,
+                                      &kGranetRule};
   return rows;
 }
 

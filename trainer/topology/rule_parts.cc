@@ -18,7 +18,8 @@ Status CheckEnd(const SparsitySpec& spec, const Timeline& timeline, const char* 
     case Clock::kFraction:
     case Clock::kCompute:
       if (at <= 1) return OkStatus();
-      return Refuse(what, " = ", at, " is a fraction of the phase on this clock; give at most 1, or ",
+      return Refuse(what, " = ", at,
+                    " is a fraction of the phase on this clock; give at most 1, or ",
                     "set clock: STEPS or TOKENS");
     case Clock::kSteps:
       if (at <= static_cast<double>(timeline.steps)) return OkStatus();
@@ -37,8 +38,9 @@ Status CheckEnd(const SparsitySpec& spec, const Timeline& timeline, const char* 
 Status CheckPoints(const SparsitySpec& spec, const Timeline& timeline) {
   if (spec.points.empty()) return Refuse("curve = POINTS needs a list of point { at sparsity }");
   if (spec.clock == Clock::kCompute) {
-    return Refuse("clock = COMPUTE needs a curve between two sparsities, not POINTS; give the "
-                  "points as FRACTION, STEPS or TOKENS");
+    return Refuse(
+        "clock = COMPUTE needs a curve between two sparsities, not POINTS; give the "
+        "points as FRACTION, STEPS or TOKENS");
   }
   for (size_t i = 0; i < spec.points.size(); ++i) {
     RETURN_IF_ERROR(CheckEnd(spec, timeline, "point.at", spec.points[i].at));
@@ -47,8 +49,8 @@ Status CheckPoints(const SparsitySpec& spec, const Timeline& timeline) {
     }
   }
   if (spec.points.back().sparsity == spec.sparsity) return OkStatus();
-  return Refuse("the last point's sparsity ", spec.points.back().sparsity, " is not sparsity = ",
-                spec.sparsity, "; make them equal");
+  return Refuse("the last point's sparsity ", spec.points.back().sparsity,
+                " is not sparsity = ", spec.sparsity, "; make them equal");
 }
 
 }  // namespace
@@ -113,8 +115,8 @@ std::optional<TopologyAction> DropAndGrow(const SparsitySpec& spec, const Timeli
 
 Status ValidateDropAndGrow(const SparsitySpec& spec, const Timeline& timeline) {
   if (spec.final_drop_fraction > spec.drop_fraction) {
-    return Refuse("final_drop_fraction = ", spec.final_drop_fraction, " is above drop_fraction = ",
-                  spec.drop_fraction, "; the fraction falls to it");
+    return Refuse("final_drop_fraction = ", spec.final_drop_fraction,
+                  " is above drop_fraction = ", spec.drop_fraction, "; the fraction falls to it");
   }
   if (spec.update_interval <= timeline.steps) return OkStatus();
   return Refuse("update_interval = ", spec.update_interval, " is longer than the phase of ",

@@ -1,24 +1,23 @@
-// `set`: sparse evolutionary training (Mocanu et al. 2018). Every 100 steps a fraction of the stored
-// units of lowest magnitude goes in each weight, and as many grow at random among the dead. Under
-// Adam and language models 0.1 to 0.2 is a calmer drop fraction than the vision default 0.3.
+// `set`: sparse evolutionary training (Mocanu et al. 2018). Every 100 steps a fraction of the
+// stored units of lowest magnitude goes in each weight, and as many grow at random among the dead.
+// Under Adam and language models 0.1 to 0.2 is a calmer drop fraction than the vision default 0.3.
 #include "trainer/topology/rule_parts.h"
 
 namespace filigree {
 
-const TopologyRule kSetRule = {
-    .name = "set",
-    .summary = "drop by magnitude, grow at random",
-    .growth = Growth::kRandom,
-    .defaults =
-        [] {
-          return SparsitySpec{.initial_sparsity = -1,
-                              .update_interval = 100,
-                              .drop_fraction = 0.3,
-                              .drop_curve = DropCurve::kCosine,
-                              .drop_end = 0.75};
-        },
-    .action = &DropAndGrow,
-    .sparsity = &TargetAlways,
-    .validate = &ValidateDropAndGrow};
+const TopologyRule kSetRule = {.name = "set",
+                               .summary = "drop by magnitude, grow at random",
+                               .growth = Growth::kRandom,
+                               .defaults =
+                                   [] {
+                                     return SparsitySpec{.initial_sparsity = -1,
+                                                         .update_interval = 100,
+                                                         .drop_fraction = 0.3,
+                                                         .drop_curve = DropCurve::kCosine,
+                                                         .drop_end = 0.75};
+                                   },
+                               .action = &DropAndGrow,
+                               .sparsity = &TargetAlways,
+                               .validate = &ValidateDropAndGrow};
 
 }  // namespace filigree

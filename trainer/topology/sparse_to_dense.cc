@@ -11,27 +11,27 @@ Status Validate(const SparsitySpec& spec, const Timeline& timeline) {
     return InvalidInput("initial_sparsity is below sparsity, and rule sparse_to_dense only grows");
   }
   if (spec.distribution != "global") return OkStatus();
-  return InvalidInput("distribution = global ranks stored weights; a rule that grows towards a "
-                      "target needs uniform, er or erk");
+  return InvalidInput(
+      "distribution = global ranks stored weights; a rule that grows towards a "
+      "target needs uniform, er or erk");
 }
 
 }  // namespace
 
-const TopologyRule kSparseToDenseRule = {
-    .name = "sparse_to_dense",
-    .summary = "grown at random along a falling curve",
-    .growth = Growth::kRandom,
-    .defaults =
-        [] {
-          return SparsitySpec{.initial_sparsity = 0.75,
-                              .curve = SparsityCurve::kLinear,
-                              .clock = Clock::kFraction,
-                              .begin = 0.5,
-                              .end = 0.75,
-                              .update_interval = 100};
-        },
-    .action = &FollowCurve,
-    .sparsity = &CurveSparsity,
-    .validate = &Validate};
+const TopologyRule kSparseToDenseRule = {.name = "sparse_to_dense",
+                                         .summary = "grown at random along a falling curve",
+                                         .growth = Growth::kRandom,
+                                         .defaults =
+                                             [] {
+                                               return SparsitySpec{.initial_sparsity = 0.75,
+                                                                   .curve = SparsityCurve::kLinear,
+                                                                   .clock = Clock::kFraction,
+                                                                   .begin = 0.5,
+                                                                   .end = 0.75,
+                                                                   .update_interval = 100};
+                                             },
+                                         .action = &FollowCurve,
+                                         .sparsity = &CurveSparsity,
+                                         .validate = &Validate};
 
 }  // namespace filigree

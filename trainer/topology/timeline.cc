@@ -53,7 +53,8 @@ EventGrid EventsOf(const SparsitySpec& spec, const Timeline& timeline) {
   grid.interval = spec.update_interval;
   int64_t end = 0;
   if (spec.clock == Clock::kFraction || spec.clock == Clock::kCompute) {
-    const Span span = spec.clock == Clock::kCompute ? FromCompute(spec) : Span{spec.begin, spec.end};
+    const Span span =
+        spec.clock == Clock::kCompute ? FromCompute(spec) : Span{spec.begin, spec.end};
     const auto steps = static_cast<double>(timeline.steps);
     grid.first = NearestMultiple(span.begin * steps, grid.interval);
     end = NearestMultiple(span.end * steps, grid.interval);

@@ -17,7 +17,7 @@ enum Purpose : uint64_t { kPrune, kFloor, kFill, kDrop, kRegrow, kPurposes };
 class TopologyEvent {
  public:
   TopologyEvent(std::span<const TopologyWeight> weights, const SparsitySpec& spec, uint64_t seed,
-        int64_t step)
+                int64_t step)
       : weights_(weights), spec_(spec), seed_(seed), step_(static_cast<uint64_t>(step)) {
     for (const TopologyWeight& weight : weights) {
       live_.push_back(LiveUnits(weight.layout));

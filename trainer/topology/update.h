@@ -20,13 +20,14 @@ namespace filigree {
 struct TopologyWeight {
   std::string name;
   WeightShape shape;
-  SparseLayout layout;              // unstructured or blocked
+  SparseLayout layout;                  // unstructured or blocked
   std::vector<float> keep_scores = {};  // of all its units; read where they are stored
-  std::vector<float> grow_scores = {};  // of all its units; equal ones (or none at all) grow at random
+  std::vector<float> grow_scores =
+      {};  // of all its units; equal ones (or none at all) grow at random
 };
 
-// The layouts after the event, in the order of `weights`. `step` counts over the whole run: it tells
-// one event's tie-breaks from another's.
+// The layouts after the event, in the order of `weights`. `step` counts over the whole run: it
+// tells one event's tie-breaks from another's.
 std::vector<SparseLayout> ProposeLayouts(std::span<const TopologyWeight> weights,
                                          const SparsitySpec& spec, const TopologyAction& action,
                                          Growth growth, uint64_t seed, int64_t step);

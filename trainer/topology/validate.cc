@@ -52,11 +52,12 @@ class Validator {
     }
     const bool at_start = spec.rule == "one_shot" || spec.rule == "iterative_magnitude";
     if ((spec.criterion == "snip" || criterion.needs_hessian) && !at_start) {
-      Add("criterion = ", spec.criterion, " scores a network at a phase's start; take rule one_shot, ",
-          "or criterion taylor");
+      Add("criterion = ", spec.criterion,
+          " scores a network at a phase's start; take rule one_shot, ", "or criterion taylor");
     }
     if (spec.criterion == "movement" && entry.rule->growth != Growth::kNone) {
-      Add("criterion = movement measures from initial values, which grown weights do not have; take "
+      Add("criterion = movement measures from initial values, which grown weights do not have; "
+          "take "
           "magnitude or taylor");
     }
     if (spec.rule == "inherit" && index == 0) {
@@ -106,7 +107,8 @@ class Validator {
           run_.phases.front().steps, " steps");
     }
     if (phase.moments == Moments::kKeep) {
-      Add("rewind_step takes the moments of that step, which moments: KEEP contradicts; leave it out");
+      Add("rewind_step takes the moments of that step, which moments: KEEP contradicts; leave it "
+          "out");
     }
   }
 
