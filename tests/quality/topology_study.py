@@ -172,13 +172,13 @@ def table(records, arguments):
         parts = item["name"].split("/")[2:-1]
         settings = item["settings"]
         control = controls.get(settings["average_parameters"])
+        gap = "" if control is None else f"{item['value'] - control:+.4f}"
         lines.append(
             f"| {parts[0]} | {parts[1] if len(parts) > 1 else 'dense'} "
             f"| {100 * settings['final_sparsity']:.1f} % | {settings['average_density']:.3f} "
             f"| {settings['average_parameters'] / 1e6:.2f}M | {item['value']:.4f} "
             f"| {item['value'] - dense:+.4f} "
-            f"| {'' if control is None else f'{item["value"] - control:+.4f}'} |".replace(
-                "'", ""))
+            f"| {gap} |")
     return "\n".join(lines) + "\n"
 
 
