@@ -69,7 +69,6 @@ TopologyUpdater::Needs TopologyUpdater::NeedsAt(int64_t step) const {
 void TopologyUpdater::StartCollecting(Model& model, int64_t step, Stream& stream) {
   const Needs needs = NeedsAt(step);
   if (!needs.any()) return;
-  const DType dtype = backend_.device().compute_dtype() == DType::kF64 ? DType::kF64 : DType::kF32;
   std::map<std::string, LinearStatistics> requests;
   for (const TopologyEntry& entry : entries_) {
     for (const LinearSpec& linear : entry.linears) {
@@ -79,8 +78,8 @@ void TopologyUpdater::StartCollecting(Model& model, int64_t step, Stream& stream
       if (needs.grads) {
         const int64_t cells = linear.out * linear.in;
         statistics.device_grads =
-            backend_.device().Allocate(static_cast<size_t>(cells) * SizeOf(dtype), "scratch");
-        const TensorView grads = statistics.device_grads.View(dtype, cells);
+            backend_.device().Allocate(static_cast<size_t>(cells) * sizeof(float), "scratch");
+        const TensorView grads = statistics.device_grads.View(DType::kF32, cells);
         backend_.device().ZeroAsync(grads, stream);
         request.dense_grads = grads.Reshape({linear.out, linear.in});
       }
