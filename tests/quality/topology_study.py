@@ -159,8 +159,8 @@ def table(records, arguments):
     first = records[0]
     lines = [
         "# Topology rules at 75 %, equal tokens", "",
-        f"Held-out loss in nats a token after {first['settings']['tokens']:,} tokens of the "
-        f"quickstart's text, seed {arguments.seed}, learning rate {arguments.lr}, not tuned for any "
+        f"Held-out loss in nats a token after {first['settings']['tokens']:,} tokens of "
+        f"{os.path.relpath(arguments.data, ROOT)}, seed {arguments.seed}, learning rate {arguments.lr}, not tuned for any "
         "run. *Control*: a dense model with as many parameters as the run has on average. "
         f"Device {first['device']}, {first['date']}, commit {first['commit']}. One seed: "
         "differences of a hundredth mean nothing.", "",
