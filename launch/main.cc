@@ -4,7 +4,9 @@
 #include <cstdio>
 #include <functional>
 
+#include "comm/bootstrap.h"
 #include "launch/commands/commands.h"
+#include "launch/commands/session.h"
 
 namespace filigree {
 namespace {
@@ -27,14 +29,16 @@ void AddPrepare(CLI::App& app, PrepareCommand& c, Runner& run) {
   sub->add_option("--shard-tokens", c.shard_tokens, "Tokens a shard")->capture_default_str();
   sub->add_option("--json-key", c.json_key, "The text's field in jsonl")->capture_default_str();
   sub->add_option("--seed", c.seed, "Decides which documents are held out")->capture_default_str();
-  sub->callback([&] { run = [&] { return c.Run(); }; });
+  sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
 void AddPlan(CLI::App& app, PlanCommand& c, Runner& run) {
   CLI::App* sub = app.add_subcommand("plan", "Parameters, memory, operations and traffic of a run");
   sub->add_option("config", c.config, "A configs/*.textproto")->required();
   sub->add_option("--override", c.overrides, "Text format merged over the config");
-  sub->add_option("--ranks", c.ranks, "Number of ranks")->capture_default_str();
+  sub->add_option("--ranks", c.ranks, "Number of ranks")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   sub->add_flag("--json", c.json, "Print JSON");
   sub->callback([&] { run = [&] { return c.Run(); }; });
 }
@@ -88,14 +92,14 @@ void AddExport(CLI::App& app, ExportCommand& c, Runner& run) {
   sub->add_option("--dtype", c.dtype, "bf16 or f32")
       ->check(CLI::IsMember({"bf16", "f32"}))
       ->capture_default_str();
-  sub->callback([&] { run = [&] { return c.Run(); }; });
+  sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
 void AddImport(CLI::App& app, ImportCommand& c, Runner& run) {
   CLI::App* sub = app.add_subcommand("import", "Make a checkpoint from a Hugging Face directory");
   sub->add_option("hf_dir", c.hf_dir, "A llama or GPT-2 directory")->required();
   sub->add_option("--out", c.out, "Checkpoint directory to make")->required();
-  sub->callback([&] { run = [&] { return c.Run(); }; });
+  sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
 void AddInspect(CLI::App& app, InspectCommand& c, Runner& run) {
@@ -103,14 +107,14 @@ void AddInspect(CLI::App& app, InspectCommand& c, Runner& run) {
       app.add_subcommand("inspect", "What a checkpoint, shard or safetensors file holds");
   sub->add_option("path", c.path, "A run, checkpoint, token shard or .safetensors file")
       ->required();
-  sub->callback([&] { run = [&] { return c.Run(); }; });
+  sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
 void AddReport(CLI::App& app, ReportCommand& c, Runner& run) {
   CLI::App* sub = app.add_subcommand("report", "One HTML page about one or several runs");
   sub->add_option("runs", c.runs, "Run directories")->required();
   sub->add_option("--out", c.out, "The HTML file to write")->required();
-  sub->callback([&] { run = [&] { return c.Run(); }; });
+  sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
 void AddBench(CLI::App& app, BenchStepCommand& step, Runner& run) {
@@ -157,8 +161,9 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    const int code = app.exit(error);
-    return code == 0 ? 0 : kUsageError;
+    const bool asked = error.get_exit_code() == 0;  // for help
+    if (LaunchedRank() == 0) app.exit(error);
+    return asked ? 0 : kUsageError;
   }
   const Status status = run();
   if (!status.ok() && !status.message().empty()) {

@@ -115,6 +115,13 @@ StatusOr<Session> OpenSession(const SessionOptions& options) {
   return session;
 }
 
+Status OnRankZero(const std::function<Status()>& work) {
+  ASSIGN_OR_RETURN(const auto communicator, Bootstrap());
+  const bool mine = communicator->rank() == 0;
+  const Status status = AgreeOnStatus(mine ? work() : OkStatus(), *communicator);
+  return mine || status.ok() ? status : Status(status.code(), "");
+}
+
 Status ForThisRank(const Status& status, const Session& session) {
   if (status.ok() || session.communicator->rank() == 0) return status;
   return Status(status.code(), "");
