@@ -1,7 +1,6 @@
 // filigree: one binary, a subcommand for each thing a user does. Parses, runs, prints one message
 // on error.
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <functional>
 
 #include "comm/bootstrap.h"
@@ -12,6 +11,7 @@ namespace filigree {
 namespace {
 
 constexpr int kUsageError = 2;
+constexpr int kMostRanks = 1 << 20;  // that a plan is asked for
 
 // Each command binds its options and says what to run when it was chosen.
 using Runner = std::function<Status()>;
@@ -37,7 +37,7 @@ void AddPlan(CLI::App& app, PlanCommand& c, Runner& run) {
   sub->add_option("config", c.config, "A configs/*.textproto")->required();
   sub->add_option("--override", c.overrides, "Text format merged over the config");
   sub->add_option("--ranks", c.ranks, "Number of ranks")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, kMostRanks))
       ->capture_default_str();
   sub->add_flag("--json", c.json, "Print JSON");
   sub->callback([&] { run = [&] { return c.Run(); }; });
@@ -161,15 +161,11 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    const bool asked = error.get_exit_code() == 0;  // for help
-    if (LaunchedRank() == 0) app.exit(error);
-    return asked ? 0 : kUsageError;
+    // A launcher kills all ranks as soon as one leaves with an error: rank 0 speaks for all.
+    if (LaunchedRank() != 0) return 0;
+    return app.exit(error) == 0 ? 0 : kUsageError;
   }
-  const Status status = run();
-  if (!status.ok() && !status.message().empty()) {
-    std::fprintf(stderr, "filigree: %s\n", status.message().c_str());
-  }
-  return status.exit_code();
+  return Tell(run()).exit_code();
 }
 
 }  // namespace

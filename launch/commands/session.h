@@ -40,7 +40,11 @@ SessionOptions SessionOptionsOf(const RunSpec& run);
 // `work` does not open a session.
 Status OnRankZero(const std::function<Status()>& work);
 
-// The status as this rank should report it: ranks other than 0 keep the code and drop the message.
+// Prints an error's message to stderr; what remains is its code.
+Status Tell(const Status& status);
+
+// The status of a command that all ranks ran, told by rank 0. That happens before the session ends,
+// since a launcher kills all ranks as soon as one leaves with an error.
 Status ForThisRank(const Status& status, const Session& session);
 
 }  // namespace filigree
