@@ -138,4 +138,5 @@ main() {
   summary
 }
 
-main
+# On one line with its end: bash reads no further, whatever becomes of this file meanwhile.
+main; exit
