@@ -106,7 +106,7 @@ StatusOr<std::unique_ptr<Communicator>> Join() {
 
 int LaunchedRank() {
   const Launcher* launcher = FindLauncher();
-  return launcher ? IntFromEnvironment(launcher->rank_variable, 0) : 0;
+  return IntFromEnvironment(launcher ? launcher->rank_variable : "RANK", 0);
 }
 
 StatusOr<std::unique_ptr<Communicator>> Bootstrap() {
