@@ -263,8 +263,8 @@ void Trainer::EvaluateAndSample() {
     sampling.tokens = run_.evaluation.sample_tokens;
     sampling.seed = run_.seed;
     sampling.max_context = phase().batch.seq_len;
-    LogInfo("sample: " +
-            Generate(state_->model(), *tokenizer_, prompt, sampling, backend_.device(), *stream_));
+    log_->Sample(
+        Generate(state_->model(), *tokenizer_, prompt, sampling, backend_.device(), *stream_));
   }
 }
 
