@@ -108,11 +108,11 @@ Status Trainer::OpenInputs() {
 
 Status Trainer::BuildState(const CheckpointReader* start) {
   std::map<std::string, SparseLayout> layouts;
-  // An imported model has no layouts of its own: the phase's are drawn and its values gathered into
-  // them.
-  const bool resumed = start && start->info().has_moments;
-  if (resumed) {
+  // An imported dense weight has no layout of its own: the phase's is drawn and its values gathered
+  // into it.
+  if (start) {
     for (const Parameter& parameter : start->info().parameters) {
+      if (!start->info().has_moments && parameter.layout.kind() == LayoutKind::kDense) continue;
       layouts.emplace(parameter.name, parameter.layout);
     }
   }
