@@ -114,9 +114,18 @@ struct PhaseSpec {
 
 enum class DeviceChoice { kAuto, kCpu, kCuda };
 
+// What an evaluation reports as the loss.
+enum class LossFormula {
+  kTokenMean,  // the mean over all tokens that count
+  // What SLTrain's and GaLore's scripts print: per rank, the sum of the batches' means over the
+  // number of batches plus one, averaged over ranks. Low by a factor of about n / (n + 1).
+  kSltrain,
+};
+
 struct EvaluationSpec {
   int64_t every_steps = 250;
   int64_t tokens = 1048576;
+  LossFormula formula = LossFormula::kTokenMean;
   std::vector<std::string> sample_prompts;
   int64_t sample_tokens = 40;
 };

@@ -14,6 +14,7 @@ static_assert(static_cast<int>(DataSpec::BareDtype::kU32) == DataConfig::U32);
 static_assert(static_cast<int>(ScheduleShape::kWsd) == ScheduleConfig::WSD);
 static_assert(static_cast<int>(Moments::kKeep) == Phase::KEEP);
 static_assert(static_cast<int>(DeviceChoice::kCuda) == ParallelConfig::CUDA);
+static_assert(static_cast<int>(LossFormula::kSltrain) == EvaluationConfig::SLTRAIN);
 static_assert(static_cast<int>(SparsePart::kBlocks) == SparsityConfig::BLOCKS);
 static_assert(static_cast<int>(LowRankCompute::kFactored) == SparsityConfig::FACTORED);
 
@@ -115,6 +116,7 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   spec.evaluation = {
       .every_steps = evaluation.every_steps(),
       .tokens = evaluation.tokens(),
+      .formula = static_cast<LossFormula>(evaluation.formula()),
       .sample_prompts = {evaluation.sample_prompt().begin(), evaluation.sample_prompt().end()},
       .sample_tokens = evaluation.sample_tokens()};
   spec.zero_stage = config.parallel().zero_stage();
