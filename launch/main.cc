@@ -97,6 +97,10 @@ void AddExport(CLI::App& app, ExportCommand& c, Runner& run) {
   sub->add_option("--dtype", c.dtype, "bf16 or f32")
       ->check(CLI::IsMember({"bf16", "f32"}))
       ->capture_default_str();
+  sub->add_option("--format", c.format,
+                  "sltrain: factors, values and indices as SLTrain's own trainer stores them")
+      ->check(CLI::IsMember({"huggingface", "sltrain"}))
+      ->capture_default_str();
   sub->callback([&] { run = [&] { return c.Run(); }; });
 }
 

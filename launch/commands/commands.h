@@ -55,7 +55,7 @@ struct GenerateCommand {
 };
 
 struct ExportCommand {
-  std::string what, out, dtype = "bf16";
+  std::string what, out, dtype = "bf16", format = "huggingface";
   Status Run() const;
 };
 

@@ -5,7 +5,7 @@ A llama of two layers (RMSNorm, rotate-half RoPE, SwiGLU, causal softmax attenti
 seven linears a layer are W = alpha / r * B A + scatter(V) (arXiv 2406.02214, section 3), trained for 50
 steps on one document a row with its padding masked. Optimizer: Adam as in torch.optim.AdamW with decay 0.
 
-    python3 tests/parity/sltrain_reference.py tests/parity/fixtures/sltrain.safetensors
+    python3 tests/parity/sltrain_reference.py tests/parity/golden/sltrain.safetensors
     python3 tests/parity/sltrain_reference.py --check    # the gradients against finite differences
 
 The fixture holds initial values, indices, every step's tokens, targets and learning rate, and losses.

@@ -83,6 +83,40 @@ class LowRankTest(SystemTest):
         bits = masks["model.layers.1.mlp.down_proj.weight.mask"].values()
         self.assertEqual(sum(bin(byte).count("1") for byte in bits), 480)
 
+    def test_checkpoints_of_the_reference(self):
+        run = self.train("reference", config(self.data, phase(6, FORMS["sltrain"])))
+        out = self.path("reference-sltrain")
+        self.filigree("export", run, "--out", out, "--format", "sltrain", "--dtype", "f32")
+        tensors, _ = read_safetensors(out, "model.safetensors")
+        prefix = "model.layers.1.mlp.down_proj"
+        self.assertEqual({name: (tensors[f"{prefix}.{name}"].dtype, tensors[f"{prefix}.{name}"].shape)
+                          for name in ("lora_A", "lora_B", "sparse_value", "sparse_index")},
+                         {"lora_A": ("F32", [RANK, 100]), "lora_B": ("F32", [48, RANK]),
+                          "sparse_value": ("F32", [480]), "sparse_index": ("I64", [480])})
+        self.assertNotIn(prefix + ".weight", tensors)
+        self.assertIn("model.embed_tokens.weight", tensors)
+        indices = tensors[prefix + ".sparse_index"].values()
+        self.assertEqual(indices, sorted(set(indices)))
+        with open(os.path.join(out, "splora_config.json"), encoding="utf-8") as file:
+            splora = json.load(file)
+        self.assertEqual((splora["r"], splora["lora_alpha"]), (RANK, ALPHA))
+        self.assertEqual(self.evaluate(out)["loss"], self.evaluate(run)["loss"])
+        # Back: the same arrays, and training goes on from them.
+        imported = self.path("reference-imported")
+        self.filigree("import", out, "--out", imported)
+        for name, tensor in read_safetensors(newest(run), "model.safetensors")[0].items():
+            again = read_safetensors(imported, "model.safetensors")[0][name]
+            self.assertEqual((again.shape, again.data), (tensor.shape, tensor.data), name)
+        more = self.path("reference-more")
+        self.filigree("train", self.path("reference.textproto"), "--out", more, "--resume", imported)
+        self.assertLess(losses(more)[0], losses(run)[0] - 0.05)
+        self.assertEqual(read_bytes(newest(more), "layouts.safetensors"),
+                         read_bytes(newest(run), "layouts.safetensors"))
+        blocks = self.train("reference-blocks", config(self.data, phase(2, FORMS["blocks"])))
+        result = self.filigree("export", blocks, "--out", self.path("no"), "--format", "sltrain",
+                               code=BAD_INPUT)
+        self.assertIn("export it without --format sltrain", result.stderr)
+
     def test_a_nonlinear_run_evaluates_but_has_no_export(self):
         run = self.train("cola-eval", config(self.data, phase(6, FORMS["cola"])))
         validation = metrics(run)[1][-1]

@@ -24,7 +24,7 @@ class SltrainParityTest : public ::testing::TestWithParam<bool> {
  protected:
   SltrainParityTest()
       : fixture_(SafetensorsFile::Open(FILIGREE_SOURCE_DIR
-                                       "/tests/parity/fixtures/sltrain.safetensors")
+                                       "/tests/parity/golden/sltrain.safetensors")
                      .value()) {}
 
   const TensorEntry& Find(const std::string& name) const {
