@@ -17,8 +17,8 @@ double EvaluationResult::loss() const {
 double EvaluationResult::perplexity() const { return std::exp(loss()); }
 
 EvaluationResult Evaluate(Model& model, const DataLoader& data, int64_t max_tokens,
-                          int64_t sequences, LossFormula formula, BatchFeeder& feeder, Communicator& communicator,
-                          Stream& stream) {
+                          int64_t sequences, LossFormula formula, BatchFeeder& feeder,
+                          Communicator& communicator, Stream& stream) {
   const int64_t seq_len = data.seq_len();
   int64_t samples = data.samples_per_epoch();
   if (max_tokens > 0) samples = std::min(samples, std::max<int64_t>(1, max_tokens / seq_len));
@@ -33,9 +33,8 @@ EvaluationResult Evaluate(Model& model, const DataLoader& data, int64_t max_toke
     const MicroBatch batch = feeder.Feed(tokens.data(), targets.data(), rows, seq_len, stream);
     model.ForwardLoss(batch, feeder.Losses(rows, seq_len), stream);
     const double batch_loss = feeder.SumLosses(rows * seq_len, stream);
-    const auto batch_valid =
-        std::count_if(targets.begin(), targets.begin() + rows * seq_len,
-                      [](int32_t target) { return target >= 0; });
+    const auto batch_valid = std::count_if(targets.begin(), targets.begin() + rows * seq_len,
+                                           [](int32_t target) { return target >= 0; });
     loss_sum += batch_loss;
     valid += batch_valid;
     if (batch_valid > 0) sum_of_means += batch_loss / static_cast<double>(batch_valid);

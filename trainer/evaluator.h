@@ -1,4 +1,5 @@
-// Validation loss: the mean over tokens, not over batches, unless the published formula is asked for.
+// Validation loss: the mean over tokens, not over batches, unless the published formula is asked
+// for.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,7 @@ struct EvaluationResult {
 // epoch), in micro-batches of `sequences` rows, which `model` must have reserved. The ranks share
 // the samples and return the same result. Collective.
 EvaluationResult Evaluate(Model& model, const DataLoader& data, int64_t max_tokens,
-                          int64_t sequences, LossFormula formula, BatchFeeder& feeder, Communicator& communicator,
-                          Stream& stream);
+                          int64_t sequences, LossFormula formula, BatchFeeder& feeder,
+                          Communicator& communicator, Stream& stream);
 
 }  // namespace filigree

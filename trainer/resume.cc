@@ -35,11 +35,12 @@ Status CheckFits(const CheckpointInfo& info, const RunSpec& run, const std::stri
   return OkStatus();
 }
 
-// Rank, scale and kind of the factors whose A is given; nullptr: there are none.
-std::string DescribeFactors(const Parameter* a) {
+// Rank, scale and kind of the factors whose A is given (nullptr: there are none).
+std::string DescribeFactors(const Parameter* a, bool has_weight) {
   if (a == nullptr) return "without low-rank factors";
   std::ostringstream text;
-  text << "with factors of rank " << a->shape[0] << " and scale " << a->factor_scale
+  text << "with " << (has_weight ? "a sparse part and " : "") << "factors of rank " << a->shape[0]
+       << " and scale " << a->factor_scale
        << (a->factor == FactorKind::kNonlinear ? ", silu between them" : "");
   return text.str();
 }
@@ -50,15 +51,17 @@ Status CheckFactors(const CheckpointInfo& checkpoint, const RunSpec& run, const 
   for (const LinearSpec& linear : LinearSpecs(run.model)) {
     const std::string weight = linear.name + ".weight";
     const SparsitySpec sparsity = MatchSparsity(weight, phase.sparsity);
+    const Parameterisation* row = FindParameterisation(sparsity.parameterisation);
     Parameter asked;
-    asked.factor = FindParameterisation(sparsity.parameterisation)->factors;
+    asked.factor = row->factors;
     asked.shape = {sparsity.rank, linear.in};
     if (asked.factor == FactorKind::kLowRank) asked.factor_scale = sparsity.low_rank_scale();
-    const int stored = FindWeightParts(checkpoint.parameters, weight).low_rank_a;
+    const WeightParts stored = FindWeightParts(checkpoint.parameters, weight);
     const std::string found =
-        DescribeFactors(stored < 0 ? nullptr : &checkpoint.parameters[stored]);
+        DescribeFactors(stored.has_factors() ? &checkpoint.parameters[stored.low_rank_a] : nullptr,
+                        stored.weight >= 0);
     const std::string wanted =
-        DescribeFactors(asked.factor == FactorKind::kNone ? nullptr : &asked);
+        DescribeFactors(row->factors == FactorKind::kNone ? nullptr : &asked, row->has_weight);
     if (found == wanted) continue;
     return InvalidInput(path + ": " + weight + " is stored " + found + ", phase " + phase.name +
                         " of the config asks for one " + wanted +

@@ -254,7 +254,8 @@ void Trainer::EvaluateAndSample() {
   ReportActivity("evaluating");
   const EvaluationResult result =
       Evaluate(state_->model(), *data_.validation, run_.evaluation.tokens,
-               phase().batch.micro_batch_sequences, run_.evaluation.formula, train_step_->feeder(), communicator_, *stream_);
+               phase().batch.micro_batch_sequences, run_.evaluation.formula, train_step_->feeder(),
+               communicator_, *stream_);
   log_->Evaluation(step_, result);
   if (!tokenizer_) return;
   for (const std::string& prompt : run_.evaluation.sample_prompts) {

@@ -60,13 +60,15 @@ Status EvaluateAsRank(const EvalCommand& command, Session& session) {
   }
   const LossFormula formula =
       command.formula == "sltrain" ? LossFormula::kSltrain : LossFormula::kTokenMean;
-  ASSIGN_OR_RETURN(const auto data, OpenValidation(command.data, DataOf(command.bare_dtype, command.delimiter_token),
-                                                   seq_len, spec.vocab_size));
+  ASSIGN_OR_RETURN(const auto data,
+                   OpenValidation(command.data, DataOf(command.bare_dtype, command.delimiter_token),
+                                  seq_len, spec.vocab_size));
   ASSIGN_OR_RETURN(const auto loaded, InferenceModel::Load(*reader, command.sequences, seq_len,
                                                            *session.backend, *session.stream));
   BatchFeeder feeder(*session.device, command.sequences, seq_len);
-  const EvaluationResult result = Evaluate(loaded->model(), *data, command.tokens, command.sequences,
-                                           formula, feeder, *session.communicator, *session.stream);
+  const EvaluationResult result =
+      Evaluate(loaded->model(), *data, command.tokens, command.sequences, formula, feeder,
+               *session.communicator, *session.stream);
   if (session.communicator->rank() != 0) return OkStatus();
   if (!command.logits.empty()) {
     RETURN_IF_ERROR(WriteLogits(command.logits, *data, loaded->model(), feeder, session));

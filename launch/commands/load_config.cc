@@ -35,8 +35,8 @@ void CheckTransition(const ModelSpec& model, const PhaseSpec& from, const PhaseS
                       before.low_rank_scale() == after.low_rank_scale();
     if (has == FactorKind::kNone ? had != FactorKind::kNonlinear : same) continue;
     problems << (problems.tellp() > 0 ? "\n" : "") << "phase " << to.name << ": " << linear.name
-             << " cannot go on from " << before.parameterisation << " as "
-             << after.parameterisation << "; keep parameterisation, rank and alpha"
+             << " cannot go on from " << before.parameterisation << " as " << after.parameterisation
+             << "; keep parameterisation, rank and alpha"
              << (had == FactorKind::kLowRank ? ", or take one without factors" : "");
     return;  // one linear is news enough
   }

@@ -153,6 +153,11 @@ class LowRankTest(SystemTest):
         result = self.filigree("train", path, "--out", run, code=BAD_INPUT)
         self.assertIn("rank 8 and scale 2", result.stderr)
         self.assertIn("rank 4 and scale 4", result.stderr)
+        # The factors alone would fit.
+        path = self.write("alone.textproto", config(
+            self.data, phase(4, 'sparsity { parameterisation: "low_rank" rank: 8 alpha: 16 }')))
+        result = self.filigree("train", path, "--out", run, code=BAD_INPUT)
+        self.assertIn("with a sparse part and factors of rank 8", result.stderr)
 
     def test_the_published_loss(self):
         run = self.train("published", config(self.data, phase(4, FORMS["sltrain"])))

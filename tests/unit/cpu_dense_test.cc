@@ -48,8 +48,8 @@ TYPED_TEST(CpuDenseTest, MatMulInAllForms) {
             double sum = accumulate ? before(i, j) : 0.0;
             if (biased) sum += bias(0, j);
             for (int64_t l = 0; l < k; ++l) {
-              sum += scale * (transpose_a ? ca(l, i) : ca(i, l)) *
-                     (transpose_b ? cb(j, l) : cb(l, j));
+              sum +=
+                  scale * (transpose_a ? ca(l, i) : ca(i, l)) * (transpose_b ? cb(j, l) : cb(l, j));
             }
             return sum;
           },

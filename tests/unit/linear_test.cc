@@ -125,7 +125,8 @@ TEST_F(LinearTest, GradientsOfEveryParameterisation) {
       const std::vector<Parameter> parameters = bound.linear().Parameters();
       for (size_t p = 0; p < bound.values().size(); ++p) {
         const auto& grads = std::as_const(bound.grads()[p]);
-        ExpectNear(grads, [&](int64_t, int64_t j) { return 2 * once[p](0, j); }, 10.0);
+        ExpectNear(
+            grads, [&](int64_t, int64_t j) { return 2 * once[p](0, j); }, 10.0);
         // Padding of edge blocks takes no part: its gradient is zero, whatever it would do.
         Matrix at = bound.values()[p];
         const std::vector<int64_t> logical = parameters[p].layout.LogicalIndices();
@@ -153,7 +154,8 @@ TEST_F(LinearTest, FormsOfSparsePlusLowRankAgreeWithTheMergedWeight) {
   const auto& b = std::as_const(rebuilt.values()[2]);
   dense.values()[0].Fill([&](int64_t, int64_t cell) {
     double sum = 0;
-    for (int64_t k = 0; k < 3; ++k) sum += 2.0 * b(0, cell / kIn * 3 + k) * a(0, k * kIn + cell % kIn);
+    for (int64_t k = 0; k < 3; ++k)
+      sum += 2.0 * b(0, cell / kIn * 3 + k) * a(0, k * kIn + cell % kIn);
     return sum;
   });
   const auto logical = rebuilt.linear().Parameters()[0].layout.LogicalIndices();
@@ -169,8 +171,8 @@ TEST_F(LinearTest, FormsOfSparsePlusLowRankAgreeWithTheMergedWeight) {
     std::map<BoundLinear*, std::vector<Matrix>> results;
     for (BoundLinear* linear : {&dense, &rebuilt, &factored}) {
       Matrix y = Matrix::Constant(kTokens, kOut, NAN, 1), pre = y;
-      Matrix dx = accumulate ? Matrix::Random(kTokens, kIn, 5, 3)
-                             : Matrix::Constant(kTokens, kIn, NAN, 3);
+      Matrix dx =
+          accumulate ? Matrix::Random(kTokens, kIn, 5, 3) : Matrix::Constant(kTokens, kIn, NAN, 3);
       linear->Forward(x, y,
                       {.residual = with_residual ? residual.view() : TensorView(),
                        .pre_activation = gelu ? pre.view() : TensorView()},
@@ -186,7 +188,8 @@ TEST_F(LinearTest, FormsOfSparsePlusLowRankAgreeWithTheMergedWeight) {
     for (BoundLinear* linear : {&rebuilt, &factored}) {
       for (size_t i = 0; i < results[linear].size(); ++i) {
         const auto& expected = std::as_const(results[&dense][i]);
-        ExpectNear(results[linear][i], [&](int64_t r, int64_t c) { return expected(r, c); }, 10.0);
+        ExpectNear(
+            results[linear][i], [&](int64_t r, int64_t c) { return expected(r, c); }, 10.0);
       }
     }
   }
@@ -270,8 +273,8 @@ TEST_F(LinearTest, InitialValuesAsPublished) {
   const auto sltrain = parameters("sparse_plus_low_rank");
   const double bound = 1 / std::sqrt(400.0);
   for (int p : {0, 1}) {
-    const auto [low, high, rms] = std::tuple(extremes(sltrain[p])[0], extremes(sltrain[p])[1],
-                                             extremes(sltrain[p])[2]);
+    const auto [low, high, rms] =
+        std::tuple(extremes(sltrain[p])[0], extremes(sltrain[p])[1], extremes(sltrain[p])[2]);
     EXPECT_GE(low, -bound);
     EXPECT_LE(high, bound);
     EXPECT_LT(low, -0.99 * bound);

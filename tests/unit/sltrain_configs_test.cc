@@ -20,13 +20,13 @@ RunSpec Load(const std::string& name) {
   for (const Parameterisation& row : Parameterisations()) {
     known.parameterisations.emplace_back(row.name);
   }
-  auto loaded =
-      LoadRunConfig(FILIGREE_SOURCE_DIR "/configs/" + name + ".textproto", {}, known);
+  auto loaded = LoadRunConfig(FILIGREE_SOURCE_DIR "/configs/" + name + ".textproto", {}, known);
   CHECK(loaded.ok()) << loaded.status().message();
   const PhaseSpec& phase = loaded->spec.phases.front();
   for (const LinearSpec& linear : LinearSpecs(loaded->spec.model)) {
     const SparsitySpec sparsity = MatchSparsity(linear.name + ".weight", phase.sparsity);
-    const Status valid = FindParameterisation(sparsity.parameterisation)->validate(linear, sparsity);
+    const Status valid =
+        FindParameterisation(sparsity.parameterisation)->validate(linear, sparsity);
     CHECK(valid.ok()) << name << ": " << valid.message();
   }
   return loaded->spec;
@@ -64,9 +64,9 @@ TEST(SltrainConfigsTest, CountsAndMemoryAsPublished) {
     double millions, gigabytes, gigabytes_32;
   };
   // bf16 values and two bf16 moments, and an index of 8 bytes for each value of S (4 beside it).
-  for (const Row& row : {Row{"sltrain_60m", 43.5, 0.27, 0.26}, Row{"sltrain_130m", 96.5, 0.60, 0.59},
-                         Row{"sltrain_350m", 194.3, 1.24, 1.20},
-                         Row{"sltrain_1b", 645.5, 4.16, 4.02}}) {
+  for (const Row& row :
+       {Row{"sltrain_60m", 43.5, 0.27, 0.26}, Row{"sltrain_130m", 96.5, 0.60, 0.59},
+        Row{"sltrain_350m", 194.3, 1.24, 1.20}, Row{"sltrain_1b", 645.5, 4.16, 4.02}}) {
     const Counts counts = CountsOf(Load(row.name));
     const auto gigabytes = [&](double index_bytes) {
       return (6.0 * static_cast<double>(counts.values) +

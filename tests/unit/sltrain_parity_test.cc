@@ -23,9 +23,9 @@ constexpr double kRelativeTolerance = 2e-5;
 class SltrainParityTest : public ::testing::TestWithParam<bool> {
  protected:
   SltrainParityTest()
-      : fixture_(SafetensorsFile::Open(FILIGREE_SOURCE_DIR
-                                       "/tests/parity/golden/sltrain.safetensors")
-                     .value()) {}
+      : fixture_(
+            SafetensorsFile::Open(FILIGREE_SOURCE_DIR "/tests/parity/golden/sltrain.safetensors")
+                .value()) {}
 
   const TensorEntry& Find(const std::string& name) const {
     const TensorEntry* entry = fixture_.Find(name);
@@ -108,8 +108,8 @@ TEST_P(SltrainParityTest, FiftyLossesAgree) {
   TrainStep step(phase.batch, backend, *stream);
   for (int64_t i = 0; i < phase.steps; ++i) {
     const int32_t* step_targets = targets.data() + i * step_size;
-    const auto valid = static_cast<double>(
-        step_size - std::count(step_targets, step_targets + step_size, -1));
+    const auto valid =
+        static_cast<double>(step_size - std::count(step_targets, step_targets + step_size, -1));
     ASSERT_LT(valid, step_size);  // some rows are padded
     const StepResult result = step.Run(state,
                                        {.tokens = tokens.data() + i * step_size,

@@ -25,11 +25,10 @@ constexpr EnumName<ModelFamily> kFamilies[] = {{ModelFamily::kLlama, "llama"},
 constexpr EnumName<Recompute> kRecomputes[] = {{Recompute::kNone, "none"},
                                                {Recompute::kActivations, "activations"},
                                                {Recompute::kLayer, "layer"}};
-constexpr EnumName<InitKind> kInits[] = {
-    {InitKind::kNormal, "normal"},
-    {InitKind::kZeros, "zeros"},
-    {InitKind::kOnes, "ones"},
-    {InitKind::kUniform, "uniform"}};
+constexpr EnumName<InitKind> kInits[] = {{InitKind::kNormal, "normal"},
+                                         {InitKind::kZeros, "zeros"},
+                                         {InitKind::kOnes, "ones"},
+                                         {InitKind::kUniform, "uniform"}};
 constexpr EnumName<FactorKind> kFactors[] = {{FactorKind::kNone, "none"},
                                              {FactorKind::kLowRank, "low_rank"},
                                              {FactorKind::kNonlinear, "nonlinear"}};

@@ -10,8 +10,8 @@
 
 namespace filigree {
 
-// The parameters that NAME.weight consists of, as indices; -1: not there. Of a parameter that is not
-// a linear's weight, itself.
+// The parameters that NAME.weight consists of, as indices; -1: not there. Of a parameter that is
+// not a linear's weight, itself.
 struct WeightParts {
   int weight = -1;
   int low_rank_a = -1, low_rank_b = -1;

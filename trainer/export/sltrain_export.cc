@@ -48,7 +48,8 @@ class SltrainExporter {
     }
     values_ = std::move(values);
     if (rank_ > 0) return OkStatus();
-    return InvalidInput(reader_.directory() + ": holds no sparse_plus_low_rank weights; export it " +
+    return InvalidInput(reader_.directory() +
+                        ": holds no sparse_plus_low_rank weights; export it " +
                         "without --format sltrain");
   }
 
@@ -69,8 +70,7 @@ class SltrainExporter {
     const ModelSpec& model = reader_.info().model;
     ASSIGN_OR_RETURN(const SpecialTokens tokens,
                      ExportTokenizer(reader_.tokenizer_dir(), directory, model.max_positions));
-    RETURN_IF_ERROR(
-        WriteText(directory + "/config.json", HfConfigText(model, dtype_, tokens)));
+    RETURN_IF_ERROR(WriteText(directory + "/config.json", HfConfigText(model, dtype_, tokens)));
     const nlohmann::ordered_json splora = {
         {"r", rank_},
         {"lora_alpha", scale_ * static_cast<double>(rank_)},

@@ -51,10 +51,9 @@ class ColaLinear final : public Linear {
                 const InputGrad& input_grad, Stream& stream) override {
     factors_.ExpandBackward(After(inner.values), dy, After(inner.grads), stream);
     bias_.Backward(dy, stream);
-    backend_.SwiGluBackward({.gate = Before(inner.values),
-                             .dy = After(inner.grads),
-                             .dgate = Before(inner.grads)},
-                            stream);
+    backend_.SwiGluBackward(
+        {.gate = Before(inner.values), .dy = After(inner.grads), .dgate = Before(inner.grads)},
+        stream);
     factors_.ShrinkBackward(x, Before(inner.grads), input_grad, stream);
   }
 
@@ -89,8 +88,12 @@ std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& spa
 
 }  // namespace
 
-const Parameterisation kColaParameterisation = {
-    "cola",  "two thin factors with silu between them", &ValidateRank, &DrawLayout, &Create,
-    FactorKind::kNonlinear};
+const Parameterisation kColaParameterisation = {"cola",
+                                                "two thin factors with silu between them",
+                                                &ValidateRank,
+                                                &DrawLayout,
+                                                &Create,
+                                                FactorKind::kNonlinear,
+                                                /*has_weight=*/false};
 
 }  // namespace filigree

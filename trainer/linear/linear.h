@@ -116,6 +116,8 @@ struct Parameterisation {
                                     SparseLayout layout, Backend& backend);
   // The low-rank factors that it has, of SparsitySpec::rank.
   FactorKind factors = FactorKind::kNone;
+  // Whether a parameter NAME.weight is stored (beside the factors, if there are any).
+  bool has_weight = true;
 };
 
 // All rows, and one by name (nullptr where there is none).

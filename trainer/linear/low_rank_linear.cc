@@ -75,7 +75,8 @@ std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& spa
 }  // namespace
 
 const Parameterisation kLowRankParameterisation = {
-    "low_rank",  "a product of two thin factors", &ValidateRank, &DrawLayout, &Create,
-    FactorKind::kLowRank};
+    "low_rank",           "a product of two thin factors", &ValidateRank, &DrawLayout, &Create,
+    FactorKind::kLowRank,
+    /*has_weight=*/false};
 
 }  // namespace filigree

@@ -7,7 +7,8 @@
 //             summed before anything is rounded), then used as a dense weight. The dense gradient G
 //             lives in the scratch for one linear: dV is gathered from it, dB = scale G A^T,
 //             dA = scale B^T G. Without keep_rebuilt W is formed in the scratch too, for each use.
-//   factored  y = (scale x A^T) B^T + x S^T, the second product accumulating onto the first; needs S
+//   factored  y = (scale x A^T) B^T + x S^T, the second product accumulating onto the first; needs
+//   S
 //             in blocks. Nothing dense is formed.
 #include <algorithm>
 #include <string>
@@ -134,8 +135,8 @@ class RebuiltLinear final : public SparsePlusLowRankLinear {
 
  private:
   void Rebuild(Stream& stream) {
-    backend_.ScatterStored(
-        {.weight = layout_.get(), .values = sparse_.values, .dense = weight_}, stream);
+    backend_.ScatterStored({.weight = layout_.get(), .values = sparse_.values, .dense = weight_},
+                           stream);
     factors_.AddTo(weight_, stream);
   }
 
@@ -252,7 +253,11 @@ std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& spa
 }  // namespace
 
 const Parameterisation kSparsePlusLowRankParameterisation = {
-    "sparse_plus_low_rank", "thin factors plus a sparse part (SLTrain)", &Validate, &DrawLayout,
-    &Create, FactorKind::kLowRank};
+    "sparse_plus_low_rank",
+    "thin factors plus a sparse part (SLTrain)",
+    &Validate,
+    &DrawLayout,
+    &Create,
+    FactorKind::kLowRank};
 
 }  // namespace filigree
