@@ -62,6 +62,15 @@ void AddEval(CLI::App& app, EvalCommand& c, Runner& run) {
       ->check(CLI::PositiveNumber);
   sub->add_option("--bare-dtype", c.bare_dtype, "U16 or U32, for nanoGPT's headerless shards")
       ->check(CLI::IsMember({"U16", "U32"}));
+  sub->add_option("--sequences", c.sequences, "Rows of one batch")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  sub->add_option("--delimiter-token", c.delimiter_token,
+                  "One document a row, ended by this token, which also pads; default: packed rows");
+  sub->add_option("--formula", c.formula,
+                  "sltrain: mean of the batches' means times n / (n + 1), as its scripts print")
+      ->check(CLI::IsMember({"token-mean", "sltrain"}))
+      ->capture_default_str();
   sub->add_option("--logits", c.logits,
                   "Also write the first window's tokens and logits (safetensors)");
   sub->add_flag("--json", c.json, "Print JSON");
@@ -91,6 +100,10 @@ void AddExport(CLI::App& app, ExportCommand& c, Runner& run) {
   sub->add_option("--out", c.out, "Directory to make")->required();
   sub->add_option("--dtype", c.dtype, "bf16 or f32")
       ->check(CLI::IsMember({"bf16", "f32"}))
+      ->capture_default_str();
+  sub->add_option("--format", c.format,
+                  "sltrain: factors, values and indices as SLTrain's own trainer stores them")
+      ->check(CLI::IsMember({"huggingface", "sltrain"}))
       ->capture_default_str();
   sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }

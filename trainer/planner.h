@@ -19,12 +19,11 @@ namespace filigree {
 struct PhasePlan {
   std::string name;
   int64_t steps = 0, tokens = 0;
-  int64_t parameters_logical = 0;
-  int64_t parameters_stored =
-      0;                     // logical cells that are stored; neither edge nor vocabulary padding
-  double sparsity = 0;       // over the sparsifiable weights
-  LinearFlops flops;         // of the whole phase: forward and backward, three kinds
-  ExchangedBytes exchanged;  // of one step
+  int64_t parameters_logical = 0;  // of the dense model
+  int64_t parameters_stored = 0;   // trained values; neither edge nor vocabulary padding
+  double sparsity = 0;             // over the sparsifiable weights
+  LinearFlops flops;               // of the whole phase: forward and backward, three kinds
+  ExchangedBytes exchanged;        // of one step
   // One rank's bytes by kind: values grads master moments layouts compute_copies activations
   // scratch.
   std::map<std::string, int64_t> memory_bytes;

@@ -34,6 +34,9 @@ struct ModelSpec {
   bool operator==(const ModelSpec&) const = default;
 };
 
+enum class SparsePart { kUnstructured, kBlocks };
+enum class LowRankCompute { kAuto, kRebuild, kFactored };
+
 // How the weights that match are stored and computed.
 struct SparsitySpec {
   std::vector<std::string> include, exclude;  // globs over parameter names
@@ -42,6 +45,15 @@ struct SparsitySpec {
   int64_t block_out = 32, block_in = 32;
   std::string rule = "static_random";
   std::string distribution = "uniform";
+  // Parameterisations with low-rank factors; explained in configs/run.proto.
+  int64_t rank = 0;
+  double alpha = 0;  // 0: rank
+  SparsePart sparse_part = SparsePart::kUnstructured;
+  LowRankCompute compute = LowRankCompute::kAuto;
+  bool keep_rebuilt = false;
+  int64_t micro_batch_tokens = 0;  // of the phase: what kAuto counts with
+
+  double low_rank_scale() const { return alpha == 0 ? 1.0 : alpha / static_cast<double>(rank); }
 
   bool operator==(const SparsitySpec&) const = default;
 };
@@ -102,9 +114,18 @@ struct PhaseSpec {
 
 enum class DeviceChoice { kAuto, kCpu, kCuda };
 
+// What an evaluation reports as the loss.
+enum class LossFormula {
+  kTokenMean,  // the mean over all tokens that count
+  // What SLTrain's and GaLore's scripts print: per rank, the sum of the batches' means over the
+  // number of batches plus one, averaged over ranks. Low by a factor of about n / (n + 1).
+  kSltrain,
+};
+
 struct EvaluationSpec {
   int64_t every_steps = 250;
   int64_t tokens = 1048576;
+  LossFormula formula = LossFormula::kTokenMean;
   std::vector<std::string> sample_prompts;
   int64_t sample_tokens = 40;
 };

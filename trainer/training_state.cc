@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "trainer/agree.h"
+#include "trainer/checkpoint/merged_weight.h"
 
 namespace filigree {
 namespace {
@@ -54,6 +55,16 @@ int FindParameter(const std::vector<Parameter>& parameters, const std::string& n
     if (parameters[i].name == name) return static_cast<int>(i);
   }
   return -1;
+}
+
+// The stored cells of a dense weight, padding zero.
+std::vector<float> SegmentOfDense(const Parameter& parameter, const std::vector<float>& dense) {
+  const std::vector<int64_t> logical = parameter.layout.LogicalIndices();
+  std::vector<float> segment(parameter.segment_count(), 0.0f);
+  for (size_t slot = 0; slot < logical.size(); ++slot) {
+    if (logical[slot] >= 0) segment[slot] = dense[logical[slot]];
+  }
+  return segment;
 }
 
 }  // namespace
@@ -130,11 +141,30 @@ Status TrainingState::Load(const CheckpointReader& reader, bool moments, Stream&
   return OkStatus();
 }
 
+std::vector<float> TrainingState::Merged(const WeightParts& parts, Stream& stream) {
+  return MergedWeight(parameters(), parts,
+                      [&](int index) -> StatusOr<std::vector<float>> {
+                        const std::vector<std::byte> bytes = GatherSegment(
+                            *buffer_, index, StateKind::kMaster, communicator_, stream);
+                        const std::span<const float> floats = AsFloats(bytes);
+                        return std::vector<float>(floats.begin(), floats.end());
+                      })
+      .value();
+}
+
 void TrainingState::TakeOver(TrainingState& previous, Stream& stream) {
   const bool keep_moments = run_.phases[phase_].moments == Moments::kKeep;
   for (size_t i = 0; i < parameters().size(); ++i) {
     const Parameter& to = parameters()[i];
-    const int source = FindParameter(previous.parameters(), to.name);
+    const WeightParts parts = FindWeightParts(previous.parameters(), to.name);
+    if (parts.has_factors() && !FindWeightParts(parameters(), to.name).has_factors()) {
+      // Moments of factors say nothing about the weight's: they start at zero.
+      const std::vector<float> merged = previous.Merged(parts, stream);
+      ScatterFloats(*buffer_, static_cast<int>(i), StateKind::kMaster, SegmentOfDense(to, merged),
+                    stream);
+      continue;
+    }
+    const int source = parts.weight;
     CHECK(source >= 0) << to.name << " has no counterpart in the phase before";
     const Remap remap(previous.parameters()[source], to);
     for (const auto& [kind, array] : kArrays) {

@@ -14,6 +14,7 @@
 #include "comm/gradient_exchange.h"
 #include "kernels/backend.h"
 #include "trainer/checkpoint/checkpoint.h"
+#include "trainer/checkpoint/merged_weight.h"
 #include "trainer/model/model.h"
 #include "trainer/optimizer.h"
 #include "trainer/spec.h"
@@ -49,13 +50,16 @@ class TrainingState {
   // checkpoint does not store start at zero, cells that this state does not store are dropped.
   Status Load(const CheckpointReader& reader, bool moments, Stream& stream);
   // Takes values (and moments, if the phase keeps them) over from the state of the phase before:
-  // cells stored in both keep theirs, new ones start at zero. Collective.
+  // cells stored in both keep theirs, new ones start at zero. A weight that was stored as factors
+  // is merged where this phase has none; its moments start at zero. Collective.
   void TakeOver(TrainingState& previous, Stream& stream);
   // Writes RUN/checkpoints/step_... ; collective, all ranks return the same status.
   Status Save(const std::string& directory, const CheckpointInfo& progress,
               const std::string& tokenizer_dir, Stream& stream);
 
  private:
+  // A weight's parts as one dense matrix. Collective.
+  std::vector<float> Merged(const WeightParts& parts, Stream& stream);
   Status WriteArrays(CheckpointWriter* writer, Stream& stream);
 
   const RunSpec& run_;

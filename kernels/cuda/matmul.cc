@@ -26,6 +26,7 @@ MatMulCall CallOf(const MatMulArgs& args, TensorView result) {
   call.ldb = args.a.row_stride();
   call.d = result.data();
   call.ldd = result.row_stride();
+  call.scale = static_cast<float>(args.scale);
   if (args.accumulate) {
     call.c = call.d;
     call.ldc = call.ldd;

@@ -156,11 +156,17 @@ sparsity {
   block_in: 32
   rule: "static_random"
   distribution: "uniform"
+  rank: 0
+  alpha: 0
+  sparse_part: UNSTRUCTURED
+  compute: AUTO
+  keep_rebuilt: false
 }
 evaluation {
   every_steps: 250
   tokens: 1048576
   sample_tokens: 40
+  formula: TOKEN_MEAN
 }
 phase {
   name: "phase_1"

@@ -67,6 +67,8 @@ constexpr FieldRange kRanges[] = {
     {"SparsityConfig.sparsity", Range::kBelowOne},
     {"SparsityConfig.block_out", Range::kPositive},
     {"SparsityConfig.block_in", Range::kPositive},
+    {"SparsityConfig.rank", Range::kNotNegative},
+    {"SparsityConfig.alpha", Range::kNotNegative},
     {"EvaluationConfig.every_steps", Range::kNotNegative},
     {"EvaluationConfig.tokens", Range::kNotNegative},
     {"EvaluationConfig.sample_tokens", Range::kNotNegative},

@@ -14,6 +14,9 @@ static_assert(static_cast<int>(DataSpec::BareDtype::kU32) == DataConfig::U32);
 static_assert(static_cast<int>(ScheduleShape::kWsd) == ScheduleConfig::WSD);
 static_assert(static_cast<int>(Moments::kKeep) == Phase::KEEP);
 static_assert(static_cast<int>(DeviceChoice::kCuda) == ParallelConfig::CUDA);
+static_assert(static_cast<int>(LossFormula::kSltrain) == EvaluationConfig::SLTRAIN);
+static_assert(static_cast<int>(SparsePart::kBlocks) == SparsityConfig::BLOCKS);
+static_assert(static_cast<int>(LowRankCompute::kFactored) == SparsityConfig::FACTORED);
 
 ModelSpec ToModelSpec(const ModelConfig& config) {
   return {.family = static_cast<ModelFamily>(config.family()),
@@ -60,7 +63,7 @@ ScheduleSpec ToScheduleSpec(const ScheduleConfig& config, int64_t phase_steps) {
           .wsd_decay_fraction = config.wsd_decay_fraction()};
 }
 
-SparsitySpec ToSparsitySpec(const SparsityConfig& config) {
+SparsitySpec ToSparsitySpec(const SparsityConfig& config, const BatchConfig& batch) {
   return {.include = {config.include().begin(), config.include().end()},
           .exclude = {config.exclude().begin(), config.exclude().end()},
           .parameterisation = config.parameterisation(),
@@ -68,7 +71,13 @@ SparsitySpec ToSparsitySpec(const SparsityConfig& config) {
           .block_out = config.block_out(),
           .block_in = config.block_in(),
           .rule = config.rule(),
-          .distribution = config.distribution()};
+          .distribution = config.distribution(),
+          .rank = config.rank(),
+          .alpha = config.alpha(),
+          .sparse_part = static_cast<SparsePart>(config.sparse_part()),
+          .compute = static_cast<LowRankCompute>(config.compute()),
+          .keep_rebuilt = config.keep_rebuilt(),
+          .micro_batch_tokens = int64_t{batch.micro_batch_sequences()} * batch.seq_len()};
 }
 
 PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t first_step) {
@@ -88,7 +97,7 @@ PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t fir
                     .clip_norm = merged.optimizer.clip_norm()};
   spec.schedule = ToScheduleSpec(merged.schedule, merged.steps);
   for (const SparsityConfig& entry : merged.sparsity) {
-    spec.sparsity.push_back(ToSparsitySpec(entry));
+    spec.sparsity.push_back(ToSparsitySpec(entry, merged.batch));
   }
   return spec;
 }
@@ -107,6 +116,7 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   spec.evaluation = {
       .every_steps = evaluation.every_steps(),
       .tokens = evaluation.tokens(),
+      .formula = static_cast<LossFormula>(evaluation.formula()),
       .sample_prompts = {evaluation.sample_prompt().begin(), evaluation.sample_prompt().end()},
       .sample_tokens = evaluation.sample_tokens()};
   spec.zero_stage = config.parallel().zero_stage();

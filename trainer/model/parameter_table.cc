@@ -69,17 +69,17 @@ void TableLinear::Bind(TensorView scratch) {
   group_.JoinParts();
 }
 
-void TableLinear::Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
-                          Stream& stream) {
+void TableLinear::Forward(ConstTensorView x, TensorView y, TensorView inner,
+                          const ProductEpilogue& epilogue, Stream& stream) {
   bool changed = false;
   for (int i = first_; i < first_ + count_; ++i) changed |= table_.Use(i);
   if (changed) group_.Materialize(stream);
-  group_.Forward(x, y, epilogue, stream);
+  group_.Forward(x, y, inner, epilogue, stream);
 }
 
-void TableLinear::Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
-                           Stream& stream) {
-  group_.Backward(x, dy, input_grad, stream);
+void TableLinear::Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
+                           const InputGrad& input_grad, Stream& stream) {
+  group_.Backward(x, dy, inner, input_grad, stream);
   for (int i = first_ + count_ - 1; i >= first_; --i) table_.GradReady(i);
 }
 

@@ -49,9 +49,11 @@ class TableLinear {
 
   const LinearGroup& group() const { return group_; }
   void Bind(TensorView scratch);
-  void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue, Stream& stream);
+  void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
+               Stream& stream);
   // Afterwards the gradients of these parameters are final for the micro-batch.
-  void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad, Stream& stream);
+  void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
+                const InputGrad& input_grad, Stream& stream);
 
  private:
   ParameterTable& table_;
