@@ -14,7 +14,7 @@ namespace {
 // What a launcher leaves in the environment of its processes.
 struct Launcher {
   const char* name;
-  const char* sign;           // always there
+  const char* rank_variable;  // always there
   const char* size_variable;  // the number of processes, where it says so
 };
 // Open MPI's mpirun speaks PMIx too, so it comes first.
@@ -26,7 +26,7 @@ constexpr Launcher kLaunchers[] = {
 
 const Launcher* FindLauncher() {
   for (const Launcher& launcher : kLaunchers) {
-    if (std::getenv(launcher.sign)) return &launcher;
+    if (std::getenv(launcher.rank_variable)) return &launcher;
   }
   return nullptr;
 }
@@ -103,6 +103,11 @@ StatusOr<std::unique_ptr<Communicator>> Join() {
 }
 
 }  // namespace
+
+int LaunchedRank() {
+  const Launcher* launcher = FindLauncher();
+  return IntFromEnvironment(launcher ? launcher->rank_variable : "RANK", 0);
+}
 
 StatusOr<std::unique_ptr<Communicator>> Bootstrap() {
   ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator, Join());

@@ -26,4 +26,7 @@ std::unique_ptr<Communicator> MakeSingleProcessCommunicator();
 // when destroyed.
 StatusOr<std::unique_ptr<Communicator>> Bootstrap();
 
+// The rank that a launcher gave this process, known before MPI starts; 0 without a launcher.
+int LaunchedRank();
+
 }  // namespace filigree

@@ -29,8 +29,8 @@ struct ProductEpilogue {
   ConstTensorView gelu_input = {};  // the output is result * gelu'(gelu_input)
 };
 
-// out[M, N] (+)= op(a) * op(b) + bias, where op transposes its operand if asked. `bias` [N] may be
-// empty.
+// out[M, N] (+)= scale * op(a) * op(b) + bias, where op transposes its operand if asked. `bias` [N]
+// may be empty.
 struct MatMulArgs {
   ConstTensorView a;  // [M, K], or [K, M] if transpose_a
   ConstTensorView b;  // [K, N], or [N, K] if transpose_b
@@ -38,6 +38,7 @@ struct MatMulArgs {
   bool transpose_a = false;
   bool transpose_b = false;
   bool accumulate = false;
+  double scale = 1;
   ConstTensorView bias = {};
   ProductEpilogue epilogue = {};
 };
@@ -87,14 +88,15 @@ struct LayerNormBackwardArgs {
   TensorView dgain, dbias;     // [D]; adds
 };
 
-// y = silu(gate) * up.
+// y = silu(gate) * up; silu(gate) where `up` is empty.
 struct SwiGluArgs {
-  ConstTensorView gate, up;  // [T, F]
-  TensorView y;              // [T, F]
+  ConstTensorView gate, up = {};  // [T, F]
+  TensorView y;                   // [T, F]
 };
 struct SwiGluBackwardArgs {
-  ConstTensorView gate, up, dy;  // [T, F]
-  TensorView dgate, dup;         // [T, F]; overwrites; may alias gate and up
+  ConstTensorView gate, up = {}, dy;  // [T, F]; `up` and `dup` are empty together
+  // [T, F]; overwrites; may alias gate and up. Without `up`, dgate may alias gate or dy.
+  TensorView dgate, dup = {};
 };
 
 // y = gelu(x), tanh form (Hugging Face's gelu_new).

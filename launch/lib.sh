@@ -39,8 +39,11 @@ build_jobs() {
 # The compiler of CUDA code, in the path or where NVIDIA's packages put it.
 find_nvcc() { command -v nvcc || { [ -x /usr/local/cuda/bin/nvcc ] && echo /usr/local/cuda/bin/nvcc; }; }
 
-# True where a driver answers and lists a GPU.
-gpu_works() { have nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+# How many GPUs a driver answers for.
+gpu_count() {
+  if have nvidia-smi; then nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true; else echo 0; fi
+}
+gpu_works() { (($(gpu_count) > 0)); }
 
 # Fills the array MPIRUN with a launcher for $1 ranks on this machine that works with Open MPI and
 # MPICH, in a container, as root, and with fewer cores than ranks.

@@ -1,15 +1,17 @@
 // filigree: one binary, a subcommand for each thing a user does. Parses, runs, prints one message
 // on error.
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <functional>
 
+#include "comm/bootstrap.h"
 #include "launch/commands/commands.h"
+#include "launch/commands/session.h"
 
 namespace filigree {
 namespace {
 
 constexpr int kUsageError = 2;
+constexpr int kMostRanks = 1 << 20;  // that a plan is asked for
 
 // Each command binds its options and says what to run when it was chosen.
 using Runner = std::function<Status()>;
@@ -27,14 +29,16 @@ void AddPrepare(CLI::App& app, PrepareCommand& c, Runner& run) {
   sub->add_option("--shard-tokens", c.shard_tokens, "Tokens a shard")->capture_default_str();
   sub->add_option("--json-key", c.json_key, "The text's field in jsonl")->capture_default_str();
   sub->add_option("--seed", c.seed, "Decides which documents are held out")->capture_default_str();
-  sub->callback([&] { run = [&] { return c.Run(); }; });
+  sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
 void AddPlan(CLI::App& app, PlanCommand& c, Runner& run) {
   CLI::App* sub = app.add_subcommand("plan", "Parameters, memory, operations and traffic of a run");
   sub->add_option("config", c.config, "A configs/*.textproto")->required();
   sub->add_option("--override", c.overrides, "Text format merged over the config");
-  sub->add_option("--ranks", c.ranks, "Number of ranks")->capture_default_str();
+  sub->add_option("--ranks", c.ranks, "Number of ranks")
+      ->check(CLI::Range(1, kMostRanks))
+      ->capture_default_str();
   sub->add_flag("--json", c.json, "Print JSON");
   sub->callback([&] { run = [&] { return c.Run(); }; });
 }
@@ -58,6 +62,15 @@ void AddEval(CLI::App& app, EvalCommand& c, Runner& run) {
       ->check(CLI::PositiveNumber);
   sub->add_option("--bare-dtype", c.bare_dtype, "U16 or U32, for nanoGPT's headerless shards")
       ->check(CLI::IsMember({"U16", "U32"}));
+  sub->add_option("--sequences", c.sequences, "Rows of one batch")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  sub->add_option("--delimiter-token", c.delimiter_token,
+                  "One document a row, ended by this token, which also pads; default: packed rows");
+  sub->add_option("--formula", c.formula,
+                  "sltrain: mean of the batches' means times n / (n + 1), as its scripts print")
+      ->check(CLI::IsMember({"token-mean", "sltrain"}))
+      ->capture_default_str();
   sub->add_option("--logits", c.logits,
                   "Also write the first window's tokens and logits (safetensors)");
   sub->add_flag("--json", c.json, "Print JSON");
@@ -88,14 +101,18 @@ void AddExport(CLI::App& app, ExportCommand& c, Runner& run) {
   sub->add_option("--dtype", c.dtype, "bf16 or f32")
       ->check(CLI::IsMember({"bf16", "f32"}))
       ->capture_default_str();
-  sub->callback([&] { run = [&] { return c.Run(); }; });
+  sub->add_option("--format", c.format,
+                  "sltrain: factors, values and indices as SLTrain's own trainer stores them")
+      ->check(CLI::IsMember({"huggingface", "sltrain"}))
+      ->capture_default_str();
+  sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
 void AddImport(CLI::App& app, ImportCommand& c, Runner& run) {
   CLI::App* sub = app.add_subcommand("import", "Make a checkpoint from a Hugging Face directory");
   sub->add_option("hf_dir", c.hf_dir, "A llama or GPT-2 directory")->required();
   sub->add_option("--out", c.out, "Checkpoint directory to make")->required();
-  sub->callback([&] { run = [&] { return c.Run(); }; });
+  sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
 void AddInspect(CLI::App& app, InspectCommand& c, Runner& run) {
@@ -103,14 +120,14 @@ void AddInspect(CLI::App& app, InspectCommand& c, Runner& run) {
       app.add_subcommand("inspect", "What a checkpoint, shard or safetensors file holds");
   sub->add_option("path", c.path, "A run, checkpoint, token shard or .safetensors file")
       ->required();
-  sub->callback([&] { run = [&] { return c.Run(); }; });
+  sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
 void AddReport(CLI::App& app, ReportCommand& c, Runner& run) {
   CLI::App* sub = app.add_subcommand("report", "One HTML page about one or several runs");
   sub->add_option("runs", c.runs, "Run directories")->required();
   sub->add_option("--out", c.out, "The HTML file to write")->required();
-  sub->callback([&] { run = [&] { return c.Run(); }; });
+  sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
 void AddBench(CLI::App& app, BenchStepCommand& step, Runner& run) {
@@ -157,14 +174,11 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    const int code = app.exit(error);
-    return code == 0 ? 0 : kUsageError;
+    // A launcher kills all ranks as soon as one leaves with an error: rank 0 speaks for all.
+    if (LaunchedRank() != 0) return 0;
+    return app.exit(error) == 0 ? 0 : kUsageError;
   }
-  const Status status = run();
-  if (!status.ok() && !status.message().empty()) {
-    std::fprintf(stderr, "filigree: %s\n", status.message().c_str());
-  }
-  return status.exit_code();
+  return Tell(run()).exit_code();
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #
 # Needs Debian 12 or Ubuntu 24.04 with root or sudo, and no GPU. Prepares Python's documentation
 # (or the text files, directories or globs in FILIGREE_TEXT), trains configs/quickstart.textproto
-# under `mpirun -np 2`, evaluates, exports a dense Hugging Face checkpoint, writes a sentence and a
+# under `mpirun -np 2` (one rank where there is one GPU), evaluates, exports a dense Hugging Face checkpoint, writes a sentence and a
 # report. Under ten minutes on two cores; started again, it goes on from what is there.
 #
 # Leaves OUT/data, OUT/run (see `filigree inspect`), OUT/hf and OUT/report.html.
@@ -23,7 +23,10 @@ cd "$(dirname "$0")/.."
 # shellcheck source=launch/lib.sh
 . launch/lib.sh
 OUT=${OUT:-runs/quickstart}
-readonly CONFIG=configs/quickstart.textproto RANKS=2 VOCABULARY=2048
+readonly CONFIG=configs/quickstart.textproto VOCABULARY=2048
+RANKS=2
+(($(gpu_count) == 1)) && RANKS=1
+readonly RANKS
 readonly FILIGREE=build/filigree
 readonly PROMPT='The function returns'
 
@@ -135,4 +138,5 @@ main() {
   summary
 }
 
-main
+# On one line with its end: bash reads no further, whatever becomes of this file meanwhile.
+main; exit

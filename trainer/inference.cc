@@ -3,22 +3,40 @@
 #include <algorithm>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "trainer/checkpoint/merged_weight.h"
 
 namespace filigree {
 namespace {
 
-// Parameters of both sides carry the same names; the dense model's order is the creation order.
+// Linears that no dense weight expresses keep their parameterisation; all others are merged.
+std::vector<SparsitySpec> NonlinearParts(const std::vector<Parameter>& parameters) {
+  constexpr std::string_view kSuffix = ".low_rank_a";
+  std::vector<SparsitySpec> sparsity;
+  for (const Parameter& parameter : parameters) {
+    if (parameter.factor != FactorKind::kNonlinear || !parameter.name.ends_with(kSuffix)) continue;
+    SparsitySpec entry;
+    entry.include = {parameter.name.substr(0, parameter.name.size() - kSuffix.size()) + ".weight"};
+    entry.parameterisation = "cola";
+    entry.rank = parameter.shape[0];
+    sparsity.push_back(std::move(entry));
+  }
+  return sparsity;
+}
+
+// Parameters of both sides carry the same names; the model's order is the creation order.
 StatusOr<std::vector<float>> ReadDenseSegment(const CheckpointReader& reader,
                                               const Parameter& parameter) {
   const std::vector<Parameter>& stored = reader.info().parameters;
-  for (size_t i = 0; i < stored.size(); ++i) {
-    if (stored[i].name != parameter.name) continue;
-    ASSIGN_OR_RETURN(std::vector<float> values, reader.ReadDense(static_cast<int>(i)));
-    values.resize(parameter.segment_count(), 0.0f);  // padded vocabulary rows
-    return values;
-  }
-  return InvalidInput(reader.directory() + ": holds no " + parameter.name);
+  const WeightParts parts = FindWeightParts(stored, parameter.name);
+  if (parts.empty()) return InvalidInput(reader.directory() + ": holds no " + parameter.name);
+  ASSIGN_OR_RETURN(std::vector<float> values, MergedWeight(stored, parts, [&](int index) {
+                     return reader.ReadSegment(index, CheckpointArray::kMaster);
+                   }));
+  values.resize(parameter.segment_count(), 0.0f);  // padded vocabulary rows
+  return values;
 }
 
 }  // namespace
@@ -28,7 +46,8 @@ StatusOr<std::unique_ptr<InferenceModel>> InferenceModel::Load(const CheckpointR
                                                                Backend& backend, Stream& stream) {
   auto result = std::make_unique<InferenceModel>();
   const std::map<std::string, SparseLayout> no_layouts;
-  result->model_ = Model::Create(reader.info().model, {}, reader.info().seed, no_layouts, backend);
+  result->model_ = Model::Create(reader.info().model, NonlinearParts(reader.info().parameters),
+                                 reader.info().seed, no_layouts, backend);
   std::vector<SegmentSpec> segments;
   for (const Parameter& parameter : result->model_->parameters()) {
     segments.push_back({.count = parameter.segment_count()});

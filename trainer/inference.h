@@ -13,8 +13,9 @@ namespace filigree {
 
 class InferenceModel {
  public:
-  // Every weight is expanded to dense, as an export would be, so both compute the same function.
-  // Activations are reserved for `sequences` x `seq_len`.
+  // Every weight is merged to a dense one, as an export would be, so both compute the same
+  // function; factors with a nonlinearity between them, which have no export, stay. Activations are
+  // reserved for `sequences` x `seq_len`.
   static StatusOr<std::unique_ptr<InferenceModel>> Load(const CheckpointReader& reader,
                                                         int64_t sequences, int64_t seq_len,
                                                         Backend& backend, Stream& stream);

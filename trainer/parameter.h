@@ -9,13 +9,21 @@
 
 namespace filigree {
 
-enum class InitKind { kNormal, kZeros, kOnes };
+enum class InitKind { kNormal, kZeros, kOnes, kUniform };
+
+// Low-rank factors A [r, in] and B [out, r] of a linear NAME are its parameters NAME.low_rank_a and
+// NAME.low_rank_b.
+enum class FactorKind {
+  kNone,       // the linear has none
+  kLowRank,    // W = scale * B A + the stored cells of NAME.weight, if there is such a parameter
+  kNonlinear,  // y = B silu(A x): no weight expresses it
+};
 
 // Names are neutral between model families and shown to users: "embedding.weight",
 // "position_embedding.weight", "layers.3.attention_norm.weight",
 // "layers.3.attention.{q,k,v,o}.weight", "layers.3.mlp_norm.weight",
-// "layers.3.mlp.{gate,up,down}.weight", "final_norm.weight", "head.weight", and ".bias" beside any
-// of them.
+// "layers.3.mlp.{gate,up,down}.weight", "final_norm.weight", "head.weight", ".bias" beside any of
+// them, and ".low_rank_a", ".low_rank_b" beside or instead of a layer's ".weight".
 struct Parameter {
   std::string name;
   // Logical shape: [n] or [out, in]. Vocabulary matrices are logically [V, D].
@@ -31,7 +39,10 @@ struct Parameter {
   // over.
   bool sparsifiable = false;
   InitKind init = InitKind::kNormal;
-  double init_std = 0.02;
+  double init_std = 0.02;  // of kNormal, and of kUniform: U(-b, b) with b = sqrt(3) * init_std
+  // Of a low-rank factor: what it is part of, and the scale of B A.
+  FactorKind factor = FactorKind::kNone;
+  double factor_scale = 1;
 
   int64_t logical_count() const {
     int64_t count = 1;

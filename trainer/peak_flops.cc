@@ -33,6 +33,7 @@ void Fill(Device& device, TensorView view, Stream& stream) {
 
 double PeakFlops(Backend& backend) {
   Device& device = backend.device();
+  if (device.vendor_peak_flops() > 0) return device.vendor_peak_flops();
   const DType dtype = device.compute_dtype();
   const int64_t size = dtype == DType::kBF16 ? kGpuSize : kProcessorSize;
   const size_t bytes = size * size * SizeOf(dtype);

@@ -5,9 +5,9 @@
 
 namespace filigree {
 
-// FLOP/s of one rank: the best of a few large matrix products, measured now (some tens of
-// milliseconds on a CPU). A config's log.peak_tflops replaces it where the vendor's figure is
-// wanted.
+// FLOP/s of one rank: the vendor's figure where the device is known, else the best of a few large
+// matrix products, measured now (some tens of milliseconds). A config's log.peak_tflops replaces
+// it.
 double PeakFlops(Backend& backend);
 
 }  // namespace filigree

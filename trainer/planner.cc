@@ -157,8 +157,11 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   plan.name = phase.name;
   plan.steps = phase.steps;
   plan.tokens = phase.steps * phase.batch.tokens_per_step;
-  for (const Parameter& parameter : model->parameters()) {
+  const auto dense = Model::Create(run.model, {}, run.seed, {}, backend);
+  for (const Parameter& parameter : dense->parameters()) {
     plan.parameters_logical += parameter.logical_count();
+  }
+  for (const Parameter& parameter : model->parameters()) {
     plan.parameters_stored += parameter.layout.nonzero_count();
   }
   plan.sparsity = CountSparsity(model->parameters()).sparsity();

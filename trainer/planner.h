@@ -22,10 +22,9 @@ namespace filigree {
 struct PhasePlan {
   std::string name;
   int64_t steps = 0, tokens = 0;
-  int64_t parameters_logical = 0;
-  int64_t parameters_stored =
-      0;                // logical cells that are stored; neither edge nor vocabulary padding
-  double sparsity = 0;  // over the sparsifiable weights, when the phase begins
+  int64_t parameters_logical = 0;  // of the dense model
+  int64_t parameters_stored = 0;   // trained values; neither edge nor vocabulary padding
+  double sparsity = 0;             // over the sparsifiable weights, when the phase begins
   // Over the steps of the phase; where the topology does not move, of its one layout.
   double average_density = 0;     // of the sparsifiable weights
   double average_parameters = 0;  // stored

@@ -3,6 +3,7 @@
 #include <map>
 #include <sstream>
 
+#include "trainer/checkpoint/merged_weight.h"
 #include "trainer/linear/linear.h"
 #include "trainer/model/model.h"
 #include "trainer/topology/plan.h"
@@ -31,6 +32,41 @@ Status CheckFits(const CheckpointInfo& info, const RunSpec& run, const std::stri
     return InvalidInput(path + ": is at step " + std::to_string(info.step) +
                         ", beyond the config's " + std::to_string(run.total_steps()) +
                         " steps; lengthen a phase or choose another --out");
+  }
+  return OkStatus();
+}
+
+// Rank, scale and kind of the factors whose A is given (nullptr: there are none).
+std::string DescribeFactors(const Parameter* a, bool has_weight) {
+  if (a == nullptr) return "without low-rank factors";
+  std::ostringstream text;
+  text << "with " << (has_weight ? "a sparse part and " : "") << "factors of rank " << a->shape[0]
+       << " and scale " << a->factor_scale
+       << (a->factor == FactorKind::kNonlinear ? ", silu between them" : "");
+  return text.str();
+}
+
+// A linear's factors start at initial values or go on from their own; a dense weight has none.
+Status CheckFactors(const CheckpointInfo& checkpoint, const RunSpec& run, const PhaseSpec& phase,
+                    const std::string& path) {
+  for (const LinearSpec& linear : LinearSpecs(run.model)) {
+    const std::string weight = linear.name + ".weight";
+    const SparsitySpec sparsity = MatchSparsity(weight, phase.sparsity);
+    const Parameterisation* row = FindParameterisation(sparsity.parameterisation);
+    Parameter asked;
+    asked.factor = row->factors;
+    asked.shape = {sparsity.rank, linear.in};
+    if (asked.factor == FactorKind::kLowRank) asked.factor_scale = sparsity.low_rank_scale();
+    const WeightParts stored = FindWeightParts(checkpoint.parameters, weight);
+    const std::string found =
+        DescribeFactors(stored.has_factors() ? &checkpoint.parameters[stored.low_rank_a] : nullptr,
+                        stored.weight >= 0);
+    const std::string wanted =
+        DescribeFactors(row->factors == FactorKind::kNone ? nullptr : &asked, row->has_weight);
+    if (found == wanted) continue;
+    return InvalidInput(path + ": " + weight + " is stored " + found + ", phase " + phase.name +
+                        " of the config asks for one " + wanted +
+                        "; use the parameterisation it was trained with");
   }
   return OkStatus();
 }
@@ -66,6 +102,7 @@ Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const s
 
 Status CheckLayouts(const CheckpointInfo& checkpoint, const RunSpec& run, int phase,
                     const std::string& path) {
+  RETURN_IF_ERROR(CheckFactors(checkpoint, run, run.phases[phase], path));
   if (!checkpoint.has_moments) return OkStatus();  // imported: dense weights fit any layout
   std::map<std::string, const SparseLayout*> stored;
   for (const Parameter& parameter : checkpoint.parameters) {
@@ -76,10 +113,11 @@ Status CheckLayouts(const CheckpointInfo& checkpoint, const RunSpec& run, int ph
   for (const LinearSpec& linear : linears) {
     const std::string weight = linear.name + ".weight";
     const SparsitySpec sparsity = MatchSparsity(weight, initial);
-    const auto found = stored.find(weight);
-    if (found == stored.end()) return InvalidInput(path + ": holds no " + weight);
     const SparseLayout drawn =
         FindParameterisation(sparsity.parameterisation)->draw_layout(linear, sparsity, run.seed);
+    if (drawn.logical_count() == 0) continue;  // factors alone
+    const auto found = stored.find(weight);
+    if (found == stored.end()) return InvalidInput(path + ": holds no " + weight);
     if (Describe(*found->second) == Describe(drawn)) continue;
     // Rules other than a random draw move counts, within the kind.
     const bool moves = FindTopologyRule(sparsity.rule)->entry == PhaseEntry::kInherit &&

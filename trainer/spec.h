@@ -44,6 +44,9 @@ struct SparsityPoint {
   bool operator==(const SparsityPoint&) const = default;
 };
 
+enum class SparsePart { kUnstructured, kBlocks };
+enum class LowRankCompute { kAuto, kRebuild, kFactored };
+
 // How the weights that match are stored and computed, and how their topology changes
 // (trainer/topology). Fields are explained in configs/run.proto.
 struct SparsitySpec {
@@ -65,6 +68,15 @@ struct SparsitySpec {
   double drop_end = 0.75;  // fraction of the phase's steps
   double min_density = 0, min_share = 0;
   int64_t growth_ramp_steps = 100;
+  // Parameterisations with low-rank factors; explained in configs/run.proto.
+  int64_t rank = 0;
+  double alpha = 0;  // 0: rank
+  SparsePart sparse_part = SparsePart::kUnstructured;
+  LowRankCompute compute = LowRankCompute::kAuto;
+  bool keep_rebuilt = false;
+  int64_t micro_batch_tokens = 0;  // of the phase: what kAuto counts with
+
+  double low_rank_scale() const { return alpha == 0 ? 1.0 : alpha / static_cast<double>(rank); }
 
   bool operator==(const SparsitySpec&) const = default;
 };
@@ -126,9 +138,18 @@ struct PhaseSpec {
 
 enum class DeviceChoice { kAuto, kCpu, kCuda };
 
+// What an evaluation reports as the loss.
+enum class LossFormula {
+  kTokenMean,  // the mean over all tokens that count
+  // What SLTrain's and GaLore's scripts print: per rank, the sum of the batches' means over the
+  // number of batches plus one, averaged over ranks. Low by a factor of about n / (n + 1).
+  kSltrain,
+};
+
 struct EvaluationSpec {
   int64_t every_steps = 250;
   int64_t tokens = 1048576;
+  LossFormula formula = LossFormula::kTokenMean;
   std::vector<std::string> sample_prompts;
   int64_t sample_tokens = 40;
 };

@@ -132,6 +132,12 @@ void TrainLog::Evaluation(int64_t steps_done, const EvaluationResult& result) {
   WarnIfFailed(events_->Flush());
 }
 
+void TrainLog::Sample(const std::string& text) {
+  std::string line;
+  for (const char c : text) line += c == '\n' ? std::string("\\n") : std::string(1, c);
+  LogInfo("sample: " + line);
+}
+
 void TrainLog::Finish() {
   if (!metrics_) return;
   console_.reset();  // the bar goes before the summary comes

@@ -36,6 +36,8 @@ class TrainLog {
   // tells it.
   void Step(StepMetrics metrics);
   void Evaluation(int64_t steps_done, const EvaluationResult& result);
+  // Text that the model wrote, on one line: line breaks are shown as \n.
+  void Sample(const std::string& text);
   // The run is complete: a summary.
   void Finish();
 

@@ -127,11 +127,11 @@ Status Trainer::OpenInputs() {
 
 Status Trainer::BuildState(const CheckpointReader* start) {
   std::map<std::string, SparseLayout> layouts;
-  // An imported model has no layouts of its own: the phase's are drawn and its values gathered into
-  // them.
-  const bool resumed = start && start->info().has_moments;
-  if (resumed) {
+  // An imported dense weight has no layout of its own: the phase's is drawn and its values gathered
+  // into it.
+  if (start) {
     for (const Parameter& parameter : start->info().parameters) {
+      if (!start->info().has_moments && parameter.layout.kind() == LayoutKind::kDense) continue;
       layouts.emplace(parameter.name, parameter.layout);
     }
   }
@@ -349,7 +349,8 @@ void Trainer::EvaluateAndSample() {
   ReportActivity("evaluating");
   const EvaluationResult result =
       Evaluate(state_->model(), *data_.validation, run_.evaluation.tokens,
-               phase().batch.micro_batch_sequences, train_step_->feeder(), communicator_, *stream_);
+               phase().batch.micro_batch_sequences, run_.evaluation.formula, train_step_->feeder(),
+               communicator_, *stream_);
   log_->Evaluation(step_, result);
   if (!tokenizer_) return;
   for (const std::string& prompt : run_.evaluation.sample_prompts) {
@@ -358,8 +359,8 @@ void Trainer::EvaluateAndSample() {
     sampling.tokens = run_.evaluation.sample_tokens;
     sampling.seed = run_.seed;
     sampling.max_context = phase().batch.seq_len;
-    LogInfo("sample: " +
-            Generate(state_->model(), *tokenizer_, prompt, sampling, backend_.device(), *stream_));
+    log_->Sample(
+        Generate(state_->model(), *tokenizer_, prompt, sampling, backend_.device(), *stream_));
   }
 }
 

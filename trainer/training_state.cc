@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "trainer/agree.h"
+#include "trainer/checkpoint/merged_weight.h"
 #include "trainer/topology/plan.h"
 
 namespace filigree {
@@ -65,6 +66,16 @@ std::vector<int64_t> GrowthRamps(const std::vector<Parameter>& parameters, const
     ramps.push_back(MatchSparsity(parameter.name, phase.sparsity).growth_ramp_steps);
   }
   return ramps;
+}
+
+// The stored cells of a dense weight, padding zero.
+std::vector<float> SegmentOfDense(const Parameter& parameter, const std::vector<float>& dense) {
+  const std::vector<int64_t> logical = parameter.layout.LogicalIndices();
+  std::vector<float> segment(parameter.segment_count(), 0.0f);
+  for (size_t slot = 0; slot < logical.size(); ++slot) {
+    if (logical[slot] >= 0) segment[slot] = dense[logical[slot]];
+  }
+  return segment;
 }
 
 }  // namespace
@@ -146,11 +157,30 @@ Status TrainingState::Load(const CheckpointReader& reader, bool moments, Stream&
   return OkStatus();
 }
 
+std::vector<float> TrainingState::Merged(const WeightParts& parts, Stream& stream) {
+  return MergedWeight(parameters(), parts,
+                      [&](int index) -> StatusOr<std::vector<float>> {
+                        const std::vector<std::byte> bytes = GatherSegment(
+                            *buffer_, index, StateKind::kMaster, communicator_, stream);
+                        const std::span<const float> floats = AsFloats(bytes);
+                        return std::vector<float>(floats.begin(), floats.end());
+                      })
+      .value();
+}
+
 void TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done,
                              Stream& stream) {
   for (size_t i = 0; i < parameters().size(); ++i) {
     const Parameter& to = parameters()[i];
-    const int source = FindParameter(previous.parameters(), to.name);
+    const WeightParts parts = FindWeightParts(previous.parameters(), to.name);
+    if (parts.has_factors() && !FindWeightParts(parameters(), to.name).has_factors()) {
+      // Moments of factors say nothing about the weight's: they start at zero.
+      const std::vector<float> merged = previous.Merged(parts, stream);
+      ScatterFloats(*buffer_, static_cast<int>(i), StateKind::kMaster, SegmentOfDense(to, merged),
+                    stream);
+      continue;
+    }
+    const int source = parts.weight;
     CHECK(source >= 0) << to.name << " has no counterpart in the phase before";
     const Remap remap(previous.parameters()[source], to);
     for (const auto& [kind, array] : kArrays) {

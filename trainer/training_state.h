@@ -14,6 +14,7 @@
 #include "comm/gradient_exchange.h"
 #include "kernels/backend.h"
 #include "trainer/checkpoint/checkpoint.h"
+#include "trainer/checkpoint/merged_weight.h"
 #include "trainer/model/model.h"
 #include "trainer/optimizer.h"
 #include "trainer/spec.h"
@@ -50,7 +51,8 @@ class TrainingState {
   // checkpoint does not store start at zero, cells that this state does not store are dropped.
   Status Load(const CheckpointReader& reader, bool moments, Stream& stream);
   // Takes values over from a state of the same model with other layouts: cells stored in both keep
-  // theirs, new ones start at zero. Collective.
+  // theirs, new ones start at zero. A weight that was stored as factors is merged where this state
+  // has none; its moments start at zero. Collective.
   // With `keep_moments` also moments (and ages); cells that join are `updates_done` updates young.
   void TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done, Stream& stream);
   // The layouts of all weights, by parameter name.
@@ -60,6 +62,8 @@ class TrainingState {
               const std::string& tokenizer_dir, Stream& stream);
 
  private:
+  // A weight's parts as one dense matrix. Collective.
+  std::vector<float> Merged(const WeightParts& parts, Stream& stream);
   Status WriteArrays(CheckpointWriter* writer, Stream& stream);
 
   const RunSpec& run_;

@@ -78,6 +78,8 @@ class Device {
   virtual std::string_view name() const = 0;
   // The dtype of activations and of the values that compute reads: F32 on the CPU, BF16 on CUDA.
   virtual DType compute_dtype() const = 0;
+  // The vendor's figure for matrix products in that dtype, FLOP/s; 0 where there is none.
+  virtual double vendor_peak_flops() const { return 0; }
   // Uninitialised memory, aligned to 256 bytes. Running out of it is fatal: the message says what
   // was needed and what was free. The device must outlive its buffers.
   virtual DeviceBuffer Allocate(size_t bytes, std::string_view kind) = 0;

@@ -32,7 +32,7 @@ void MatMulOf(const MatMulArgs& args, TensorView result) {
       if (bias != nullptr) simd.add(row + j0, bias + j0, row + j0, j1 - j0);
     }
     if (k == 0) return;
-    Gemm(args.transpose_a, args.transpose_b, i1 - i0, j1 - j0, k, T(1),
+    Gemm(args.transpose_a, args.transpose_b, i1 - i0, j1 - j0, k, T(args.scale),
          args.transpose_a ? a.data + i0 : a.row(i0), a.stride,
          args.transpose_b ? b.row(j0) : b.data + j0, b.stride, keep ? T(1) : T(0), out.row(i0) + j0,
          out.stride);
@@ -71,8 +71,12 @@ template <typename T>
 void SwiGluOf(const SwiGluArgs& args) {
   const int64_t rows = args.y.rows(), cols = args.y.cols();
   const auto gate = AsMatrix<T>(args.gate, rows, cols, "gate");
-  const auto up = AsMatrix<T>(args.up, rows, cols, "up");
   const auto y = AsMatrix<T>(args.y, rows, cols, "y");
+  if (args.up.empty()) {
+    ForEachRow(rows, cols, [&](int64_t i) { Simd<T>().silu(gate.row(i), y.row(i), cols); });
+    return;
+  }
+  const auto up = AsMatrix<T>(args.up, rows, cols, "up");
   ForEachRow(rows, cols,
              [&](int64_t i) { Simd<T>().swiglu(gate.row(i), up.row(i), y.row(i), cols); });
 }
@@ -81,9 +85,15 @@ template <typename T>
 void SwiGluBackwardOf(const SwiGluBackwardArgs& args) {
   const int64_t rows = args.dy.rows(), cols = args.dy.cols();
   const auto gate = AsMatrix<T>(args.gate, rows, cols, "gate");
-  const auto up = AsMatrix<T>(args.up, rows, cols, "up");
   const auto dy = AsMatrix<T>(args.dy, rows, cols, "dy");
   const auto dgate = AsMatrix<T>(args.dgate, rows, cols, "dgate");
+  if (args.up.empty()) {
+    ForEachRow(rows, cols, [&](int64_t i) {
+      Simd<T>().silu_backward(gate.row(i), dy.row(i), dgate.row(i), cols);
+    });
+    return;
+  }
+  const auto up = AsMatrix<T>(args.up, rows, cols, "up");
   const auto dup = AsMatrix<T>(args.dup, rows, cols, "dup");
   ForEachRow(rows, cols, [&](int64_t i) {
     Simd<T>().swiglu_backward(gate.row(i), up.row(i), dy.row(i), dgate.row(i), dup.row(i), cols);

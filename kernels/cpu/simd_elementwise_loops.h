@@ -40,6 +40,22 @@ void SwiGluBackwardRow(const T* gate, const T* up, const T* dy, T* dgate, T* dup
   });
 }
 
+template <typename T>
+void SiluRow(const T* x, T* y, int64_t n) {
+  ForEachVector<T>(n, [&](int64_t i, auto at) {
+    const Vec<T> v = at.Get(x + i);
+    at.Put(y + i, v * Sigmoid<T>(v));
+  });
+}
+
+template <typename T>
+void SiluBackwardRow(const T* x, const T* dy, T* dx, int64_t n) {
+  ForEachVector<T>(n, [&](int64_t i, auto at) {
+    const Vec<T> v = at.Get(x + i), s = Sigmoid<T>(v);
+    at.Put(dx + i, at.Get(dy + i) * s * (T(1) + v * (T(1) - s)));
+  });
+}
+
 // gelu(x) = x/2 (1 + tanh(u)) = x sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3).
 template <typename T>
 constexpr T kGeluSlope = T(2 * 0.79788456080286535588);

@@ -48,6 +48,8 @@ struct SimdKernels {
   void (*scale)(T* x, T factor, int64_t n);
   void (*swiglu)(const T* gate, const T* up, T* y, int64_t n);
   void (*swiglu_backward)(const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t n);
+  void (*silu)(const T* x, T* y, int64_t n);
+  void (*silu_backward)(const T* x, const T* dy, T* dx, int64_t n);
   void (*gelu)(const T* x, T* y, int64_t n);
   void (*gelu_backward)(const T* x, const T* dy, T* dx, int64_t n);
   // (a, b) turned: (a cos - b sin, b cos + a sin); sign -1 turns back.

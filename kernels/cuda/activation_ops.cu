@@ -1,4 +1,4 @@
-// SwiGLU, GELU and their gradients, and sums, element by element.
+// SwiGLU, SiLU, GELU and their gradients, and sums, element by element.
 // Grid and block: map_rows.cuh. Bytes an element: SwiGlu 6, its backward 10, Gelu 4, its backward
 // 6, Add 6.
 #include "kernels/cuda/cuda_backend.h"
@@ -149,10 +149,61 @@ struct AddOp {
   }
 };
 
+struct SiluOp {
+  Rows<const bf16> x;
+  Rows<bf16> y;
+
+  template <int kVec>
+  using Inputs = OnePack<kVec>;
+  template <int kVec>
+  __device__ Inputs<kVec> Load(int64_t row, int64_t col) const {
+    return {filigree::Load<kVec>(x.row(row) + col)};
+  }
+  template <int kVec>
+  __device__ void Apply(int64_t row, int64_t col, const Inputs<kVec>& in) const {
+    float v[kVec];
+    Unpack(in.a, v);
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) v[k] *= Sigmoid(v[k]);
+    Store<kVec>(y.row(row) + col, Rounded(v));
+  }
+};
+
+// dx = dy s (1 + x (1 - s)), s = sigmoid(x).
+struct SiluBackwardOp {
+  Rows<const bf16> x, dy;
+  Rows<bf16> dx;
+
+  template <int kVec>
+  using Inputs = TwoPacks<kVec>;
+  template <int kVec>
+  __device__ Inputs<kVec> Load(int64_t row, int64_t col) const {
+    return {filigree::Load<kVec>(x.row(row) + col), filigree::Load<kVec>(dy.row(row) + col)};
+  }
+  template <int kVec>
+  __device__ void Apply(int64_t row, int64_t col, const Inputs<kVec>& in) const {
+    float v[kVec], d[kVec];
+    Unpack(in.a, v);
+    Unpack(in.b, d);
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) {
+      const float s = Sigmoid(v[k]);
+      d[k] *= s * (1.0f + v[k] * (1.0f - s));
+    }
+    Store<kVec>(dx.row(row) + col, Rounded(d));
+  }
+};
+
 }  // namespace
 
 void CudaBackend::SwiGlu(const SwiGluArgs& args, Stream& stream) {
   const int64_t rows = args.y.rows(), cols = args.y.cols();
+  if (args.up.empty()) {
+    const SiluOp op{AsRows<bf16>(args.gate, rows, cols, "gate"),
+                    AsRows<bf16>(args.y, rows, cols, "y")};
+    MapRows(op, rows, cols, TakeVectors(args.gate, args.y), NativeStream(stream));
+    return;
+  }
   const SwiGluOp op{AsRows<bf16>(args.gate, rows, cols, "gate"),
                     AsRows<bf16>(args.up, rows, cols, "up"), AsRows<bf16>(args.y, rows, cols, "y")};
   MapRows(op, rows, cols, TakeVectors(args.gate, args.up, args.y), NativeStream(stream));
@@ -160,6 +211,13 @@ void CudaBackend::SwiGlu(const SwiGluArgs& args, Stream& stream) {
 
 void CudaBackend::SwiGluBackward(const SwiGluBackwardArgs& args, Stream& stream) {
   const int64_t rows = args.dy.rows(), cols = args.dy.cols();
+  if (args.up.empty()) {
+    const SiluBackwardOp op{AsRows<bf16>(args.gate, rows, cols, "gate"),
+                            AsRows<bf16>(args.dy, rows, cols, "dy"),
+                            AsRows<bf16>(args.dgate, rows, cols, "dgate")};
+    MapRows(op, rows, cols, TakeVectors(args.gate, args.dy, args.dgate), NativeStream(stream));
+    return;
+  }
   const SwiGluBackwardOp op{
       AsRows<bf16>(args.gate, rows, cols, "gate"), AsRows<bf16>(args.up, rows, cols, "up"),
       AsRows<bf16>(args.dy, rows, cols, "dy"), AsRows<bf16>(args.dgate, rows, cols, "dgate"),

@@ -5,7 +5,7 @@
 #include "kernels/base/math.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/device_rows.h"
 #include "kernels/cuda/vectors.cuh"
 
 namespace filigree {

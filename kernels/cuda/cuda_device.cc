@@ -93,6 +93,18 @@ int CudaDeviceCount() {
   return 0;
 }
 
+// Dense BF16 products, from NVIDIA's data sheets; the first name that occurs in the model's counts.
+double CudaDevice::vendor_peak_flops() const {
+  constexpr std::pair<std::string_view, double> kPeaks[] = {
+      {"H100 PCIe", 756e12}, {"H100 NVL", 835e12}, {"H100", 989e12},
+      {"H200", 989e12},      {"A100", 312e12},     {"A800", 312e12},
+  };
+  for (const auto& [name, peak] : kPeaks) {
+    if (model_.find(name) != std::string::npos) return peak;
+  }
+  return 0;
+}
+
 std::unique_ptr<Device> MakeCudaDevice(int ordinal) {
   return std::make_unique<CudaDevice>(ordinal);
 }

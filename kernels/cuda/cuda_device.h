@@ -29,6 +29,7 @@ class CudaDevice final : public Device {
 
   std::string_view name() const override { return "cuda"; }
   DType compute_dtype() const override { return DType::kBF16; }
+  double vendor_peak_flops() const override;
   DeviceBuffer Allocate(size_t bytes, std::string_view kind) override;
   DeviceBuffer AllocatePinned(size_t bytes, std::string_view kind) override;
   void CopyAsync(TensorView dst, ConstTensorView src, Stream& stream) override;

@@ -26,6 +26,7 @@ MatMulCall CallOf(const MatMulArgs& args, TensorView result) {
   call.ldb = args.a.row_stride();
   call.d = result.data();
   call.ldd = result.row_stride();
+  call.scale = static_cast<float>(args.scale);
   if (args.accumulate) {
     call.c = call.d;
     call.ldc = call.ldd;
@@ -91,11 +92,16 @@ void CudaBackend::MatMul(const MatMulArgs& args, Stream& stream) {
   if (args.out.size() == 0) return;
   const cudaStream_t native = NativeStream(stream);
   const bool tune = !deterministic_;
-  const TensorView result = FinishInput(args.out, args.epilogue);
+  TensorView result = FinishInput(args.out, args.epilogue);
   const bool has_terms = (args.transpose_a ? args.a.rows() : args.a.cols()) > 0;
   if (has_terms) {
     MatMulCall fused = CallOf(args, args.out);
     if (Fuse(args, &fused) && matmul_plans_->Run(fused, tune, native)) return;
+    if (!args.accumulate && result.dtype() == DType::kBF16) {
+      // Rounded once, at the end, as where it is fused.
+      const size_t bytes = static_cast<size_t>(result.size()) * sizeof(float);
+      result = TensorView(Workspace(bytes), DType::kF32, {result.rows(), result.cols()});
+    }
     CHECK(matmul_plans_->Run(CallOf(args, result), tune, native))
         << "cuBLASLt has no algorithm for " << args.out.rows() << " x " << args.out.cols();
   } else if (!args.accumulate) {

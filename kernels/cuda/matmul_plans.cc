@@ -113,7 +113,7 @@ void MatMulPlans::SetPointers(const MatMulCall& call, Plan* plan) {
 cublasStatus_t MatMulPlans::Submit(const MatMulCall& call, const Plan& plan,
                                    const cublasLtMatmulAlgo_t& algorithm, void* d,
                                    cudaStream_t stream) {
-  const float alpha = 1, beta = call.c != nullptr ? 1 : 0;
+  const float alpha = call.scale, beta = call.c != nullptr ? 1 : 0;
   // With beta = 0 the addend is not read.
   const void* c = call.c != nullptr ? call.c : d;
   return cublasLtMatmul(handle_, const_cast<cublasLtMatmulDescOpaque_t*>(&plan.operation), &alpha,

@@ -12,7 +12,7 @@
 
 namespace filigree {
 
-// D = op(A) op(B) + beta C, column-major, as cuBLASLt sees it: D is m x n. A and B are BF16; C and
+// D = scale op(A) op(B) + beta C, column-major, as cuBLASLt sees it: D is m x n. A and B are BF16; C and
 // D have one dtype. What is not filled in is not there.
 struct MatMulCall {
   int64_t m = 0, n = 0, k = 0;
@@ -23,6 +23,7 @@ struct MatMulCall {
   const void* c = nullptr;  // added (beta = 1) where it is given; may be d
   void* d = nullptr;
   int64_t lda = 0, ldb = 0, ldc = 0, ldd = 0;  // elements
+  float scale = 1;
   cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
   const void* bias = nullptr;  // [m] BF16, where the epilogue has one
   const void* aux = nullptr;   // [m, n] BF16, what the epilogue reads or writes beside D

@@ -3,8 +3,8 @@
 
 #include "kernels/base/math.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/device_rows.h"
 #include "kernels/cuda/product_finish.h"
-#include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/vectors.cuh"
 
 namespace filigree {
@@ -14,9 +14,9 @@ constexpr int kThreads = 256;
 
 // out = result + bias + residual; bias and residual may be null. Grid: x over the vectors of a row,
 // y over rows, strided. Every element belongs to one thread, so out may be result or residual.
-template <typename T, int kVec>
+template <typename From, typename T, int kVec>
 __global__ void __launch_bounds__(kThreads)
-    AddTermsKernel(Rows<const T> result, const bf16* bias, Rows<const T> residual, Rows<T> out,
+    AddTermsKernel(Rows<const From> result, const bf16* bias, Rows<const T> residual, Rows<T> out,
                    int64_t rows, int64_t cols) {
   const int64_t col = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVec;
   if (col >= cols) return;
@@ -37,11 +37,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <typename T>
+template <typename From, typename T>
 void AddTerms(ConstTensorView result, ConstTensorView bias, ConstTensorView residual,
               TensorView out, cudaStream_t stream) {
   const int64_t rows = out.rows(), cols = out.cols();
-  const auto from = AsRows<T>(result, rows, cols, "result");
+  const auto from = AsRows<From>(result, rows, cols, "result");
   const auto to = AsRows<T>(out, rows, cols, "out");
   const bf16* shift = bias.empty() ? nullptr : AsElements<bf16>(bias, cols, "bias");
   Rows<const T> more;
@@ -51,9 +51,9 @@ void AddTerms(ConstTensorView result, ConstTensorView bias, ConstTensorView resi
   const dim3 grid(static_cast<unsigned>(CeilDiv(cols, kThreads * width)),
                   static_cast<unsigned>(std::min<int64_t>(rows, 4096)));
   if (vectors) {
-    AddTermsKernel<T, 8><<<grid, kThreads, 0, stream>>>(from, shift, more, to, rows, cols);
+    AddTermsKernel<From, T, 8><<<grid, kThreads, 0, stream>>>(from, shift, more, to, rows, cols);
   } else {
-    AddTermsKernel<T, 1><<<grid, kThreads, 0, stream>>>(from, shift, more, to, rows, cols);
+    AddTermsKernel<From, T, 1><<<grid, kThreads, 0, stream>>>(from, shift, more, to, rows, cols);
   }
   CUDA_CHECK(cudaGetLastError());
 }
@@ -81,9 +81,11 @@ void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out,
   const bool elsewhere = result.data() != sum.data();
   if (elsewhere || !bias.empty() || !epilogue.residual.empty()) {
     if (out.dtype() == DType::kF32) {
-      AddTerms<float>(result, bias, epilogue.residual, sum, NativeStream(stream));
+      AddTerms<float, float>(result, bias, epilogue.residual, sum, NativeStream(stream));
+    } else if (result.dtype() == DType::kF32) {
+      AddTerms<float, bf16>(result, bias, epilogue.residual, sum, NativeStream(stream));
     } else {
-      AddTerms<bf16>(result, bias, epilogue.residual, sum, NativeStream(stream));
+      AddTerms<bf16, bf16>(result, bias, epilogue.residual, sum, NativeStream(stream));
     }
   }
   if (!epilogue.pre_activation.empty()) backend.Gelu({.x = sum, .y = out}, stream);

@@ -124,8 +124,13 @@ Csr DrawBalanced(int64_t rows, int64_t cols, int64_t count, uint64_t seed, std::
 
 SparseLayout RandomUnstructured(int64_t out, int64_t in, double density, uint64_t seed,
                                 std::string_view name) {
-  Csr csr = DrawCells(out, in, RoundedCount(density, out * in), seed,
-                      RngStream("random_unstructured", name));
+  return RandomUnstructuredCells(out, in, RoundedCount(density, out * in), seed, name);
+}
+
+SparseLayout RandomUnstructuredCells(int64_t out, int64_t in, int64_t count, uint64_t seed,
+                                     std::string_view name) {
+  CHECK(count >= 0 && count <= out * in) << count << " cells of " << out << " x " << in;
+  Csr csr = DrawCells(out, in, count, seed, RngStream("random_unstructured", name));
   return SparseLayout::Unstructured(out, in, std::move(csr.offsets), std::move(csr.columns))
       .value();
 }

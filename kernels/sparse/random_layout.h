@@ -13,6 +13,10 @@ namespace filigree {
 SparseLayout RandomUnstructured(int64_t out, int64_t in, double density, uint64_t seed,
                                 std::string_view name);
 
+// The same with the number of cells given.
+SparseLayout RandomUnstructuredCells(int64_t out, int64_t in, int64_t count, uint64_t seed,
+                                     std::string_view name);
+
 // round(density * blocks) blocks over the padded grid, balanced: the number of blocks in two block
 // rows, and in two block columns, differs by at most one. Positions are random under that
 // constraint.

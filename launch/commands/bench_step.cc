@@ -109,11 +109,12 @@ void Print(const nlohmann::json& r) {
               r["name"].get<std::string>().c_str(), r["ranks"].get<int>(),
               r["step_ms"].get<double>(), r["samples"].size(),
               r["tokens_per_second"].get<double>());
-  std::printf("MFU %.1f %% dense-equivalent, %.1f %% executed; peak memory %.2f GB; %.1f MB exchanged"
-              " a step; loss %.3f -> %.3f\n",
-              100 * r["mfu_dense_equivalent"].get<double>(), 100 * r["mfu_executed"].get<double>(),
-              r["memory_peak_bytes"].get<double>() / 1e9, r["exchanged_bytes"].get<double>() / 1e6,
-              r["first_loss"].get<double>(), r["last_loss"].get<double>());
+  std::printf(
+      "MFU %.1f %% dense-equivalent, %.1f %% executed; peak memory %.2f GB; %.1f MB exchanged"
+      " a step; loss %.3f -> %.3f\n",
+      100 * r["mfu_dense_equivalent"].get<double>(), 100 * r["mfu_executed"].get<double>(),
+      r["memory_peak_bytes"].get<double>() / 1e9, r["exchanged_bytes"].get<double>() / 1e6,
+      r["first_loss"].get<double>(), r["last_loss"].get<double>());
 }
 
 }  // namespace

@@ -39,8 +39,9 @@ struct TrainCommand {
 // Loss and perplexity of a run, checkpoint or Hugging Face directory.
 struct EvalCommand {
   std::string what, data, logits;
-  int64_t seq_len = 0, tokens = 0;
-  std::string bare_dtype;
+  int64_t seq_len = 0, tokens = 0, sequences = 8;
+  int32_t delimiter_token = -1;
+  std::string bare_dtype, formula = "token-mean";
   bool json = false;
   Status Run() const;
 };
@@ -54,7 +55,7 @@ struct GenerateCommand {
 };
 
 struct ExportCommand {
-  std::string what, out, dtype = "bf16";
+  std::string what, out, dtype = "bf16", format = "huggingface";
   Status Run() const;
 };
 

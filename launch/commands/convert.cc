@@ -6,6 +6,7 @@
 #include "trainer/export/huggingface_export.h"
 #include "trainer/export/huggingface_import.h"
 #include "trainer/export/inspect.h"
+#include "trainer/export/sltrain_checkpoint.h"
 #include "trainer/report/report.h"
 
 namespace filigree {
@@ -13,6 +14,11 @@ namespace filigree {
 Status ExportCommand::Run() const {
   ASSIGN_OR_RETURN(const std::string checkpoint, ResolveCheckpoint(what));
   ASSIGN_OR_RETURN(const auto reader, CheckpointReader::Open(checkpoint));
+  if (format == "sltrain") {
+    RETURN_IF_ERROR(ExportSltrain(*reader, out, dtype == "f32" ? DType::kF32 : DType::kBF16));
+    LogInfo("exported " + checkpoint + " to " + out + " as SLTrain stores it");
+    return OkStatus();
+  }
   ExportOptions options;
   options.dtype = dtype == "f32" ? DType::kF32 : DType::kBF16;
   RETURN_IF_ERROR(ExportHuggingFace(*reader, out, options));

@@ -14,7 +14,6 @@
 namespace filigree {
 namespace {
 
-constexpr int64_t kSequences = 8;            // rows of one forward pass
 constexpr int64_t kDefaultSeqLenCap = 1024;  // windows of models with very many positions
 
 // Tokens and logits of the first window, for comparison with other implementations.
@@ -30,8 +29,10 @@ Status WriteLogits(const std::string& path, const DataLoader& data, Model& model
                                  {"logits", DType::kF32, {seq_len, vocab}, logits.data()}});
 }
 
-DataSpec DataOf(const std::string& bare_dtype) {
+DataSpec DataOf(const std::string& bare_dtype, int32_t delimiter_token) {
   DataSpec data;
+  if (delimiter_token >= 0) data.layout = DataSpec::Layout::kOneDocumentPerRow;
+  data.delimiter_token = data.padding_token = delimiter_token;
   if (bare_dtype == "U16") data.bare_dtype = DataSpec::BareDtype::kU16;
   if (bare_dtype == "U32") data.bare_dtype = DataSpec::BareDtype::kU32;
   return data;
@@ -57,13 +58,17 @@ Status EvaluateAsRank(const EvalCommand& command, Session& session) {
     return InvalidInput("--seq-len " + std::to_string(seq_len) + ": the model has " +
                         std::to_string(spec.max_positions) + " positions; give at most that");
   }
-  ASSIGN_OR_RETURN(const auto data, OpenValidation(command.data, DataOf(command.bare_dtype),
-                                                   seq_len, spec.vocab_size));
-  ASSIGN_OR_RETURN(const auto loaded, InferenceModel::Load(*reader, kSequences, seq_len,
+  const LossFormula formula =
+      command.formula == "sltrain" ? LossFormula::kSltrain : LossFormula::kTokenMean;
+  ASSIGN_OR_RETURN(const auto data,
+                   OpenValidation(command.data, DataOf(command.bare_dtype, command.delimiter_token),
+                                  seq_len, spec.vocab_size));
+  ASSIGN_OR_RETURN(const auto loaded, InferenceModel::Load(*reader, command.sequences, seq_len,
                                                            *session.backend, *session.stream));
-  BatchFeeder feeder(*session.device, kSequences, seq_len);
-  const EvaluationResult result = Evaluate(loaded->model(), *data, command.tokens, kSequences,
-                                           feeder, *session.communicator, *session.stream);
+  BatchFeeder feeder(*session.device, command.sequences, seq_len);
+  const EvaluationResult result =
+      Evaluate(loaded->model(), *data, command.tokens, command.sequences, formula, feeder,
+               *session.communicator, *session.stream);
   if (session.communicator->rank() != 0) return OkStatus();
   if (!command.logits.empty()) {
     RETURN_IF_ERROR(WriteLogits(command.logits, *data, loaded->model(), feeder, session));

@@ -26,6 +26,27 @@ void CheckPhase(const ModelSpec& model, const PhaseSpec& phase, std::ostringstre
   }
 }
 
+// Factors go on as they are, or are merged to a weight; a weight has no factors to go on with.
+void CheckTransition(const ModelSpec& model, const PhaseSpec& from, const PhaseSpec& to,
+                     std::ostringstream& problems) {
+  for (const LinearSpec& linear : LinearSpecs(model)) {
+    const std::string weight = linear.name + ".weight";
+    const SparsitySpec before = MatchSparsity(weight, from.sparsity);
+    const SparsitySpec after = MatchSparsity(weight, to.sparsity);
+    const FactorKind had = FindParameterisation(before.parameterisation)->factors;
+    const FactorKind has = FindParameterisation(after.parameterisation)->factors;
+    const bool same = before.parameterisation == after.parameterisation &&
+                      before.rank == after.rank &&
+                      before.low_rank_scale() == after.low_rank_scale();
+    if (has == FactorKind::kNone ? had != FactorKind::kNonlinear : same) continue;
+    problems << (problems.tellp() > 0 ? "\n" : "") << "phase " << to.name << ": " << linear.name
+             << " cannot go on from " << before.parameterisation << " as " << after.parameterisation
+             << "; keep parameterisation, rank and alpha"
+             << (had == FactorKind::kLowRank ? ", or take one without factors" : "");
+    return;  // one linear is news enough
+  }
+}
+
 }  // namespace
 
 StatusOr<LoadedConfig> LoadCheckedConfig(const std::string& path,
@@ -50,6 +71,9 @@ StatusOr<LoadedConfig> LoadCheckedConfig(const std::string& path,
   }
   const Status topology = ValidateTopology(config.spec, LinearSpecs(config.spec.model));
   if (!topology.ok()) problems << (problems.tellp() > 0 ? "\n" : "") << topology.message();
+  for (size_t i = 1; i < config.spec.phases.size(); ++i) {
+    CheckTransition(config.spec.model, config.spec.phases[i - 1], config.spec.phases[i], problems);
+  }
   if (problems.tellp() > 0) return InvalidInput(path + ": " + problems.str());
   return config;
 }

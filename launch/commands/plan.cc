@@ -109,10 +109,12 @@ void Print(const RunPlan& plan, int ranks) {
 }  // namespace
 
 Status PlanCommand::Run() const {
-  ASSIGN_OR_RETURN(const LoadedConfig loaded, LoadCheckedConfig(config, overrides));
-  if (ranks < 1) return InvalidInput("--ranks " + std::to_string(ranks) + ": give at least 1");
-  ASSIGN_OR_RETURN(Session session, OpenSession(SessionOptionsOf(loaded.spec)));
-  const RunPlan plan = PlanRun(loaded.spec, ranks, *session.backend);
+  auto loaded = LoadCheckedConfig(config, overrides);
+  ASSIGN_OR_RETURN(Session session,
+                   OpenSession(loaded.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
+  if (!loaded.ok()) return ForThisRank(loaded.status(), session);
+  const RunPlan plan = PlanRun(loaded->spec, ranks, *session.backend);
+  if (session.communicator->rank() != 0) return OkStatus();
   if (json) {
     std::printf("%s\n", ToJson(plan).dump(1).c_str());
   } else {

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <utility>
 
@@ -115,8 +116,21 @@ StatusOr<Session> OpenSession(const SessionOptions& options) {
   return session;
 }
 
+Status OnRankZero(const std::function<Status()>& work) {
+  ASSIGN_OR_RETURN(const auto communicator, Bootstrap());
+  const bool mine = communicator->rank() == 0;
+  return AgreeOnStatus(mine ? Tell(work()) : OkStatus(), *communicator);
+}
+
+Status Tell(const Status& status) {
+  if (status.ok() || status.message().empty()) return status;
+  std::fprintf(stderr, "filigree: %s\n", status.message().c_str());
+  return Status(status.code(), "");
+}
+
 Status ForThisRank(const Status& status, const Session& session) {
-  if (status.ok() || session.communicator->rank() == 0) return status;
+  if (status.ok()) return status;
+  if (session.communicator->rank() == 0) return Tell(status);
   return Status(status.code(), "");
 }
 

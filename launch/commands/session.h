@@ -1,6 +1,7 @@
 // What every command that computes needs: the ranks, the CPU's threads, a device and its backend.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "comm/communicator.h"
@@ -26,6 +27,8 @@ struct SessionOptions {
   // Without progress, until all ranks are ended (comm/watchdog.h); 0: no watchdog.
   double timeout_seconds = 0;
 };
+// Enough to tell rank 0 from the others, for commands that end before they compute.
+inline constexpr SessionOptions kNoCompute = {.cpu_threads = 1, .device = DeviceChoice::kCpu};
 // Starts the communicator and takes this rank's device; several ranks on GPUs meet over NCCL.
 // Invalid input: a GPU is asked for and there is none for this rank, or some ranks have one and
 // some have not.
@@ -33,7 +36,15 @@ StatusOr<Session> OpenSession(const SessionOptions& options);
 // What a run's configuration asks for.
 SessionOptions SessionOptionsOf(const RunSpec& run);
 
-// The status as this rank should report it: ranks other than 0 keep the code and drop the message.
+// Runs on rank 0 what computes nothing in parallel, while the other ranks wait for its status.
+// `work` does not open a session.
+Status OnRankZero(const std::function<Status()>& work);
+
+// Prints an error's message to stderr; what remains is its code.
+Status Tell(const Status& status);
+
+// The status of a command that all ranks ran, told by rank 0. That happens before the session ends,
+// since a launcher kills all ranks as soon as one leaves with an error.
 Status ForThisRank(const Status& status, const Session& session);
 
 }  // namespace filigree

@@ -19,9 +19,8 @@ Status TrainAsRank(const TrainCommand& command, Session& session, const LoadedCo
 
 Status TrainCommand::Run() const {
   auto loaded = LoadCheckedConfig(config, overrides);
-  ASSIGN_OR_RETURN(Session session, OpenSession(loaded.ok() ? SessionOptionsOf(loaded->spec)
-                                                         : SessionOptions{.cpu_threads = 1,
-                                                                          .device = DeviceChoice::kCpu}));
+  ASSIGN_OR_RETURN(Session session,
+                   OpenSession(loaded.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
   if (!loaded.ok()) return ForThisRank(loaded.status(), session);
   return ForThisRank(TrainAsRank(*this, session, *loaded), session);
 }

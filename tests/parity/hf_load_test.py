@@ -10,16 +10,21 @@ AutoTokenizer loads, its ids are in the vocabulary, and text survives encoding a
 With --logits (safetensors: "tokens" [S], "logits" [S, V], as `filigree eval --logits FILE` writes):
 the model's logits for those tokens agree with the file's. Prints the largest absolute difference.
 
-Exit code 0 when all agree, 1 when something differs. Needs torch, transformers and safetensors.
+Exit code 0 when all agree, 1 when something differs, 77 where torch, transformers or safetensors is
+missing.
 """
 import argparse
 import json
 import os
 import sys
 
-import torch
-from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+try:
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+except ImportError as error:
+    print(f"skipped: {error}; pip install torch transformers safetensors sentencepiece")
+    sys.exit(77)
 
 TEXTS = [
     "Hello, world!",

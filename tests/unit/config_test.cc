@@ -170,11 +170,17 @@ sparsity {
   min_density: 0
   min_share: 0
   growth_ramp_steps: 100
+  rank: 0
+  alpha: 0
+  sparse_part: UNSTRUCTURED
+  compute: AUTO
+  keep_rebuilt: false
 }
 evaluation {
   every_steps: 250
   tokens: 1048576
   sample_tokens: 40
+  formula: TOKEN_MEAN
 }
 phase {
   name: "phase_1"

@@ -19,9 +19,10 @@ TYPED_TEST(CpuDenseTest, MatMulInAllForms) {
   const int64_t shapes[][3] = {{1, 1, 1},    {3, 5, 7}, {1, 33, 64},     {64, 1, 9},
                                {65, 130, 3}, {4, 4, 0}, {180, 130, 100}, {130, 180, 100}};
   for (const auto& [m, n, k] : shapes) {
-    for (int form = 0; form < 16; ++form) {
+    for (int form = 0; form < 32; ++form) {
       const bool transpose_a = form & 1, transpose_b = form & 2, accumulate = form & 4;
       const bool biased = form & 8;
+      const double scale = form & 16 ? -0.25 : 1;
       auto a = TestMatrix<T>::Random(transpose_a ? k : m, transpose_a ? m : k, 1, 3);
       auto b = TestMatrix<T>::Random(transpose_b ? n : k, transpose_b ? k : n, 2, 1);
       auto bias = TestMatrix<T>::Random(1, n, 3);
@@ -35,6 +36,7 @@ TYPED_TEST(CpuDenseTest, MatMulInAllForms) {
                              .transpose_a = transpose_a,
                              .transpose_b = transpose_b,
                              .accumulate = accumulate,
+                             .scale = scale,
                              .bias = biased ? bias.flat() : TensorView()},
                             *this->stream_);
       SCOPED_TRACE(::testing::Message() << m << " " << n << " " << k << " form " << form);
@@ -46,7 +48,8 @@ TYPED_TEST(CpuDenseTest, MatMulInAllForms) {
             double sum = accumulate ? before(i, j) : 0.0;
             if (biased) sum += bias(0, j);
             for (int64_t l = 0; l < k; ++l) {
-              sum += (transpose_a ? ca(l, i) : ca(i, l)) * (transpose_b ? cb(j, l) : cb(l, j));
+              sum +=
+                  scale * (transpose_a ? ca(l, i) : ca(i, l)) * (transpose_b ? cb(j, l) : cb(l, j));
             }
             return sum;
           },
@@ -141,6 +144,8 @@ TYPED_TEST(CpuDenseTest, Activations) {
     const auto &cx = x, &cup = up;
     this->backend_.SwiGlu({x.view(), up.view(), y.view()}, *this->stream_);
     ExpectNear(y, [&](int64_t i, int64_t j) { return cx(i, j) * Sigmoid(cx(i, j)) * cup(i, j); });
+    this->backend_.SwiGlu({.gate = x.view(), .y = y.view()}, *this->stream_);
+    ExpectNear(y, [&](int64_t i, int64_t j) { return cx(i, j) * Sigmoid(cx(i, j)); });
     this->backend_.Gelu({x.view(), y.view()}, *this->stream_);
     ExpectNear(y, [&](int64_t i, int64_t j) {
       const double v = cx(i, j);
@@ -158,11 +163,19 @@ TYPED_TEST(CpuDenseTest, BackwardOverItsInputs) {
   this->backend_.SwiGluBackward({gate.view(), up.view(), dy.view(), dgate.view(), dup.view()},
                                 *this->stream_);
   this->backend_.GeluBackward({gate.view(), dy.view(), dx.view()}, *this->stream_);
-  auto over_dy = dy;
+  auto over_dy = dy, silu_over_dy = dy;
   this->backend_.GeluBackward({gate.view(), over_dy.view(), over_dy.view()}, *this->stream_);
+  this->backend_.SwiGluBackward(
+      {.gate = gate.view(), .dy = silu_over_dy.view(), .dgate = silu_over_dy.view()},
+      *this->stream_);
+  TestMatrix<T> dsilu(9, 21);
+  this->backend_.SwiGluBackward({.gate = gate.view(), .dy = dy.view(), .dgate = dsilu.view()},
+                                *this->stream_);
   this->backend_.SwiGluBackward({gate.view(), up.view(), dy.view(), gate.view(), up.view()},
                                 *this->stream_);
-  const auto &cdgate = dgate, &cdup = dup, &cdx = dx;
+  const auto &cdgate = dgate, &cdup = dup, &cdx = dx, &cdsilu = dsilu;
+  ExpectNear(
+      silu_over_dy, [&](int64_t i, int64_t j) { return cdsilu(i, j); }, 0.0);
   ExpectNear(
       gate, [&](int64_t i, int64_t j) { return cdgate(i, j); }, 0.0);
   ExpectNear(
@@ -288,6 +301,18 @@ TEST_F(CpuDenseGradientTest, SwiGlu) {
   };
   ExpectIsGradient(loss, gate, dgate, "dgate");
   ExpectIsGradient(loss, up, dup, "dup");
+}
+
+TEST_F(CpuDenseGradientTest, Silu) {
+  auto x = TestMatrix<double>::Random(4, 19, 1, 2), dy = TestMatrix<double>::Random(4, 19, 3, 1);
+  TestMatrix<double> y(4, 19);
+  auto dx = TestMatrix<double>::Constant(4, 19, NAN);  // overwrites
+  backend_.SwiGluBackward({.gate = x.view(), .dy = dy.view(), .dgate = dx.view()}, *stream_);
+  const auto loss = [&] {
+    backend_.SwiGlu({.gate = x.view(), .y = y.view()}, *stream_);
+    return WeightedSum(y, dy);
+  };
+  ExpectIsGradient(loss, x, dx, "dx");
 }
 
 TEST_F(CpuDenseGradientTest, Gelu) {

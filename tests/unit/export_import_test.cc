@@ -188,7 +188,7 @@ TEST_F(ImportTest, OpenModelTakesAllThree) {
   EXPECT_EQ((*values)[5], static_cast<float>(BFloat16(DenseOf(info_.parameters[0])[5])));
   const auto nothing = OpenModel(directory_);
   EXPECT_EQ(nothing.status().exit_code(), 2);
-  EXPECT_THAT(nothing.status().message(), HasSubstr("nor a Hugging Face model"));
+  EXPECT_THAT(nothing.status().message(), HasSubstr("or a Hugging Face directory"));
 }
 
 TEST_F(ImportTest, ATokenizerThatWeDoNotReadTravelsOn) {

@@ -32,6 +32,7 @@ std::vector<SparsitySpec> HalfOf(std::string_view parameterisation) {
   sparsity.sparsity = parameterisation == "dense" ? 0.0 : 0.5;
   sparsity.block_out = 8;
   sparsity.block_in = 6;
+  sparsity.rank = 3;
   return {sparsity};
 }
 
@@ -159,6 +160,28 @@ TEST_P(GradientTest, IsTheSameAtEveryLevelOfRecomputation) {
           << problem.tested().parameters()[i].name << " at level " << static_cast<int>(level);
     }
   }
+}
+
+// Activations between factors have places of their own, also where only some layers have factors.
+TEST_P(GradientTest, FactorsInSomeLayersAtEveryLevelOfRecomputation) {
+  std::vector<SparsitySpec> sparsity = HalfOf("cola");
+  sparsity[0].include = {"layers.1.*"};
+  sparsity[0].exclude = {"layers.1.mlp.up.weight"};
+  ModelSpec spec = this->spec();
+  std::vector<double> losses;
+  for (Recompute level : {Recompute::kNone, Recompute::kActivations, Recompute::kLayer}) {
+    spec.recompute = level;
+    Problem problem(spec, sparsity);
+    losses.push_back(problem.LossAndGradients());
+    EXPECT_NEAR(losses.back(), problem.Loss(), 1e-12);
+    int factors = 0;
+    for (size_t i = 0; i < problem.tested().parameters().size(); ++i) {
+      factors += problem.tested().parameters()[i].factor == FactorKind::kNonlinear;
+      CheckParameter(problem, static_cast<int>(i));
+    }
+    EXPECT_EQ(factors, spec.family == ModelFamily::kLlama ? 12 : 10);
+  }
+  EXPECT_EQ(losses, std::vector<double>(3, losses[0]));
 }
 
 // What is stored computes what the dense weight with zeros elsewhere computes.

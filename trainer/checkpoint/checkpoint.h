@@ -82,7 +82,8 @@ std::string CheckpointDirectory(const std::string& run_dir, int64_t step);
 // are not seen.
 std::string NewestCheckpoint(const std::string& run_dir);
 // A checkpoint directory, or a run directory's newest: what commands take as CHECKPOINT|RUN.
-StatusOr<std::string> ResolveCheckpoint(const std::string& path);
+// `others` ends the message about anything else: what the caller takes besides (", or ...").
+StatusOr<std::string> ResolveCheckpoint(const std::string& path, const std::string& others = "");
 // Removes all but the newest `keep_last` checkpoints of RUN (0: keeps all), sparing
 // `protected_steps`.
 Status RemoveOldCheckpoints(const std::string& run_dir, int64_t keep_last,

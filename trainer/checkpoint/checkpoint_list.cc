@@ -63,19 +63,21 @@ std::string NewestCheckpoint(const std::string& run_dir) {
   return checkpoints.empty() ? "" : checkpoints.rbegin()->second;
 }
 
-StatusOr<std::string> ResolveCheckpoint(const std::string& path) {
+StatusOr<std::string> ResolveCheckpoint(const std::string& path, const std::string& others) {
   if (IsCheckpoint(path)) return path;
   const std::string newest = NewestCheckpoint(path);
   if (!newest.empty()) return newest;
   std::error_code error;
   if (!fs::exists(path, error)) {
-    return InvalidInput(path + ": does not exist; give a checkpoint or a run directory");
+    return InvalidInput(path + ": does not exist; give a run or a checkpoint" + others);
   }
   if (fs::is_directory(CheckpointRoot(path), error)) {
-    return InvalidInput(path + ": this run has no complete checkpoint yet");
+    return InvalidInput(path + ": this run has no complete checkpoint yet; wait for its first one");
   }
-  return InvalidInput(path + ": is neither a checkpoint (it has no " + kCheckpointManifestName +
-                      " with model.safetensors) nor a run directory (it has no checkpoints/)");
+  return InvalidInput(
+      path + ": is neither a checkpoint (it has no " + kCheckpointManifestName +
+      " with model.safetensors) nor a run directory (it has no checkpoints/); give one of them" +
+      others);
 }
 
 Status RemoveOldCheckpoints(const std::string& run_dir, int64_t keep_last,

@@ -25,8 +25,13 @@ constexpr EnumName<ModelFamily> kFamilies[] = {{ModelFamily::kLlama, "llama"},
 constexpr EnumName<Recompute> kRecomputes[] = {{Recompute::kNone, "none"},
                                                {Recompute::kActivations, "activations"},
                                                {Recompute::kLayer, "layer"}};
-constexpr EnumName<InitKind> kInits[] = {
-    {InitKind::kNormal, "normal"}, {InitKind::kZeros, "zeros"}, {InitKind::kOnes, "ones"}};
+constexpr EnumName<InitKind> kInits[] = {{InitKind::kNormal, "normal"},
+                                         {InitKind::kZeros, "zeros"},
+                                         {InitKind::kOnes, "ones"},
+                                         {InitKind::kUniform, "uniform"}};
+constexpr EnumName<FactorKind> kFactors[] = {{FactorKind::kNone, "none"},
+                                             {FactorKind::kLowRank, "low_rank"},
+                                             {FactorKind::kNonlinear, "nonlinear"}};
 constexpr EnumName<LayoutKind> kLayouts[] = {{LayoutKind::kDense, "dense"},
                                              {LayoutKind::kUnstructured, "unstructured"},
                                              {LayoutKind::kBlocked, "blocked"},
@@ -128,6 +133,8 @@ void VisitParameter(Visitor& visit, P& parameter, Layout& layout) {
   visit("sparsifiable", parameter.sparsifiable);
   visit("init", parameter.init, kInits);
   visit("init_std", parameter.init_std);
+  visit("factor", parameter.factor, kFactors);
+  visit("factor_scale", parameter.factor_scale);
 }
 
 template <typename Visitor, typename File>

@@ -80,6 +80,8 @@ constexpr FieldRange kRanges[] = {
     {"Point.at", Range::kNotNegative},
     {"Point.sparsity", Range::kBelowOne},
     {"Phase.rewind_step", Range::kNotNegative},
+    {"SparsityConfig.rank", Range::kNotNegative},
+    {"SparsityConfig.alpha", Range::kNotNegative},
     {"EvaluationConfig.every_steps", Range::kNotNegative},
     {"EvaluationConfig.tokens", Range::kNotNegative},
     {"EvaluationConfig.sample_tokens", Range::kNotNegative},

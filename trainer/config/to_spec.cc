@@ -17,6 +17,9 @@ static_assert(static_cast<int>(DeviceChoice::kCuda) == ParallelConfig::CUDA);
 static_assert(static_cast<int>(Clock::kCompute) == SparsityConfig::COMPUTE);
 static_assert(static_cast<int>(SparsityCurve::kPoints) == SparsityConfig::POINTS);
 static_assert(static_cast<int>(DropCurve::kCosine) == SparsityConfig::DROP_COSINE);
+static_assert(static_cast<int>(LossFormula::kSltrain) == EvaluationConfig::SLTRAIN);
+static_assert(static_cast<int>(SparsePart::kBlocks) == SparsityConfig::BLOCKS);
+static_assert(static_cast<int>(LowRankCompute::kFactored) == SparsityConfig::FACTORED);
 
 ModelSpec ToModelSpec(const ModelConfig& config) {
   return {.family = static_cast<ModelFamily>(config.family()),
@@ -63,29 +66,36 @@ ScheduleSpec ToScheduleSpec(const ScheduleConfig& config, int64_t phase_steps) {
           .wsd_decay_fraction = config.wsd_decay_fraction()};
 }
 
-SparsitySpec ToSparsitySpec(const SparsityConfig& config) {
-  SparsitySpec spec = {.include = {config.include().begin(), config.include().end()},
-                       .exclude = {config.exclude().begin(), config.exclude().end()},
-                       .parameterisation = config.parameterisation(),
-                       .sparsity = config.sparsity(),
-                       .block_out = config.block_out(),
-                       .block_in = config.block_in(),
-                       .rule = config.rule(),
-                       .distribution = config.distribution(),
-                       .criterion = config.criterion(),
-                       .initial_sparsity = config.initial_sparsity(),
-                       .curve = static_cast<SparsityCurve>(config.curve()),
-                       .clock = static_cast<Clock>(config.clock()),
-                       .begin = config.begin(),
-                       .end = config.end(),
-                       .update_interval = config.update_interval(),
-                       .drop_fraction = config.drop_fraction(),
-                       .final_drop_fraction = config.final_drop_fraction(),
-                       .drop_curve = static_cast<DropCurve>(config.drop_curve()),
-                       .drop_end = config.drop_end(),
-                       .min_density = config.min_density(),
-                       .min_share = config.min_share(),
-                       .growth_ramp_steps = config.growth_ramp_steps()};
+SparsitySpec ToSparsitySpec(const SparsityConfig& config, const BatchConfig& batch) {
+  SparsitySpec spec = {
+      .include = {config.include().begin(), config.include().end()},
+      .exclude = {config.exclude().begin(), config.exclude().end()},
+      .parameterisation = config.parameterisation(),
+      .sparsity = config.sparsity(),
+      .block_out = config.block_out(),
+      .block_in = config.block_in(),
+      .rule = config.rule(),
+      .distribution = config.distribution(),
+      .criterion = config.criterion(),
+      .initial_sparsity = config.initial_sparsity(),
+      .curve = static_cast<SparsityCurve>(config.curve()),
+      .clock = static_cast<Clock>(config.clock()),
+      .begin = config.begin(),
+      .end = config.end(),
+      .update_interval = config.update_interval(),
+      .drop_fraction = config.drop_fraction(),
+      .final_drop_fraction = config.final_drop_fraction(),
+      .drop_curve = static_cast<DropCurve>(config.drop_curve()),
+      .drop_end = config.drop_end(),
+      .min_density = config.min_density(),
+      .min_share = config.min_share(),
+      .growth_ramp_steps = config.growth_ramp_steps(),
+      .rank = config.rank(),
+      .alpha = config.alpha(),
+      .sparse_part = static_cast<SparsePart>(config.sparse_part()),
+      .compute = static_cast<LowRankCompute>(config.compute()),
+      .keep_rebuilt = config.keep_rebuilt(),
+      .micro_batch_tokens = int64_t{batch.micro_batch_sequences()} * batch.seq_len()};
   for (const auto& point : config.point()) spec.points.push_back({point.at(), point.sparsity()});
   return spec;
 }
@@ -108,7 +118,7 @@ PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t fir
   spec.schedule = ToScheduleSpec(merged.schedule, merged.steps);
   if (phase.has_rewind_step()) spec.rewind_step = phase.rewind_step();
   for (const SparsityConfig& entry : merged.sparsity) {
-    spec.sparsity.push_back(ToSparsitySpec(entry));
+    spec.sparsity.push_back(ToSparsitySpec(entry, merged.batch));
   }
   return spec;
 }
@@ -127,6 +137,7 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   spec.evaluation = {
       .every_steps = evaluation.every_steps(),
       .tokens = evaluation.tokens(),
+      .formula = static_cast<LossFormula>(evaluation.formula()),
       .sample_prompts = {evaluation.sample_prompt().begin(), evaluation.sample_prompt().end()},
       .sample_tokens = evaluation.sample_tokens()};
   spec.zero_stage = config.parallel().zero_stage();

@@ -9,6 +9,7 @@
 
 #include "data/file_io.h"
 #include "trainer/checkpoint/durable_file.h"
+#include "trainer/checkpoint/merged_weight.h"
 #include "trainer/checkpoint/safetensors.h"
 #include "trainer/checkpoint/stored_values.h"
 #include "trainer/export/huggingface_config.h"
@@ -72,31 +73,40 @@ class Exporter {
       : reader_(reader), options_(options), out_dir_(std::move(out_dir)) {
     const CheckpointInfo& info = reader.info();
     tensors_ = HfTensorsOf(info.model);
-    for (size_t i = 0; i < info.parameters.size(); ++i) {
-      index_of_[info.parameters[i].name] = static_cast<int>(i);
+    for (const HfTensor& tensor : tensors_) {
+      for (const HfTensor::Part& part : tensor.parts) {
+        parts_of_[part.parameter] = FindWeightParts(info.parameters, part.parameter);
+      }
     }
     metadata_ = {{kProducerKey, kProducer},
                  {"step", std::to_string(info.step)},
                  {"config_xxh64", HashHex(Hash64(info.config_text))}};
   }
 
-  // The checkpoint's parameters must be those that the table names, in its shapes.
+  // The checkpoint's parameters must be those that the table names, in its shapes, or factors that
+  // can be merged to them.
   Status CheckParameters() const {
     const std::string place = reader_.directory() + ": parameter \"";
-    std::set<std::string> exported;
+    std::set<int> exported;
     for (const HfTensor& tensor : tensors_) {
       for (const HfTensor::Part& part : tensor.parts) {
-        const auto found = index_of_.find(part.parameter);
-        if (found == index_of_.end() || ParameterOf(part).shape != part.shape) {
+        const WeightParts& parts = parts_of_.at(part.parameter);
+        if (!HasShape(parts, part.shape)) {
           return InvalidInput(place + part.parameter + "\" is missing or of another shape than " +
                               "the model in the manifest implies; it cannot be exported");
         }
-        exported.insert(part.parameter);
+        exported.insert({parts.weight, parts.low_rank_a, parts.low_rank_b});
       }
     }
-    for (const auto& [name, index] : index_of_) {
-      if (exported.count(name) > 0) continue;
-      return InvalidInput(place + name + "\" has no place in a Hugging Face model of this family");
+    for (size_t i = 0; i < parameters().size(); ++i) {
+      if (parameters()[i].factor == FactorKind::kNonlinear) {
+        return InvalidInput(place + parameters()[i].name +
+                            "\" is a factor before or after a nonlinearity (cola), which no " +
+                            "Hugging Face model of this family has; it cannot be exported");
+      }
+      if (exported.count(static_cast<int>(i)) > 0) continue;
+      return InvalidInput(place + parameters()[i].name +
+                          "\" has no place in a Hugging Face model of this family");
     }
     return OkStatus();
   }
@@ -126,7 +136,7 @@ class Exporter {
     SafetensorsMetadata metadata = metadata_;
     for (const HfTensor& tensor : tensors_) {
       const bool dense = std::all_of(tensor.parts.begin(), tensor.parts.end(), [&](auto& part) {
-        return ParameterOf(part).layout.kind() == LayoutKind::kDense;
+        return LayoutOf(part).kind() == LayoutKind::kDense;
       });
       if (dense) continue;
       const int64_t cells = tensor.out() * tensor.in();
@@ -152,8 +162,21 @@ class Exporter {
   }
 
  private:
-  const Parameter& ParameterOf(const HfTensor::Part& part) const {
-    return reader_.info().parameters[static_cast<size_t>(index_of_.at(part.parameter))];
+  const std::vector<Parameter>& parameters() const { return reader_.info().parameters; }
+
+  bool HasShape(const WeightParts& parts, const std::vector<int64_t>& shape) const {
+    if (parts.empty()) return false;
+    if (parts.weight >= 0 && parameters()[parts.weight].shape != shape) return false;
+    if (!parts.has_factors()) return true;
+    const std::vector<int64_t>& a = parameters()[parts.low_rank_a].shape;
+    const std::vector<int64_t>& b = parameters()[parts.low_rank_b].shape;
+    return std::vector<int64_t>{b[0], a[1]} == shape && a[0] == b[1];
+  }
+
+  // Of the cells that are stored one by one; dense where only factors are.
+  SparseLayout LayoutOf(const HfTensor::Part& part) const {
+    const int weight = parts_of_.at(part.parameter).weight;
+    return weight >= 0 ? parameters()[weight].layout : SparseLayout::Dense(part.out(), part.in());
   }
 
   TensorSpec SpecOf(const HfTensor& tensor) const {
@@ -179,7 +202,10 @@ class Exporter {
   Status WriteTensor(const HfTensor& tensor, SafetensorsWriter* file) const {
     std::vector<std::vector<float>> parts;
     for (const HfTensor::Part& part : tensor.parts) {
-      ASSIGN_OR_RETURN(std::vector<float> values, reader_.ReadDense(index_of_.at(part.parameter)));
+      ASSIGN_OR_RETURN(std::vector<float> values,
+                       MergedWeight(parameters(), parts_of_.at(part.parameter), [&](int index) {
+                         return reader_.ReadSegment(index, CheckpointArray::kMaster);
+                       }));
       parts.push_back(std::move(values));
     }
     const std::vector<float> values = StackParts(tensor, std::move(parts));
@@ -193,7 +219,7 @@ class Exporter {
   std::vector<uint8_t> MaskBits(const HfTensor& tensor) const {
     std::vector<std::vector<uint8_t>> parts;
     for (const HfTensor::Part& part : tensor.parts) {
-      parts.push_back(MaskOf(ParameterOf(part).layout));
+      parts.push_back(MaskOf(LayoutOf(part)));
     }
     const std::vector<uint8_t> mask = StackParts(tensor, std::move(parts));
     std::vector<uint8_t> bits((mask.size() + 7) / 8, 0);
@@ -207,7 +233,7 @@ class Exporter {
     nlohmann::ordered_json parts = nlohmann::ordered_json::array();
     int64_t nonzero = 0;
     for (const HfTensor::Part& part : tensor.parts) {
-      const SparseLayout& layout = ParameterOf(part).layout;
+      const SparseLayout layout = LayoutOf(part);
       const bool swap = tensor.transposed;
       nonzero += layout.nonzero_count();
       parts.push_back({{"parameter", part.parameter},
@@ -215,6 +241,10 @@ class Exporter {
                        {"block_rows", swap ? layout.block_in() : layout.block_out()},
                        {"block_cols", swap ? layout.block_out() : layout.block_in()},
                        {"density", 1.0 - layout.sparsity()}});
+      const WeightParts& stored = parts_of_.at(part.parameter);
+      if (!stored.has_factors()) continue;
+      const Parameter& a = parameters()[stored.low_rank_a];
+      parts.back()["low_rank"] = {{"rank", a.shape[0]}, {"scale", a.factor_scale}};
     }
     const double cells = static_cast<double>(tensor.out() * tensor.in());
     nlohmann::ordered_json json = {{"shape", tensor.FileShape()},
@@ -233,7 +263,7 @@ class Exporter {
   const ExportOptions& options_;
   const std::string out_dir_;
   std::vector<HfTensor> tensors_;
-  std::map<std::string, int> index_of_;
+  std::map<std::string, WeightParts> parts_of_;
   SafetensorsMetadata metadata_;
 };
 

@@ -10,7 +10,9 @@
 //                                 significant first) of byte i / 8 is cell i, row-major; bits past
 //                                 the last cell are zero. Metadata NAME.layout is a JSON object:
 //                                 shape, density, and of each part (GPT-2's q, k, v are stacked)
-//                                 the parameter, kind, block_rows, block_cols and density.
+//                                 the parameter, kind, block_rows, block_cols and density, and of
+//                                 low-rank factors beside those cells rank and scale: the model's
+//                                 weight is W = scale * B A + the stored cells, merged in fp32.
 //
 // Metadata of every file: producer, step, config_xxh64 (of the effective configuration).
 #pragma once

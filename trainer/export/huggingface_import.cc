@@ -12,6 +12,7 @@
 #include "trainer/checkpoint/tokenizer_files.h"
 #include "trainer/export/huggingface_config.h"
 #include "trainer/export/huggingface_names.h"
+#include "trainer/export/sltrain_checkpoint.h"
 
 namespace filigree {
 namespace {
@@ -114,6 +115,7 @@ Status CheckUnused(const std::string& checkpoint_dir) {
 }  // namespace
 
 StatusOr<std::unique_ptr<CheckpointReader>> OpenHuggingFace(const std::string& hf_dir) {
+  if (IsSltrain(hf_dir)) return OpenSltrain(hf_dir);
   const std::string config_path = hf_dir + "/config.json";
   ASSIGN_OR_RETURN(const std::string text, ReadFile(config_path));
   ASSIGN_OR_RETURN(const ModelSpec model, ParseHfConfig(text, config_path));

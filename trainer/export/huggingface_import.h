@@ -15,7 +15,8 @@
 namespace filigree {
 
 // The directory as a checkpoint at step 0 without moments or configuration; weights stay in the
-// mapped files until they are read. The tokenizer's directory is the model's.
+// mapped files until they are read. The tokenizer's directory is the model's. A directory of
+// SLTrain's trainer is opened as one (sltrain_checkpoint.h).
 StatusOr<std::unique_ptr<CheckpointReader>> OpenHuggingFace(const std::string& hf_dir);
 
 // Writes it as a checkpoint of our own.

@@ -181,10 +181,11 @@ StatusOr<std::string> InspectPath(const std::string& path) {
     for (const SafetensorsFile& file : set.files()) files.push_back(&file);
     return InspectTensors(files);
   }
-  auto checkpoint = ResolveCheckpoint(path);
-  if (checkpoint.ok()) return InspectCheckpoint(*checkpoint);
-  return InvalidInput(checkpoint.status().message() +
-                      ", nor a Hugging Face model, a .safetensors file or a token shard");
+  ASSIGN_OR_RETURN(const std::string checkpoint,
+                   ResolveCheckpoint(path,
+                                     ", a Hugging Face directory (with config.json), a token "
+                                     "shard or a .safetensors file"));
+  return InspectCheckpoint(checkpoint);
 }
 
 }  // namespace filigree

@@ -13,10 +13,9 @@ bool IsHuggingFace(const std::string& path) {
 
 StatusOr<std::unique_ptr<CheckpointReader>> OpenModel(const std::string& path) {
   if (IsHuggingFace(path)) return OpenHuggingFace(path);
-  auto checkpoint = ResolveCheckpoint(path);
-  if (checkpoint.ok()) return CheckpointReader::Open(*checkpoint);
-  return InvalidInput(checkpoint.status().message() +
-                      ", nor a Hugging Face model (it has no config.json)");
+  ASSIGN_OR_RETURN(const std::string checkpoint,
+                   ResolveCheckpoint(path, ", or a Hugging Face directory (with config.json)"));
+  return CheckpointReader::Open(checkpoint);
 }
 
 }  // namespace filigree

@@ -33,7 +33,7 @@ class BlockSparseLinear final : public Linear {
 
   void Materialize(Stream& stream) override {}
 
-  void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
+  void Forward(ConstTensorView x, TensorView y, TensorView, const ProductEpilogue& epilogue,
                Stream& stream) override {
     backend_.Spmm({.weight = layout_.get(),
                    .values = weight_.values,
@@ -44,8 +44,8 @@ class BlockSparseLinear final : public Linear {
                   stream);
   }
 
-  void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
-                Stream& stream) override {
+  void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,
+                const InputGrad& input_grad, Stream& stream) override {
     backend_.Sddmm({.weight = layout_.get(), .dy = dy, .x = x, .dvalues = weight_.grads}, stream);
     bias_.Backward(dy, stream);
     if (input_grad.dx.empty()) return;

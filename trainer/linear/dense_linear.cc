@@ -28,7 +28,7 @@ class DenseLinear final : public Linear {
 
   void Materialize(Stream& stream) override {}
 
-  void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
+  void Forward(ConstTensorView x, TensorView y, TensorView, const ProductEpilogue& epilogue,
                Stream& stream) override {
     backend_.MatMul({.a = x,
                      .b = weight_,
@@ -39,8 +39,8 @@ class DenseLinear final : public Linear {
                     stream);
   }
 
-  void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
-                Stream& stream) override {
+  void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,
+                const InputGrad& input_grad, Stream& stream) override {
     backend_.MatMul({.a = dy, .b = x, .out = grads_, .transpose_a = true, .accumulate = true},
                     stream);
     bias_.Backward(dy, stream);

@@ -23,7 +23,9 @@ namespace filigree {
 
 // What a model asks for.
 struct LinearSpec {
-  std::string name;  // "layers.3.attention.q"; parameters are name + ".weight" and name + ".bias"
+  // "layers.3.attention.q"; parameters are name + ".weight", ".low_rank_a", ".low_rank_b", ".bias",
+  // as far as the parameterisation has them, in this order.
+  std::string name;
   int64_t out = 0, in = 0;
   bool bias = false;
   double init_std = 0.02;
@@ -54,7 +56,13 @@ struct LinearFlops {
 struct LinearMemory {
   int64_t layout_bytes = 0;        // indices
   int64_t compute_copy_bytes = 0;  // expanded weights that compute reads
-  int64_t scratch_bytes = 0;       // needed during one backward; shared by all linears (maximum)
+  int64_t scratch_bytes = 0;       // of one forward or backward; shared by all linears (maximum)
+};
+
+// What a linear computes between its factors, [T, inner_width()]; empty where it has none.
+struct InnerActivations {
+  ConstTensorView values;  // as Forward left them
+  TensorView grads;        // memory for Backward
 };
 
 // A linear that is one product with a blocked weight, as a group joins it to its neighbours.
@@ -76,13 +84,15 @@ class Linear {
 
   // Values -> what compute reads. Call after every change of the values, before Forward.
   virtual void Materialize(Stream& stream) = 0;
-  // y [T, out] = x [T, in] W^T + bias, then `epilogue` (residual, pre_activation). Views may be
-  // strided.
-  virtual void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
-                       Stream& stream) = 0;
-  // Adds the gradients of weight and bias into grads, and computes the input's.
-  virtual void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
-                        Stream& stream) = 0;
+  // Columns of the activations between factors, kept for Backward; 0 where there are none.
+  virtual int64_t inner_width() const { return 0; }
+  // y [T, out] = x [T, in] W^T + bias, then `epilogue` (residual, pre_activation). Writes `inner`
+  // [T, inner_width()]. Views may be strided.
+  virtual void Forward(ConstTensorView x, TensorView y, TensorView inner,
+                       const ProductEpilogue& epilogue, Stream& stream) = 0;
+  // Adds the gradients of all parameters into grads, and computes the input's.
+  virtual void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
+                        const InputGrad& input_grad, Stream& stream) = 0;
 
   // Set where the linear is nothing but that product; valid after Bind.
   virtual std::optional<BlockedProduct> blocked_product() const { return std::nullopt; }
@@ -100,12 +110,16 @@ struct Parameterisation {
   // Problems of this spec for a weight [out, in] ("sparsity 0.999 leaves no block of ..."), or OK.
   Status (*validate)(const LinearSpec& linear, const SparsitySpec& sparsity);
   // The initial layout of the weight: a pure function of its arguments. Dense where nothing is
-  // sparse.
+  // sparse, of nothing ([0, 0]) where no parameter NAME.weight is stored.
   SparseLayout (*draw_layout)(const LinearSpec& linear, const SparsitySpec& sparsity,
                               uint64_t seed);
   // A linear over a given layout (drawn, or read from a checkpoint).
   std::unique_ptr<Linear> (*create)(const LinearSpec& linear, const SparsitySpec& sparsity,
                                     SparseLayout layout, Backend& backend);
+  // The low-rank factors that it has, of SparsitySpec::rank.
+  FactorKind factors = FactorKind::kNone;
+  // Whether a parameter NAME.weight is stored (beside the factors, if there are any).
+  bool has_weight = true;
 };
 
 // All rows, and one by name (nullptr where there is none).
@@ -139,23 +153,32 @@ class LinearGroup {
     return y.Cols(offsets_[i], offsets_[i + 1] - offsets_[i]);
   }
   std::span<const std::unique_ptr<Linear>> parts() const { return parts_; }
+  // The parts' inner activations lie side by side too.
+  int64_t inner_width() const { return inner_offsets_.back(); }
 
   // Call once the parts are bound.
   void JoinParts();
   void Materialize(Stream& stream);
   // As Linear's, over the parts.
-  void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue, Stream& stream);
-  void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad, Stream& stream);
+  void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
+               Stream& stream);
+  void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
+                const InputGrad& input_grad, Stream& stream);
   // From now on every Backward also adds to `statistics`, one for each part (none: no more).
   void Collect(std::vector<LinearStatistics> statistics) { statistics_ = std::move(statistics); }
 
  private:
   void AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& stream);
+  template <typename View>
+  View InnerPart(View inner, int i) const {
+    const int64_t width = inner_offsets_[i + 1] - inner_offsets_[i];
+    return width == 0 ? View() : inner.Cols(inner_offsets_[i], width);
+  }
   void BackwardJoined(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
                       Stream& stream);
 
   std::vector<std::unique_ptr<Linear>> parts_;
-  std::vector<int64_t> offsets_;  // parts + 1
+  std::vector<int64_t> offsets_, inner_offsets_;  // parts + 1
   std::vector<LinearStatistics> statistics_;
   Backend& backend_;
   // The parts as one product; nullptr where they are computed one by one.

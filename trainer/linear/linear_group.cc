@@ -26,9 +26,12 @@ void AddSquares(ConstTensorView x, std::vector<double>* squares) {
 
 LinearGroup::LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<int64_t> widths,
                          Backend& backend)
-    : parts_(std::move(parts)), offsets_{0}, backend_(backend) {
+    : parts_(std::move(parts)), offsets_{0}, inner_offsets_{0}, backend_(backend) {
   CHECK_EQ(parts_.size(), widths.size());
   for (int64_t width : widths) offsets_.push_back(offsets_.back() + width);
+  for (const auto& part : parts_) {
+    inner_offsets_.push_back(inner_offsets_.back() + part->inner_width());
+  }
 }
 
 void LinearGroup::JoinParts() {
@@ -72,8 +75,8 @@ void LinearGroup::Materialize(Stream& stream) {
   }
 }
 
-void LinearGroup::Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
-                          Stream& stream) {
+void LinearGroup::Forward(ConstTensorView x, TensorView y, TensorView inner,
+                          const ProductEpilogue& epilogue, Stream& stream) {
   if (joined_) {
     backend_.Spmm({.weight = joined_.get(),
                    .values = joined_values_,
@@ -86,23 +89,26 @@ void LinearGroup::Forward(ConstTensorView x, TensorView y, const ProductEpilogue
   }
   for (size_t i = 0; i < parts_.size(); ++i) {
     const int part = static_cast<int>(i);
-    parts_[i]->Forward(x, Part(y, part),
+    parts_[i]->Forward(x, Part(y, part), InnerPart(inner, part),
                        {.residual = Part(epilogue.residual, part),
                         .pre_activation = Part(epilogue.pre_activation, part)},
                        stream);
   }
 }
 
-void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
-                           Stream& stream) {
+void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
+                           const InputGrad& input_grad, Stream& stream) {
   if (!statistics_.empty()) AddStatistics(x, dy, stream);
   if (joined_) return BackwardJoined(x, dy, input_grad, stream);
   for (size_t i = 0; i < parts_.size(); ++i) {
     // The derivative of the activation multiplies the sum over the parts.
-    InputGrad part = input_grad;
-    part.accumulate |= i > 0;
-    if (i + 1 < parts_.size()) part.gelu_input = {};
-    parts_[i]->Backward(x, Part(dy, static_cast<int>(i)), part, stream);
+    const int part = static_cast<int>(i);
+    InputGrad part_grad = input_grad;
+    part_grad.accumulate |= i > 0;
+    if (i + 1 < parts_.size()) part_grad.gelu_input = {};
+    parts_[i]->Backward(x, Part(dy, part),
+                        {InnerPart(inner.values, part), InnerPart(inner.grads, part)}, part_grad,
+                        stream);
   }
 }
 

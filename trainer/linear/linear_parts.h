@@ -48,5 +48,8 @@ Parameter WeightParameter(const LinearSpec& spec, SparseLayout layout);
 extern const Parameterisation kDenseParameterisation;
 extern const Parameterisation kMaskedParameterisation;
 extern const Parameterisation kBlockSparseParameterisation;
+extern const Parameterisation kLowRankParameterisation;
+extern const Parameterisation kSparsePlusLowRankParameterisation;
+extern const Parameterisation kColaParameterisation;
 
 }  // namespace filigree

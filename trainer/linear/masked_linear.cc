@@ -40,7 +40,7 @@ class MaskedLinear final : public Linear {
                            stream);
   }
 
-  void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
+  void Forward(ConstTensorView x, TensorView y, TensorView, const ProductEpilogue& epilogue,
                Stream& stream) override {
     backend_.MatMul({.a = x,
                      .b = dense_,
@@ -51,8 +51,8 @@ class MaskedLinear final : public Linear {
                     stream);
   }
 
-  void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
-                Stream& stream) override {
+  void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,
+                const InputGrad& input_grad, Stream& stream) override {
     backend_.MatMul({.a = dy, .b = x, .out = dense_grads_, .transpose_a = true}, stream);
     backend_.GatherStored({.weight = layout_.get(),
                            .dense = dense_grads_,

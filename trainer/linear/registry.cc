@@ -23,8 +23,12 @@ bool AnyMatches(const std::vector<std::string>& patterns, std::string_view name)
 }  // namespace
 
 std::span<const Parameterisation> Parameterisations() {
-  static const std::array rows = {kDenseParameterisation, kMaskedParameterisation,
-                                  kBlockSparseParameterisation};
+  static const std::array rows = {kDenseParameterisation,
+                                  kMaskedParameterisation,
+                                  kBlockSparseParameterisation,
+                                  kLowRankParameterisation,
+                                  kSparsePlusLowRankParameterisation,
+                                  kColaParameterisation};
   return rows;
 }
 

@@ -60,6 +60,9 @@ class Decoder final : public Model {
       const std::map<std::string, SparseLayout>& layouts);
   Activations LayOut(ActivationArena& arena, int64_t tokens, int64_t seq_len, bool training) const;
   void LayOutLayers(ActivationArena& arena, int64_t tokens, bool training, Activations* a) const;
+  // [tokens, width] where that is anything; layers may differ in what is between their factors.
+  void LayOutInner(ActivationArena& arena, int64_t tokens, int64_t width, TensorView* inner) const;
+  int64_t Widest(int64_t (DecoderLayer::*width)() const) const;
   // Runs everything up to final_norm.
   Activations Forward(const MicroBatch& batch, bool training, Stream& stream);
   void Backward(const MicroBatch& batch, const Activations& a, Stream& stream);
@@ -113,6 +116,17 @@ void Decoder::Bind(FlatBuffer& buffer) {
   }
 }
 
+int64_t Decoder::Widest(int64_t (DecoderLayer::*width)() const) const {
+  int64_t widest = 0;
+  for (const auto& layer : layers_) widest = std::max(widest, (*layer.*width)());
+  return widest;
+}
+
+void Decoder::LayOutInner(ActivationArena& arena, int64_t tokens, int64_t width,
+                          TensorView* inner) const {
+  if (width > 0) *inner = arena.Matrix(tokens, width);
+}
+
 // Which layers share what: NONE nothing; ACTIVATIONS what is cheap to compute again; LAYER, and
 // inference, everything but the residual stream.
 void Decoder::LayOutLayers(ActivationArena& arena, int64_t tokens, bool training,
@@ -124,11 +138,15 @@ void Decoder::LayOutLayers(ActivationArena& arena, int64_t tokens, bool training
     layers_[0]->LayOut(arena, tokens, Part::kRecomputed, &shared);
   } else if (recompute == Recompute::kLayer) {
     layers_[0]->LayOut(arena, tokens, Part::kAll, &shared);
+    LayOutInner(arena, tokens, Widest(&DecoderLayer::inner_width), &shared.inner);
   }
   for (const auto& layer : layers_) {
     LayerActivations own = shared;
     if (recompute == Recompute::kNone) layer->LayOut(arena, tokens, Part::kAll, &own);
     if (recompute == Recompute::kActivations) layer->LayOut(arena, tokens, Part::kKept, &own);
+    if (recompute != Recompute::kLayer) {
+      LayOutInner(arena, tokens, layer->inner_width(), &own.inner);
+    }
     a->layers.push_back(own);
   }
 }
@@ -150,6 +168,7 @@ Activations Decoder::LayOut(ActivationArena& arena, int64_t tokens, int64_t seq_
   a.dx = arena.Matrix(tokens, spec_.width);
   a.dfinal = arena.Matrix(tokens, spec_.width);
   a.gradients = layers_[0]->LayOutGradients(arena, tokens);
+  LayOutInner(arena, tokens, Widest(&DecoderLayer::inner_grad_width), &a.gradients.inner);
   return a;
 }
 

@@ -1,5 +1,7 @@
 #include "trainer/model/decoder_layer.h"
 
+#include <algorithm>
+
 namespace filigree {
 namespace {
 
@@ -33,6 +35,40 @@ std::vector<const Linear*> DecoderLayer::parts() const {
     for (const auto& part : linear->group().parts()) parts.push_back(part.get());
   }
   return parts;
+}
+
+int64_t DecoderLayer::inner_width() const {
+  int64_t width = 0;
+  for (const TableLinear* linear : {&qkv_, &o_, &gate_up_, &down_}) {
+    width += linear->group().inner_width();
+  }
+  return width;
+}
+
+int64_t DecoderLayer::inner_grad_width() const {
+  int64_t width = 0;
+  for (const TableLinear* linear : {&qkv_, &o_, &gate_up_, &down_}) {
+    width = std::max(width, linear->group().inner_width());
+  }
+  return width;
+}
+
+TensorView DecoderLayer::InnerOf(const TableLinear& linear, TensorView inner) const {
+  const int64_t width = linear.group().inner_width();
+  if (width == 0) return {};
+  int64_t begin = 0;
+  for (const TableLinear* before : {&qkv_, &o_, &gate_up_, &down_}) {
+    if (before == &linear) break;
+    begin += before->group().inner_width();
+  }
+  return inner.Cols(begin, width);
+}
+
+InnerActivations DecoderLayer::InnerOf(const TableLinear& linear, const LayerActivations& a,
+                                       const LayerGradients& g) const {
+  const int64_t width = linear.group().inner_width();
+  if (width == 0) return {};
+  return {InnerOf(linear, a.inner), g.inner.Cols(0, width)};
 }
 
 void DecoderLayer::LayOut(ActivationArena& arena, int64_t tokens, Part part,
@@ -77,7 +113,7 @@ void DecoderLayer::Rope(TensorView qkv, int64_t seq_len, bool inverse, Stream& s
 }
 
 void DecoderLayer::Attend(const LayerActivations& a, int64_t seq_len, Stream& stream) {
-  qkv_.Forward(a.attention_input, a.qkv, {}, stream);
+  qkv_.Forward(a.attention_input, a.qkv, InnerOf(qkv_, a.inner), {}, stream);
   Rope(a.qkv, seq_len, /*inverse=*/false, stream);
   backend_.Attention({.q = qkv_.group().Part(a.qkv, 0),
                       .k = qkv_.group().Part(a.qkv, 1),
@@ -105,15 +141,16 @@ void DecoderLayer::Forward(ConstTensorView x, TensorView out, const LayerActivat
                            int64_t seq_len, Stream& stream) {
   attention_norm_.Forward(x, a.attention_input, a.attention_statistics, stream);
   Attend(a, seq_len, stream);
-  o_.Forward(a.attention_output, a.middle, {.residual = x}, stream);
+  o_.Forward(a.attention_output, a.middle, InnerOf(o_, a.inner), {.residual = x}, stream);
   mlp_norm_.Forward(a.middle, a.mlp_input, a.mlp_statistics, stream);
+  const TensorView inner = InnerOf(gate_up_, a.inner);
   if (traits_.gated) {
-    gate_up_.Forward(a.mlp_input, a.gate_up, {}, stream);
+    gate_up_.Forward(a.mlp_input, a.gate_up, inner, {}, stream);
     Activate(a, stream);
   } else {
-    gate_up_.Forward(a.mlp_input, a.hidden, {.pre_activation = a.gate_up}, stream);
+    gate_up_.Forward(a.mlp_input, a.hidden, inner, {.pre_activation = a.gate_up}, stream);
   }
-  down_.Forward(a.hidden, out, {.residual = a.middle}, stream);
+  down_.Forward(a.hidden, out, InnerOf(down_, a.inner), {.residual = a.middle}, stream);
 }
 
 void DecoderLayer::Recompute(ConstTensorView x, const LayerActivations& a, Stream& stream) {
@@ -124,8 +161,9 @@ void DecoderLayer::Recompute(ConstTensorView x, const LayerActivations& a, Strea
 
 void DecoderLayer::BackwardMlp(TensorView dx, const LayerActivations& a, const LayerGradients& g,
                                Stream& stream) {
+  const InnerActivations inner = InnerOf(down_, a, g);
   if (traits_.gated) {
-    down_.Backward(a.hidden, dx, {.dx = g.hidden}, stream);
+    down_.Backward(a.hidden, dx, inner, {.dx = g.hidden}, stream);
     const LinearGroup& group = gate_up_.group();
     backend_.SwiGluBackward({.gate = group.Part(a.gate_up, 0),
                              .up = group.Part(a.gate_up, 1),
@@ -134,16 +172,16 @@ void DecoderLayer::BackwardMlp(TensorView dx, const LayerActivations& a, const L
                              .dup = group.Part(g.gate_up, 1)},
                             stream);
   } else {
-    down_.Backward(a.hidden, dx, {.dx = g.gate_up, .gelu_input = a.gate_up}, stream);
+    down_.Backward(a.hidden, dx, inner, {.dx = g.gate_up, .gelu_input = a.gate_up}, stream);
   }
-  gate_up_.Backward(a.mlp_input, g.gate_up, {.dx = g.normed}, stream);
+  gate_up_.Backward(a.mlp_input, g.gate_up, InnerOf(gate_up_, a, g), {.dx = g.normed}, stream);
   mlp_norm_.Backward(a.middle, g.normed, dx, a.mlp_statistics, stream);
 }
 
 void DecoderLayer::BackwardAttention(ConstTensorView x, TensorView dx, const LayerActivations& a,
                                      const LayerGradients& g, int64_t seq_len, Stream& stream) {
   const LinearGroup& group = qkv_.group();
-  o_.Backward(a.attention_output, dx, {.dx = g.attention_output}, stream);
+  o_.Backward(a.attention_output, dx, InnerOf(o_, a, g), {.dx = g.attention_output}, stream);
   backend_.AttentionBackward({.q = group.Part(a.qkv, 0),
                               .k = group.Part(a.qkv, 1),
                               .v = group.Part(a.qkv, 2),
@@ -158,7 +196,7 @@ void DecoderLayer::BackwardAttention(ConstTensorView x, TensorView dx, const Lay
                               .kv_heads = spec_.kv_heads},
                              stream);
   Rope(g.qkv, seq_len, /*inverse=*/true, stream);
-  qkv_.Backward(a.attention_input, g.qkv, {.dx = g.normed}, stream);
+  qkv_.Backward(a.attention_input, g.qkv, InnerOf(qkv_, a, g), {.dx = g.normed}, stream);
   attention_norm_.Backward(x, g.normed, dx, a.attention_statistics, stream);
 }
 

@@ -24,6 +24,7 @@ struct LayerActivations {
   TensorView mlp_input;         // norm of `middle` [T, D]
   TensorView gate_up;           // gate | up, or up [T, 2F or F]
   TensorView hidden;            // after the activation function [T, F]
+  TensorView inner;             // between the factors of all linears [T, inner_width()], or empty
 };
 
 // Backward's temporaries, shared by all layers.
@@ -32,6 +33,7 @@ struct LayerGradients {
   TensorView qkv;               // [T, (H + 2K) E]
   TensorView attention_output;  // [T, H E]
   TensorView gate_up, hidden;   // [T, 2F or F], [T, F]
+  TensorView inner;             // of one group of linears [T, the widest group's], or empty
 };
 
 class DecoderLayer {
@@ -42,6 +44,11 @@ class DecoderLayer {
 
   std::vector<TableLinear*> linears();
   std::vector<const Linear*> parts() const;
+
+  // Columns of LayerActivations::inner, and of LayerGradients::inner: they differ between layers
+  // where their parameterisations do, so the model lays them out.
+  int64_t inner_width() const;
+  int64_t inner_grad_width() const;
 
   // Which activations to lay out: all of them, those that ACTIVATIONS keeps, or those it
   // recomputes.
@@ -66,6 +73,10 @@ class DecoderLayer {
   void BackwardAttention(ConstTensorView x, TensorView dx, const LayerActivations& a,
                          const LayerGradients& g, int64_t seq_len, Stream& stream);
   void Rope(TensorView qkv, int64_t seq_len, bool inverse, Stream& stream);
+  // The columns of `inner` that belong to one of the four groups.
+  TensorView InnerOf(const TableLinear& linear, TensorView inner) const;
+  InnerActivations InnerOf(const TableLinear& linear, const LayerActivations& a,
+                           const LayerGradients& g) const;
 
   const ModelSpec& spec_;
   const FamilyTraits& traits_;

@@ -73,25 +73,29 @@ void TableLinear::CollectStatistics(const std::map<std::string, LinearStatistics
   std::vector<LinearStatistics> own;
   bool any = false;
   for (const auto& part : group_.parts()) {
-    const auto found = statistics.find(part->Parameters().front().name);
-    own.push_back(found == statistics.end() ? LinearStatistics{} : found->second);
-    any |= found != statistics.end();
+    own.emplace_back();
+    for (const Parameter& parameter : part->Parameters()) {
+      const auto found = statistics.find(parameter.name);
+      if (found == statistics.end()) continue;
+      own.back() = found->second;
+      any = true;
+    }
   }
   if (!any) own.clear();
   group_.Collect(std::move(own));
 }
 
-void TableLinear::Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue,
-                          Stream& stream) {
+void TableLinear::Forward(ConstTensorView x, TensorView y, TensorView inner,
+                          const ProductEpilogue& epilogue, Stream& stream) {
   bool changed = false;
   for (int i = first_; i < first_ + count_; ++i) changed |= table_.Use(i);
   if (changed) group_.Materialize(stream);
-  group_.Forward(x, y, epilogue, stream);
+  group_.Forward(x, y, inner, epilogue, stream);
 }
 
-void TableLinear::Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
-                           Stream& stream) {
-  group_.Backward(x, dy, input_grad, stream);
+void TableLinear::Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
+                           const InputGrad& input_grad, Stream& stream) {
+  group_.Backward(x, dy, inner, input_grad, stream);
   for (int i = first_ + count_ - 1; i >= first_; --i) table_.GradReady(i);
 }
 

@@ -52,9 +52,11 @@ class TableLinear {
   void Bind(TensorView scratch);
   // As Model's: takes what is there for its parts.
   void CollectStatistics(const std::map<std::string, LinearStatistics>& statistics);
-  void Forward(ConstTensorView x, TensorView y, const ProductEpilogue& epilogue, Stream& stream);
+  void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
+               Stream& stream);
   // Afterwards the gradients of these parameters are final for the micro-batch.
-  void Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad, Stream& stream);
+  void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
+                const InputGrad& input_grad, Stream& stream);
 
  private:
   ParameterTable& table_;

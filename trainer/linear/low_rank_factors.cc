@@ -1,0 +1,115 @@
+#include "trainer/linear/low_rank_factors.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+namespace filigree {
+namespace {
+
+TensorView AsMatrix(TensorView segment, int64_t rows, int64_t cols) {
+  return segment.data() ? segment.Reshape({rows, cols}) : TensorView();
+}
+
+}  // namespace
+
+void LowRankFactors::AppendParameters(FactorInit a, FactorInit b,
+                                      std::vector<Parameter>* parameters) const {
+  const auto append = [&](const char* suffix, int64_t rows, int64_t cols, FactorInit init) {
+    Parameter factor;
+    factor.name = spec_.name + suffix;
+    factor.shape = {rows, cols};
+    factor.layout = SparseLayout::Dense(rows, cols);
+    factor.decay = true;
+    factor.init = init.kind;
+    factor.init_std = init.std;
+    factor.factor = kind_;
+    factor.factor_scale = scale_;
+    parameters->push_back(std::move(factor));
+  };
+  append(".low_rank_a", rank_, spec_.in, a);
+  append(".low_rank_b", spec_.out, rank_, b);
+}
+
+void LowRankFactors::Bind(std::span<const BoundParameter> factors) {
+  a_ = AsMatrix(factors[0].values, rank_, spec_.in);
+  a_grads_ = AsMatrix(factors[0].grads, rank_, spec_.in);
+  b_ = AsMatrix(factors[1].values, spec_.out, rank_);
+  b_grads_ = AsMatrix(factors[1].grads, spec_.out, rank_);
+}
+
+void LowRankFactors::Shrink(ConstTensorView x, TensorView inner, Stream& stream) {
+  backend_.MatMul({.a = x, .b = a_, .out = inner, .transpose_b = true, .scale = scale_}, stream);
+}
+
+void LowRankFactors::Expand(ConstTensorView inner, TensorView y, bool accumulate,
+                            ConstTensorView bias, const ProductEpilogue& epilogue, Stream& stream) {
+  backend_.MatMul({.a = inner,
+                   .b = b_,
+                   .out = y,
+                   .transpose_b = true,
+                   .accumulate = accumulate,
+                   .bias = bias,
+                   .epilogue = epilogue},
+                  stream);
+}
+
+void LowRankFactors::ExpandBackward(ConstTensorView inner, ConstTensorView dy, TensorView dinner,
+                                    Stream& stream) {
+  backend_.MatMul({.a = dy, .b = inner, .out = b_grads_, .transpose_a = true, .accumulate = true},
+                  stream);
+  backend_.MatMul({.a = dy, .b = b_, .out = dinner}, stream);
+}
+
+void LowRankFactors::ShrinkBackward(ConstTensorView x, ConstTensorView dinner,
+                                    const InputGrad& input_grad, Stream& stream) {
+  backend_.MatMul({.a = dinner,
+                   .b = x,
+                   .out = a_grads_,
+                   .transpose_a = true,
+                   .accumulate = true,
+                   .scale = scale_},
+                  stream);
+  if (input_grad.dx.empty()) return;
+  backend_.MatMul({.a = dinner,
+                   .b = a_,
+                   .out = input_grad.dx,
+                   .accumulate = input_grad.accumulate,
+                   .scale = scale_,
+                   .epilogue = {.gelu_input = input_grad.gelu_input}},
+                  stream);
+}
+
+void LowRankFactors::AddTo(TensorView weight, Stream& stream) {
+  backend_.MatMul({.a = b_, .b = a_, .out = weight, .accumulate = true, .scale = scale_}, stream);
+}
+
+void LowRankFactors::AddGradients(ConstTensorView dense_grads, Stream& stream) {
+  backend_.MatMul({.a = b_,
+                   .b = dense_grads,
+                   .out = a_grads_,
+                   .transpose_a = true,
+                   .accumulate = true,
+                   .scale = scale_},
+                  stream);
+  backend_.MatMul({.a = dense_grads,
+                   .b = a_,
+                   .out = b_grads_,
+                   .transpose_b = true,
+                   .accumulate = true,
+                   .scale = scale_},
+                  stream);
+}
+
+Status ValidateRank(const LinearSpec& linear, const SparsitySpec& sparsity) {
+  if (sparsity.rank >= 1 && sparsity.rank <= std::min(linear.out, linear.in)) return OkStatus();
+  return InvalidInput(linear.name + ": parameterisation " + sparsity.parameterisation +
+                      " with rank " + std::to_string(sparsity.rank) + "; give a rank from 1 to " +
+                      std::to_string(std::min(linear.out, linear.in)));
+}
+
+FactorInit KaimingUniform(int64_t in) {
+  return {InitKind::kUniform, 1.0 / std::sqrt(3.0 * static_cast<double>(in))};
+}
+
+}  // namespace filigree

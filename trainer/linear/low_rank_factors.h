@@ -1,0 +1,66 @@
+// The low-rank part of a linear: A [r, in], B [out, r] and the products with them.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "trainer/linear/linear.h"
+
+namespace filigree {
+
+// How one factor starts.
+struct FactorInit {
+  InitKind kind = InitKind::kZeros;
+  double std = 0;
+};
+
+class LowRankFactors {
+ public:
+  // `scale`: alpha / r of W = scale * B A.
+  LowRankFactors(const LinearSpec& spec, FactorKind kind, int64_t rank, double scale,
+                 Backend& backend)
+      : spec_(spec), kind_(kind), rank_(rank), scale_(scale), backend_(backend) {}
+
+  int64_t rank() const { return rank_; }
+  // Values of both factors.
+  int64_t count() const { return rank_ * (spec_.out + spec_.in); }
+  // Appends NAME.low_rank_a and NAME.low_rank_b.
+  void AppendParameters(FactorInit a, FactorInit b, std::vector<Parameter>* parameters) const;
+  // `factors`: the bound parameters of A and B.
+  void Bind(std::span<const BoundParameter> factors);
+
+  // inner [T, r] = scale * x A^T.
+  void Shrink(ConstTensorView x, TensorView inner, Stream& stream);
+  // y [T, out] (+)= inner B^T + bias, then `epilogue`.
+  void Expand(ConstTensorView inner, TensorView y, bool accumulate, ConstTensorView bias,
+              const ProductEpilogue& epilogue, Stream& stream);
+  // The gradients of the two: Expand's adds to B's and writes dinner = dy B, Shrink's adds to A's
+  // and computes the input's from dinner.
+  void ExpandBackward(ConstTensorView inner, ConstTensorView dy, TensorView dinner, Stream& stream);
+  void ShrinkBackward(ConstTensorView x, ConstTensorView dinner, const InputGrad& input_grad,
+                      Stream& stream);
+
+  // weight [out, in] += scale * B A.
+  void AddTo(TensorView weight, Stream& stream);
+  // Adds the gradients of A and B, given the dense gradient G [out, in] of W: scale * B^T G and
+  // scale * G A^T.
+  void AddGradients(ConstTensorView dense_grads, Stream& stream);
+
+ private:
+  const LinearSpec spec_;
+  const FactorKind kind_;
+  const int64_t rank_;
+  const double scale_;
+  Backend& backend_;
+  TensorView a_, a_grads_;  // [r, in]
+  TensorView b_, b_grads_;  // [out, r]
+};
+
+// Problems of a rank for this linear, or OK.
+Status ValidateRank(const LinearSpec& linear, const SparsitySpec& sparsity);
+
+// Kaiming-uniform with a = sqrt(5), U(+-1/sqrt(in)): what PyTorch's linear starts from.
+FactorInit KaimingUniform(int64_t in);
+
+}  // namespace filigree
