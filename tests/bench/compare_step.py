@@ -47,6 +47,7 @@ def ours(options, variant):
 
 def peer(options):
     command = [sys.executable, os.path.join(HERE, "peer_torch.py"), options.model, "--json",
+               "--attention", options.peer_attention,
                "--steps", str(options.steps)]
     if options.peer_precision:
         command += ["--precision", options.peer_precision]
@@ -69,6 +70,7 @@ def main():
     parser.add_argument("--binary", default="build/filigree")
     parser.add_argument("--override", default="", help="text format, for all of ours")
     parser.add_argument("--peer-precision", default="", help="bf16, master or both (default)")
+    parser.add_argument("--peer-attention", default="flash,cudnn")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out")
     parser.add_argument("--run-id", default="")
