@@ -180,7 +180,7 @@ struct ScatterStoredArgs {
   ConstTensorView values;  // [stored_count]
   TensorView dense;        // [out, in]
 };
-// values (+)= the stored cells of dense; edge padding receives zero.
+// values (+)= the stored cells of dense; padding receives zero.
 struct GatherStoredArgs {
   const PreparedLayout* weight = nullptr;
   ConstTensorView dense;  // [out, in]

@@ -1,12 +1,12 @@
 #include "trainer/inference.h"
 
-#include <algorithm>
 #include <map>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "trainer/checkpoint/merged_weight.h"
+#include "trainer/checkpoint/stored_values.h"
 
 namespace filigree {
 namespace {
@@ -32,11 +32,10 @@ StatusOr<std::vector<float>> ReadDenseSegment(const CheckpointReader& reader,
   const std::vector<Parameter>& stored = reader.info().parameters;
   const WeightParts parts = FindWeightParts(stored, parameter.name);
   if (parts.empty()) return InvalidInput(reader.directory() + ": holds no " + parameter.name);
-  ASSIGN_OR_RETURN(std::vector<float> values, MergedWeight(stored, parts, [&](int index) {
+  ASSIGN_OR_RETURN(const std::vector<float> values, MergedWeight(stored, parts, [&](int index) {
                      return reader.ReadSegment(index, CheckpointArray::kMaster);
                    }));
-  values.resize(parameter.segment_count(), 0.0f);  // padded vocabulary rows
-  return values;
+  return SegmentOfNonzeros(parameter, values);
 }
 
 }  // namespace

@@ -30,8 +30,9 @@ struct Parameter {
   std::vector<int64_t> shape;
   // Which cells are stored; dense unless a parameterisation says otherwise. [n] is seen as [1, n].
   SparseLayout layout;
-  // Elements of the segment beyond the layout's stored cells: rows that pad the vocabulary. They
-  // follow the stored ones, start at zero and stay there.
+  // Elements of the segment beyond the layout's stored cells: rows that pad the vocabulary or,
+  // where the device asks for it, the feed-forward's width. They follow the stored ones, start at
+  // zero and stay there.
   int64_t padding_count = 0;
   // Decoupled weight decay touches matrices only.
   bool decay = false;

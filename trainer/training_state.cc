@@ -131,7 +131,7 @@ void TrainingState::InitializeValues(Stream& stream) {
     const auto stored = static_cast<int64_t>(logical.size());
 #pragma omp parallel for
     for (int64_t slot = 0; slot < stored; ++slot) {
-      if (logical[slot] < 0) continue;  // the padding of an edge block
+      if (logical[slot] < 0) continue;  // padding
       values[slot] = static_cast<float>(InitialValue(parameter, run_.seed, logical[slot]));
     }
     ScatterFloats(*buffer_, static_cast<int>(i), StateKind::kMaster, values, stream);

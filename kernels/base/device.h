@@ -80,6 +80,9 @@ class Device {
   virtual DType compute_dtype() const = 0;
   // The vendor's figure for matrix products in that dtype, FLOP/s; 0 where there is none.
   virtual double vendor_peak_flops() const { return 0; }
+  // Matrices whose width is the model's choice (the feed-forward's) are as wide inside as the next
+  // multiple of this many elements, the rest zero: what products need to run at full speed.
+  virtual int64_t row_alignment() const = 0;
   // Uninitialised memory, aligned to 256 bytes. Running out of it is fatal: the message says what
   // was needed and what was free. The device must outlive its buffers.
   virtual DeviceBuffer Allocate(size_t bytes, std::string_view kind) = 0;

@@ -42,7 +42,8 @@ size_t AvailableBytes() {
 
 }  // namespace
 
-CpuDevice::CpuDevice(DType compute_dtype) : compute_dtype_(compute_dtype) {
+CpuDevice::CpuDevice(DType compute_dtype, int64_t row_alignment)
+    : compute_dtype_(compute_dtype), row_alignment_(row_alignment) {
   CHECK(compute_dtype == DType::kF32 || compute_dtype == DType::kF64)
       << "the CPU computes in F32 or F64, not " << NameOf(compute_dtype);
 }

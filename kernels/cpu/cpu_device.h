@@ -14,8 +14,9 @@ namespace filigree {
 
 class CpuDevice final : public Device {
  public:
-  // F32 for every run; F64 for gradient tests against finite differences.
-  explicit CpuDevice(DType compute_dtype = DType::kF32);
+  // F32 and rows as they are for every run; F64 for gradient tests against finite differences, and
+  // wider rows for tests of what a GPU asks for.
+  explicit CpuDevice(DType compute_dtype = DType::kF32, int64_t row_alignment = 1);
   // Every buffer must be gone.
   ~CpuDevice() override;
   CpuDevice(const CpuDevice&) = delete;
@@ -23,6 +24,7 @@ class CpuDevice final : public Device {
 
   std::string_view name() const override { return "cpu"; }
   DType compute_dtype() const override { return compute_dtype_; }
+  int64_t row_alignment() const override { return row_alignment_; }
   DeviceBuffer Allocate(size_t bytes, std::string_view kind) override;
   // The same as Allocate: all host memory can be copied.
   DeviceBuffer AllocatePinned(size_t bytes, std::string_view kind) override;
@@ -36,6 +38,7 @@ class CpuDevice final : public Device {
   static void Release(void* owner, void* data, size_t bytes, const std::string& kind);
 
   const DType compute_dtype_;
+  const int64_t row_alignment_;
   mutable std::mutex mutex_;  // guards usage_
   MemoryUsage usage_;
 };

@@ -32,7 +32,8 @@ void GatherOf(const GatherStoredArgs& args) {
   const SparseLayout& layout = args.weight->layout();
   const auto dense = AsMatrix<T>(args.dense, layout.out(), layout.in(), "dense");
   T* values = AsVector<T>(args.values, layout.stored_count(), "values");
-  const int64_t padded_rows = layout.grid_rows() * layout.block_out(), width = layout.block_in();
+  const int64_t padded_rows = layout.grid_rows() * layout.block_out();
+  const int64_t width = std::max<int64_t>(layout.row_pitch(), layout.block_in());
   ParallelFor(padded_rows, RowGrain(layout.in()), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       ForEachStoredRun(layout, i, [&](int64_t slot, int64_t column, int64_t count) {
@@ -41,9 +42,7 @@ void GatherOf(const GatherStoredArgs& args) {
         for (int64_t j = 0; j < inside; ++j) {
           values[slot + j] = (args.accumulate ? values[slot + j] : T(0)) + from[j];
         }
-        if (layout.kind() == LayoutKind::kBlocked && !args.accumulate) {
-          std::fill(values + slot + inside, values + slot + width, T(0));
-        }
+        if (!args.accumulate) std::fill(values + slot + inside, values + slot + width, T(0));
       });
     }
   });

@@ -3,13 +3,13 @@
 // Activations and values are BF16; gradients F32 or BF16 (BF16 ones are summed in F32 and rounded
 // once an operation); master, moments, norm statistics, log-sum-exp and losses F32. Rows of views
 // begin at multiples of 16 bytes and have widths that are multiples of 8 elements where a matrix
-// product reads or writes them (padded vocabularies and model widths are); other operations take any
-// width. Every operation is deterministic, without float atomics; only attention's backward pass by
-// cuDNN is so on demand (set_deterministic).
+// product reads or writes them (padded vocabularies and feed-forward widths, and model widths are);
+// other operations take any width. Every operation is deterministic, without float atomics; only
+// attention's backward pass by cuDNN is so on demand (set_deterministic).
 //
-// What an operation needs beside its arguments comes from one workspace and from PreparedLayout. The
-// workspace grows when a shape first needs more, which waits for the device; the second time around a
-// shape allocates nothing: run each shape once before capturing a graph.
+// What an operation needs beside its arguments comes from one workspace and from PreparedLayout.
+// The workspace grows when a shape first needs more, which waits for the device; the second time
+// around a shape allocates nothing: run each shape once before capturing a graph.
 #pragma once
 
 #include <cublasLt.h>
@@ -69,9 +69,9 @@ class CudaBackend final : public Backend {
   void AdamW(const AdamWArgs& args, Stream& stream) override;
   void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) override;
 
-  // For the operations: device memory of at least `bytes`, free until the next operation on the same
-  // stream (MatMul leaves it alone). Operations of two streams must not use it at once: the trainer
-  // computes on one.
+  // For the operations: device memory of at least `bytes`, free until the next operation on the
+  // same stream (MatMul leaves it alone). Operations of two streams must not use it at once: the
+  // trainer computes on one.
   std::byte* Workspace(size_t bytes);
   CudaDevice& cuda_device() { return device_; }
 

@@ -30,6 +30,8 @@ class CudaDevice final : public Device {
   std::string_view name() const override { return "cuda"; }
   DType compute_dtype() const override { return DType::kBF16; }
   double vendor_peak_flops() const override;
+  // 16 bytes of BF16.
+  int64_t row_alignment() const override { return 8; }
   DeviceBuffer Allocate(size_t bytes, std::string_view kind) override;
   DeviceBuffer AllocatePinned(size_t bytes, std::string_view kind) override;
   void CopyAsync(TensorView dst, ConstTensorView src, Stream& stream) override;

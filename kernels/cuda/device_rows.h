@@ -51,13 +51,18 @@ auto AsElements(const BasicTensorView<Pointer>& view, int64_t count, const char*
   return static_cast<Element*>(view.data());
 }
 
-// Whether rows of the view can be read eight elements at a time: they begin at multiples of 16
-// bytes and are a multiple of 8 wide. Empty views never stand in the way.
+// Whether rows of the view begin at multiples of 8 elements and 16 bytes. Empty views never stand
+// in the way.
 template <typename Pointer>
-bool TakesVectors(const BasicTensorView<Pointer>& view) {
+bool HasAlignedRows(const BasicTensorView<Pointer>& view) {
   if (view.empty()) return true;
   const bool strides = view.rows() <= 1 || view.row_stride() % 8 == 0;
-  return strides && view.cols() % 8 == 0 && reinterpret_cast<uintptr_t>(view.data()) % 16 == 0;
+  return strides && reinterpret_cast<uintptr_t>(view.data()) % 16 == 0;
+}
+// Whether they can also be read eight elements at a time: they are a multiple of 8 wide.
+template <typename Pointer>
+bool TakesVectors(const BasicTensorView<Pointer>& view) {
+  return view.empty() || (view.cols() % 8 == 0 && HasAlignedRows(view));
 }
 template <typename... Views>
 bool TakeVectors(const Views&... views) {

@@ -76,13 +76,11 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
     bf16* to = dense.row(row) + first;
-    if constexpr (kVectorDense) {  // count is a multiple of 8
-      for (int i = threadIdx.x; i < count / 8; i += kThreads) {
-        reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(tile)[i];
-      }
-    } else {
-      for (int i = threadIdx.x; i < count; i += kThreads) to[i] = tile[i];
+    const int vectors = kVectorDense ? count / 8 : 0;
+    for (int i = threadIdx.x; i < vectors; i += kThreads) {
+      reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(tile)[i];
     }
+    for (int i = 8 * vectors + threadIdx.x; i < count; i += kThreads) to[i] = tile[i];
     __syncthreads();  // before the next tile is cleared
   }
 }
@@ -137,7 +135,7 @@ void WithIndex(const CudaPreparedLayout& prepared, const Fn& fn) {
 // The dense matrix that a dense layout's values are.
 template <typename View>
 View Matrix(View values, const SparseLayout& layout) {
-  return values.Reshape({layout.out(), layout.in()});
+  return values.Reshape({layout.out(), layout.row_pitch()}).Cols(0, layout.in());
 }
 
 template <typename Dense, typename Value>
@@ -162,15 +160,15 @@ void Gather(const GatherStoredArgs& args, cudaStream_t stream) {
   CUDA_CHECK(cudaGetLastError());
 }
 
-// A dense layout's gather in place of a table: one block a row, as wide as the weight.
+// A dense layout's gather in place of a table: one block a row, padding included.
 template <typename Dense, typename Value>
 __global__ void __launch_bounds__(kThreads)
-    GatherDenseKernel(Rows<const Dense> dense, int64_t cols, Value* values, bool accumulate) {
+    GatherDenseKernel(Rows<const Dense> dense, int64_t cols, Rows<Value> values, bool accumulate) {
   const int64_t row = blockIdx.x;
-  for (int64_t col = threadIdx.x; col < cols; col += kThreads) {
-    float sum[1], old[1];
-    LoadValues(dense.row(row) + col, sum);
-    Value* to = values + row * cols + col;
+  for (int64_t col = threadIdx.x; col < values.stride; col += kThreads) {
+    float sum[1] = {}, old[1];
+    if (col < cols) LoadValues(dense.row(row) + col, sum);
+    Value* to = values.row(row) + col;
     if (accumulate) {
       LoadValues(to, old);
       sum[0] += old[0];
@@ -186,7 +184,8 @@ void GatherAny(const GatherStoredArgs& args, cudaStream_t stream) {
   if (layout.kind() != LayoutKind::kDense) return Gather<Dense, Value>(args, stream);
   GatherDenseKernel<<<static_cast<unsigned>(layout.out()), kThreads, 0, stream>>>(
       AsRows<Dense>(args.dense, layout.out(), layout.in(), "dense"), layout.in(),
-      AsElements<Value>(args.values, layout.stored_count(), "values"), args.accumulate);
+      AsRows<Value>(Matrix(args.values, layout), layout.out(), layout.in(), "values"),
+      args.accumulate);
   CUDA_CHECK(cudaGetLastError());
 }
 
@@ -203,7 +202,7 @@ void CudaBackend::ScatterStored(const ScatterStoredArgs& args, Stream& stream) {
   }
   const bool vector_values =
       layout.block_in() % 8 == 0 && reinterpret_cast<uintptr_t>(values) % 16 == 0;
-  const bool vector_dense = TakesVectors(args.dense);
+  const bool vector_dense = HasAlignedRows(args.dense);
   const auto grid = static_cast<unsigned>(layout.out());
   const cudaStream_t native = NativeStream(stream);
   WithIndex(prepared, [&](auto index) {

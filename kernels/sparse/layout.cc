@@ -88,7 +88,8 @@ SparseLayout::SparseLayout() : SparseLayout(Data()) {}
 SparseLayout::SparseLayout(Data data) {
   const int64_t height = data.block_out, width = data.block_in;
   if (data.kind == LayoutKind::kDense) {
-    data.stored_count = data.nonzero_count = data.out * data.in;
+    data.stored_count = data.out * data.row_pitch;
+    data.nonzero_count = data.out * data.in;
   } else {
     data.stored_count = static_cast<int64_t>(data.columns.size()) * height * width;
     for (int64_t r = 0; r + 1 < static_cast<int64_t>(data.row_offsets.size()); ++r) {
@@ -114,11 +115,13 @@ SparseLayout::SparseLayout(Data data) {
   data_ = std::make_shared<const Data>(std::move(data));
 }
 
-SparseLayout SparseLayout::Dense(int64_t out, int64_t in) {
+SparseLayout SparseLayout::Dense(int64_t out, int64_t in, int64_t row_pitch) {
   CHECK(out >= 0 && in >= 0) << "shape [" << out << ", " << in << "]";
+  CHECK(row_pitch == 0 || row_pitch >= in) << "rows of " << in << " at a pitch of " << row_pitch;
   Data data;
   data.out = out;
   data.in = in;
+  data.row_pitch = row_pitch == 0 ? in : row_pitch;
   return SparseLayout(std::move(data));
 }
 
@@ -235,7 +238,7 @@ bool SparseLayout::operator==(const SparseLayout& other) const {
   const Data &a = *data_, &b = *other.data_;
   return a.fingerprint == b.fingerprint && a.kind == b.kind && a.out == b.out && a.in == b.in &&
          a.block_out == b.block_out && a.block_in == b.block_in && a.n == b.n && a.m == b.m &&
-         a.row_offsets == b.row_offsets && a.columns == b.columns;
+         a.row_pitch == b.row_pitch && a.row_offsets == b.row_offsets && a.columns == b.columns;
 }
 
 std::vector<int64_t> IndexRemap(const SparseLayout& from, const SparseLayout& to) {

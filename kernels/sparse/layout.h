@@ -2,7 +2,8 @@
 // order.
 //
 // A SparseLayout is an immutable value (copies share the index buffers). Four kinds:
-//   dense         all cells, row-major;
+//   dense         all cells, row-major; rows lie a pitch apart, and what fills them up is padding
+//                 as an edge block's is;
 //   unstructured  single cells; row pointers and sorted columns (CSR); stored in row-major order;
 //   blocked       block_out x block_in blocks; row pointers and sorted columns over the grid of
 //   blocks
@@ -32,7 +33,8 @@ class SparseLayout {
   // A layout of nothing ([0, 0], dense).
   SparseLayout();
 
-  static SparseLayout Dense(int64_t out, int64_t in);
+  // Rows begin `row_pitch` >= in slots apart; 0 stands for in.
+  static SparseLayout Dense(int64_t out, int64_t in, int64_t row_pitch = 0);
   // `row_offsets` has out + 1 entries; `columns` are strictly increasing within each row.
   static StatusOr<SparseLayout> Unstructured(int64_t out, int64_t in,
                                              std::vector<int64_t> row_offsets,
@@ -49,9 +51,9 @@ class SparseLayout {
   int64_t out() const { return data_->out; }
   int64_t in() const { return data_->in; }
   int64_t logical_count() const { return out() * in(); }
-  // Elements of the flat segment: with blocks, edge padding included.
+  // Elements of the flat segment: padding of edge blocks and dense rows included.
   int64_t stored_count() const { return data_->stored_count; }
-  // Stored cells that lie inside the weight. Equal to stored_count() except for edge blocks.
+  // Stored cells that lie inside the weight. Equal to stored_count() but for padding.
   int64_t nonzero_count() const { return data_->nonzero_count; }
   // 1 - nonzero_count / logical_count.
   double sparsity() const;
@@ -62,6 +64,8 @@ class SparseLayout {
   int64_t grid_rows() const;
   int64_t grid_cols() const;
   int64_t block_count() const { return static_cast<int64_t>(data_->columns.size()); }
+  // Slots from one row of a dense layout to the next, else 0.
+  int64_t row_pitch() const { return data_->row_pitch; }
   // n and m of an n_m layout, else 0.
   int n() const { return data_->n; }
   int m() const { return data_->m; }
@@ -81,7 +85,7 @@ class SparseLayout {
   // Built on first use by whoever needs it; empty for dense.
   Transposed Transpose() const;
 
-  // For each stored slot its logical index out_index * in + in_index, or -1 for edge padding.
+  // For each stored slot its logical index out_index * in + in_index, or -1 for padding.
   std::vector<int64_t> LogicalIndices() const;
 
   // Bytes of the index buffers as a backend holds them: row offsets of 4 or 8 bytes, columns of 2
@@ -89,7 +93,7 @@ class SparseLayout {
   int64_t index_bytes() const;
 
   // 64 bits over kind, shape and indices: equal layouts have equal fingerprints, and ranks compare
-  // them.
+  // them. A dense layout's pitch, which only a device asks for, does not enter.
   uint64_t fingerprint() const { return data_->fingerprint; }
   bool operator==(const SparseLayout& other) const;
 
@@ -99,6 +103,7 @@ class SparseLayout {
     int64_t out = 0, in = 0;
     int block_out = 1, block_in = 1;
     int n = 0, m = 0;
+    int64_t row_pitch = 0;
     int64_t stored_count = 0, nonzero_count = 0;
     std::vector<int64_t> row_offsets;
     std::vector<int32_t> columns;

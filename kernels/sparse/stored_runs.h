@@ -9,11 +9,11 @@
 namespace filigree {
 
 // Calls fn(first_slot, first_column, count) for each run of consecutively stored cells in row `row`
-// of the weight, in increasing column. Edge padding is left out.
+// of the weight, in increasing column. Padding is left out.
 template <typename Fn>
 void ForEachStoredRun(const SparseLayout& layout, int64_t row, const Fn& fn) {
   if (layout.kind() == LayoutKind::kDense) {
-    fn(row * layout.in(), int64_t{0}, layout.in());
+    fn(row * layout.row_pitch(), int64_t{0}, layout.in());
     return;
   }
   const int64_t height = layout.block_out(), width = layout.block_in();

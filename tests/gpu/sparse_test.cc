@@ -42,6 +42,7 @@ SparseLayout TwoOfFour(int64_t out, int64_t in) {
 std::vector<SparseLayout> AnyLayouts() {
   return {SparseLayout::Dense(33, 40),
           SparseLayout::Dense(5, 7),
+          SparseLayout::Dense(19, 37, 40),
           TwoOfFour(17, 64),
           RandomUnstructured(64, 128, 0.25, 1, "a"),
           RandomUnstructured(37, 61, 0.1, 1, "b"),
@@ -60,7 +61,8 @@ class GpuSparseTest : public GpuTest {};
 
 TEST_F(GpuSparseTest, ScatterWritesEveryDenseElement) {
   for (const SparseLayout& layout : AnyLayouts()) {
-    for (int64_t gap : {0, 8, 3}) {
+    // The last: rows of any width that begin at multiples of 8.
+    for (int64_t gap : {int64_t{0}, int64_t{8}, int64_t{3}, 8 - layout.in() % 8}) {
       const auto there = gpu().PrepareLayout(layout), here = cpu().PrepareLayout(layout);
       Mirror values = Stored(layout, DType::kBF16, 1, std::numeric_limits<double>::quiet_NaN());
       Mirror dense = Mirror::Output(layout.out(), layout.in(), DType::kBF16, gap);

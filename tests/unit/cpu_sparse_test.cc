@@ -220,6 +220,7 @@ TYPED_TEST(CpuSparseTest, ScatterAndGatherEveryKind) {
   using T = TypeParam;
   const SparseLayout layouts[] = {
       SparseLayout::Dense(19, 24),
+      SparseLayout::Dense(19, 21, 24),
       RandomUnstructured(19, 24, 0.3, 1, "u"),
       RandomUniformBlocks(19, 24, 4, 7, 0.4, 2, "b"),
       RandomBalancedBlocks(190, 240, 32, 32, 0.25, 2, "b"),

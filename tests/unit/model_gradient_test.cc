@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
+#include <utility>
 
 #include "tests/unit/model_testing.h"
 
@@ -39,8 +41,9 @@ std::vector<SparsitySpec> HalfOf(std::string_view parameterisation) {
 // A loss over two micro-batches, the second one smaller: gradients add up.
 class Problem {
  public:
-  Problem(const ModelSpec& spec, const std::vector<SparsitySpec>& sparsity)
-      : tested_(spec, sparsity, 3, kSeqLen),
+  Problem(const ModelSpec& spec, const std::vector<SparsitySpec>& sparsity,
+          int64_t row_alignment = 1)
+      : tested_(spec, sparsity, 3, kSeqLen, {}, row_alignment),
         batches_{TestBatch::Random(3, kSeqLen, spec.vocab_size, 1),
                  TestBatch::Random(1, kSeqLen - 2, spec.vocab_size, 2)} {
     tested_.Randomize();
@@ -210,6 +213,93 @@ TEST_P(GradientTest, EqualsTheDenseModelWithZeros) {
                     dense.tested().grads(static_cast<int>(i))[logical[slot]], 1e-11)
             << p.name << " slot " << slot;
       }
+    }
+  }
+}
+
+// Half of the weights whose names match, in the given parameterisation; others dense.
+SparsitySpec HalfOf(std::string_view parameterisation, const char* pattern) {
+  SparsitySpec sparsity = HalfOf(parameterisation)[0];
+  sparsity.include = {pattern};
+  return sparsity;
+}
+
+// The gradients of a parameter by logical cell; padding must have none.
+std::map<int64_t, double> GradientsByCell(Problem& problem, int index) {
+  const Parameter& p = problem.tested().parameters()[index];
+  const std::vector<int64_t> logical = p.layout.LogicalIndices();
+  const double* grads = problem.tested().grads(index);
+  std::map<int64_t, double> cells;
+  for (int64_t slot = 0; slot < p.segment_count(); ++slot) {
+    if (slot < p.layout.stored_count() && logical[slot] >= 0) {
+      cells[logical[slot]] = grads[slot];
+    } else {
+      EXPECT_EQ(grads[slot], 0.0) << p.name << " padding " << slot;
+    }
+  }
+  return cells;
+}
+
+// In the memory of activations, wherever passes of these shapes write.
+void LeaveNaNs(Problem& problem) {
+  int first_norm = 0;
+  while (problem.tested().parameters()[first_norm].init != InitKind::kOnes) ++first_norm;
+  double* gain = problem.tested().values(first_norm);
+  const double kept = std::exchange(*gain, std::nan(""));
+  EXPECT_TRUE(std::isnan(problem.LossAndGradients()));
+  *gain = kept;
+}
+
+// A device that pads the feed-forward's width inside computes what one that does not computes,
+// whatever mixture of parameterisations makes and reads the padding.
+TEST_P(GradientTest, IsTheSameWithAPaddedFeedForward) {
+  std::vector<std::vector<SparsitySpec>> mixtures = {
+      {HalfOf("block_sparse", "*.mlp.up.weight")},
+      {HalfOf("block_sparse", "*.mlp.down.weight")},
+      {HalfOf("masked", "*.mlp.down.weight"), HalfOf("block_sparse", "*.mlp.*.weight")}};
+  for (const Parameterisation& row : Parameterisations()) mixtures.push_back(HalfOf(row.name));
+  for (Recompute level : {Recompute::kNone, Recompute::kActivations, Recompute::kLayer}) {
+    ModelSpec spec = this->spec();
+    spec.recompute = level;
+    for (const std::vector<SparsitySpec>& mixture : mixtures) {
+      SCOPED_TRACE(mixture[0].parameterisation + " of " + std::to_string(mixture.size()));
+      Problem plain(spec, mixture), padded(spec, mixture, /*row_alignment=*/8);
+      EXPECT_NEAR(padded.Loss(), plain.Loss(), 1e-12);
+      LeaveNaNs(padded);
+      EXPECT_NEAR(padded.LossAndGradients(), plain.LossAndGradients(), 1e-12);
+      for (size_t i = 0; i < plain.tested().parameters().size(); ++i) {
+        const int index = static_cast<int>(i);
+        const auto expected = GradientsByCell(plain, index), found = GradientsByCell(padded, index);
+        ASSERT_EQ(found.size(), expected.size());
+        for (const auto& [cell, value] : expected) {
+          ASSERT_NEAR(found.at(cell), value, 1e-11)
+              << plain.tested().parameters()[i].name << " cell " << cell;
+        }
+      }
+    }
+  }
+}
+
+// What runs is counted with its padding, what is asked for without.
+TEST_P(GradientTest, PaddingCountsAsExecutedOnly) {
+  const ModelSpec spec = this->spec();
+  ModelSpec wide = spec;
+  wide.feed_forward = 32;
+  for (const char* parameterisation : {"dense", "masked"}) {
+    SCOPED_TRACE(parameterisation);
+    TestModel plain(spec, HalfOf(parameterisation), 1, kSeqLen);
+    TestModel padded(spec, HalfOf(parameterisation), 1, kSeqLen, {}, /*row_alignment=*/8);
+    TestModel wider(wide, HalfOf(parameterisation), 1, kSeqLen);
+    const LinearFlops flops = ForwardFlopsPerToken(padded.model(), kSeqLen);
+    const LinearFlops expected = ForwardFlopsPerToken(plain.model(), kSeqLen);
+    EXPECT_EQ(flops.dense_equivalent, expected.dense_equivalent);
+    EXPECT_EQ(flops.method, expected.method);
+    EXPECT_EQ(flops.executed, ForwardFlopsPerToken(wider.model(), kSeqLen).executed);
+    for (size_t i = 0; i < plain.parameters().size(); ++i) {
+      const Parameter &p = padded.parameters()[i], &q = plain.parameters()[i];
+      EXPECT_EQ(p.shape, q.shape);
+      EXPECT_EQ(p.layout.nonzero_count(), q.layout.nonzero_count());
+      EXPECT_EQ(p.layout.fingerprint(), q.layout.fingerprint());
     }
   }
 }

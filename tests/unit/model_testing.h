@@ -47,9 +47,12 @@ struct TestBatch {
 
 class TestModel {
  public:
+  // On a device with rows aligned as given.
   TestModel(const ModelSpec& spec, const std::vector<SparsitySpec>& sparsity, int64_t sequences,
-            int64_t seq_len, const std::map<std::string, SparseLayout>& layouts = {})
-      : model_(Model::Create(spec, sparsity, /*seed=*/3, layouts, backend_)) {
+            int64_t seq_len, const std::map<std::string, SparseLayout>& layouts = {},
+            int64_t row_alignment = 1)
+      : device_(DType::kF64, row_alignment),
+        model_(Model::Create(spec, sparsity, /*seed=*/3, layouts, backend_)) {
     SetCpuThreads(1);  // products of a microsecond: a second thread would only wait for the first
     std::vector<SegmentSpec> segments;
     for (const Parameter& p : model_->parameters())
@@ -108,7 +111,7 @@ class TestModel {
     return sum;
   }
 
-  CpuDevice device_{DType::kF64};
+  CpuDevice device_;
   CpuBackend backend_{device_};
   std::unique_ptr<Stream> stream_ = device_.NewStream();
   FlatBuffer buffer_;

@@ -39,6 +39,21 @@ TEST(SparseLayoutTest, EmptyAndDense) {
   EXPECT_THAT(SparseLayout::Dense(2, 2).LogicalIndices(), ElementsAre(0, 1, 2, 3));
 }
 
+// What fills rows up takes slots and is nothing else: neither counted nor part of what is compared
+// between machines.
+TEST(SparseLayoutTest, DenseRowsMayLieAPitchApart) {
+  const SparseLayout pitched = SparseLayout::Dense(2, 3, 4), plain = SparseLayout::Dense(2, 3);
+  EXPECT_EQ(pitched.row_pitch(), 4);
+  EXPECT_EQ(plain.row_pitch(), 3);
+  EXPECT_EQ(pitched.stored_count(), 8);
+  EXPECT_EQ(pitched.nonzero_count(), 6);
+  EXPECT_EQ(pitched.sparsity(), 0.0);
+  EXPECT_THAT(pitched.LogicalIndices(), ElementsAre(0, 1, 2, -1, 3, 4, 5, -1));
+  EXPECT_EQ(pitched.fingerprint(), plain.fingerprint());
+  EXPECT_FALSE(pitched == plain);
+  EXPECT_TRUE(pitched == SparseLayout::Dense(2, 3, 4));
+}
+
 TEST(SparseLayoutTest, EdgeBlocksAreStoredWholeAndCountedClipped) {
   const SparseLayout layout = EdgeLayout();
   EXPECT_EQ(layout.grid_rows(), 3);
@@ -128,6 +143,7 @@ std::vector<int64_t> RemapByMap(const SparseLayout& from, const SparseLayout& to
 TEST(IndexRemapTest, BetweenAllKinds) {
   const std::vector<SparseLayout> layouts = {
       SparseLayout::Dense(9, 8),
+      SparseLayout::Dense(9, 8, 11),
       RandomUnstructured(9, 8, 0.4, 1, "a"),
       RandomUnstructured(9, 8, 0.7, 2, "b"),
       RandomUniformBlocks(9, 8, 2, 3, 0.5, 3, "c"),

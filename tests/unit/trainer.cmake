@@ -6,5 +6,7 @@ filigree_test(export_test LABEL quick
   DEPS filigree_export nlohmann_json::nlohmann_json)
 filigree_test(trainer_test LABEL quick SOURCES trainer_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)
+filigree_test(padding_test LABEL quick SOURCES padding_test.cc
+  DEPS filigree_trainer filigree_export filigree_kernels_cpu)
 filigree_test(exact_exchange_test LABEL quick RANKS 1 2 3 4 SOURCES exact_exchange_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)

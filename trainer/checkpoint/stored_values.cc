@@ -7,8 +7,8 @@
 namespace filigree {
 namespace {
 
-// Only blocks at an edge have slots that are no cells.
-bool HasEdgePadding(const SparseLayout& layout) {
+// Blocks at an edge and pitched rows have slots that are no cells.
+bool HasPadding(const SparseLayout& layout) {
   return layout.stored_count() != layout.nonzero_count();
 }
 
@@ -17,7 +17,7 @@ bool HasEdgePadding(const SparseLayout& layout) {
 std::vector<float> NonzerosOfSegment(const SparseLayout& layout, std::span<const float> segment) {
   CHECK_GE(static_cast<int64_t>(segment.size()), layout.stored_count());
   const std::span<const float> stored = segment.first(static_cast<size_t>(layout.stored_count()));
-  if (!HasEdgePadding(layout)) return std::vector<float>(stored.begin(), stored.end());
+  if (!HasPadding(layout)) return std::vector<float>(stored.begin(), stored.end());
   std::vector<float> nonzeros;
   nonzeros.reserve(static_cast<size_t>(layout.nonzero_count()));
   const std::vector<int64_t> cells = layout.LogicalIndices();
@@ -31,7 +31,7 @@ std::vector<float> SegmentOfNonzeros(const Parameter& parameter, std::span<const
   const SparseLayout& layout = parameter.layout;
   CHECK_EQ(static_cast<int64_t>(nonzeros.size()), layout.nonzero_count());
   std::vector<float> segment(static_cast<size_t>(parameter.segment_count()), 0.0f);
-  if (!HasEdgePadding(layout)) {
+  if (!HasPadding(layout)) {
     std::copy(nonzeros.begin(), nonzeros.end(), segment.begin());
     return segment;
   }

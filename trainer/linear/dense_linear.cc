@@ -1,4 +1,5 @@
-// `dense`: every weight stored; the segment itself is what compute reads.
+// `dense`: every weight stored; the segment itself is what compute reads, rows and columns of
+// padding included.
 #include "trainer/linear/linear.h"
 #include "trainer/linear/linear_parts.h"
 
@@ -8,18 +9,21 @@ namespace {
 class DenseLinear final : public Linear {
  public:
   DenseLinear(const LinearSpec& spec, Backend& backend)
-      : spec_(spec), backend_(backend), bias_(spec, backend) {}
+      : spec_(spec), backend_(backend), bias_(spec, backend, spec.padded_out() - spec.out) {}
 
   std::vector<Parameter> Parameters() const override {
-    std::vector<Parameter> parameters = {
-        WeightParameter(spec_, SparseLayout::Dense(spec_.out, spec_.in))};
+    Parameter weight =
+        WeightParameter(spec_, SparseLayout::Dense(spec_.out, spec_.in, spec_.padded_in()));
+    weight.padding_count = (spec_.padded_out() - spec_.out) * spec_.padded_in();
+    std::vector<Parameter> parameters = {std::move(weight)};
     bias_.AppendParameter(&parameters);
     return parameters;
   }
 
   void Bind(std::span<const BoundParameter> parameters, TensorView scratch) override {
     const auto matrix = [&](TensorView segment) {
-      return segment.data() ? segment.Reshape({spec_.out, spec_.in}) : TensorView();
+      return segment.data() ? segment.Reshape({spec_.padded_out(), spec_.padded_in()})
+                            : TensorView();
     };
     weight_ = matrix(parameters[0].values);
     grads_ = matrix(parameters[0].grads);
@@ -27,6 +31,7 @@ class DenseLinear final : public Linear {
   }
 
   void Materialize(Stream& stream) override {}
+  bool pads() const override { return true; }
 
   void Forward(ConstTensorView x, TensorView y, TensorView, const ProductEpilogue& epilogue,
                Stream& stream) override {
@@ -55,7 +60,9 @@ class DenseLinear final : public Linear {
 
   LinearFlops flops() const override {
     const double flops = 2.0 * static_cast<double>(spec_.out) * static_cast<double>(spec_.in);
-    return {flops, flops, flops};
+    const double executed =
+        2.0 * static_cast<double>(spec_.padded_out()) * static_cast<double>(spec_.padded_in());
+    return {flops, flops, executed};
   }
   LinearMemory memory(DType compute_dtype) const override { return {}; }
 
@@ -63,7 +70,7 @@ class DenseLinear final : public Linear {
   const LinearSpec spec_;
   Backend& backend_;
   LinearBias bias_;
-  TensorView weight_, grads_;  // [out, in]
+  TensorView weight_, grads_;  // [padded out, padded in]
 };
 
 Status Validate(const LinearSpec& linear, const SparsitySpec& sparsity) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/base/math.h"
 #include "kernels/base/status.h"
 #include "trainer/parameter.h"
 #include "trainer/spec.h"
@@ -29,6 +30,12 @@ struct LinearSpec {
   int64_t out = 0, in = 0;
   bool bias = false;
   double init_std = 0.02;
+  // Multiples that the columns of y and x are rounded up to (Device::row_alignment). The columns
+  // beyond out and in are padding: always zero, in activations and in their gradients.
+  int64_t out_alignment = 1, in_alignment = 1;
+
+  int64_t padded_out() const { return AlignUp(out, out_alignment); }
+  int64_t padded_in() const { return AlignUp(in, in_alignment); }
 };
 
 // A parameter's memory in the flat buffers.
@@ -84,6 +91,10 @@ class Linear {
 
   // Values -> what compute reads. Call after every change of the values, before Forward.
   virtual void Materialize(Stream& stream) = 0;
+  // Whether Forward and Backward take views that are padded_out() and padded_in() wide and leave
+  // padding zero where it was zero, as a product with padded weights does. Else views are out and
+  // in wide, and the group sees to the padding.
+  virtual bool pads() const { return false; }
   // Columns of the activations between factors, kept for Backward; 0 where there are none.
   virtual int64_t inner_width() const { return 0; }
   // y [T, out] = x [T, in] W^T + bias, then `epilogue` (residual, pre_activation). Writes `inner`
@@ -137,20 +148,25 @@ struct LinearStatistics {
 };
 
 // A sequence of linears that share their input (q, k, v; gate, up): y's columns are the parts'
-// outputs side by side, dx is the sum of the parts'. Topology, checkpoints and export see only the
-// parts.
+// outputs side by side, each with its padding, dx is the sum of the parts'. Topology, checkpoints
+// and export see only the parts.
 // Where all parts are blocked products and the backend gains by it, they are computed as one.
 class LinearGroup {
  public:
-  LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<int64_t> widths,
+  // `specs` are what the parts were made for.
+  LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<LinearSpec> specs,
               Backend& backend);
 
+  // Columns of y, padding included.
   int64_t out() const { return offsets_.back(); }
-  // The columns of part i in a [T, out()] view.
+  // The columns of part i in a [T, out()] view, without and with their padding.
   template <typename View>
   View Part(View y, int i) const {
-    if (y.empty()) return y;
-    return y.Cols(offsets_[i], offsets_[i + 1] - offsets_[i]);
+    return y.empty() ? y : y.Cols(offsets_[i], specs_[i].out);
+  }
+  template <typename View>
+  View PaddedPart(View y, int i) const {
+    return y.empty() ? y : y.Cols(offsets_[i], specs_[i].padded_out());
   }
   std::span<const std::unique_ptr<Linear>> parts() const { return parts_; }
   // The parts' inner activations lie side by side too.
@@ -176,8 +192,20 @@ class LinearGroup {
   }
   void BackwardJoined(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
                       Stream& stream);
+  // What part i takes of the group's views, and zeroes for what it leaves of an output's padding.
+  template <typename View>
+  View InputOf(View x, int i) const {
+    return x.empty() || parts_[i]->pads() ? x : x.Cols(0, specs_[i].in);
+  }
+  template <typename View>
+  View OutputOf(View y, int i) const {
+    return parts_[i]->pads() ? PaddedPart(y, i) : Part(y, i);
+  }
+  void PadOutput(TensorView y, int i, Stream& stream);
+  void PadInputGrad(const InputGrad& input_grad, int i, Stream& stream);
 
   std::vector<std::unique_ptr<Linear>> parts_;
+  std::vector<LinearSpec> specs_;
   std::vector<int64_t> offsets_, inner_offsets_;  // parts + 1
   std::vector<LinearStatistics> statistics_;
   Backend& backend_;

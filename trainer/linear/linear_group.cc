@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "trainer/linear/linear.h"
+#include "trainer/linear/linear_parts.h"
 
 namespace filigree {
 namespace {
@@ -24,11 +25,15 @@ void AddSquares(ConstTensorView x, std::vector<double>* squares) {
 
 }  // namespace
 
-LinearGroup::LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<int64_t> widths,
+LinearGroup::LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<LinearSpec> specs,
                          Backend& backend)
-    : parts_(std::move(parts)), offsets_{0}, inner_offsets_{0}, backend_(backend) {
-  CHECK_EQ(parts_.size(), widths.size());
-  for (int64_t width : widths) offsets_.push_back(offsets_.back() + width);
+    : parts_(std::move(parts)),
+      specs_(std::move(specs)),
+      offsets_{0},
+      inner_offsets_{0},
+      backend_(backend) {
+  CHECK_EQ(parts_.size(), specs_.size());
+  for (const LinearSpec& spec : specs_) offsets_.push_back(offsets_.back() + spec.padded_out());
   for (const auto& part : parts_) {
     inner_offsets_.push_back(inner_offsets_.back() + part->inner_width());
   }
@@ -38,6 +43,9 @@ void LinearGroup::JoinParts() {
   joined_.reset();
   products_.clear();
   if (parts_.size() < 2) return;
+  for (const LinearSpec& spec : specs_) {
+    if (spec.padded_out() != spec.out || spec.padded_in() != spec.in) return;
+  }
   std::vector<const PreparedLayout*> weights;
   std::vector<int64_t> value_begin, grad_begin;
   for (const auto& part : parts_) {
@@ -89,26 +97,29 @@ void LinearGroup::Forward(ConstTensorView x, TensorView y, TensorView inner,
   }
   for (size_t i = 0; i < parts_.size(); ++i) {
     const int part = static_cast<int>(i);
-    parts_[i]->Forward(x, Part(y, part), InnerPart(inner, part),
-                       {.residual = Part(epilogue.residual, part),
-                        .pre_activation = Part(epilogue.pre_activation, part)},
+    parts_[i]->Forward(InputOf(x, part), OutputOf(y, part), InnerPart(inner, part),
+                       {.residual = OutputOf(epilogue.residual, part),
+                        .pre_activation = OutputOf(epilogue.pre_activation, part)},
                        stream);
+    PadOutput(y, part, stream);
+    PadOutput(epilogue.pre_activation, part, stream);
   }
 }
 
 void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
                            const InputGrad& input_grad, Stream& stream) {
-  if (!statistics_.empty()) AddStatistics(x, dy, stream);
+  if (!statistics_.empty()) AddStatistics(x.Cols(0, specs_[0].in), dy, stream);
   if (joined_) return BackwardJoined(x, dy, input_grad, stream);
   for (size_t i = 0; i < parts_.size(); ++i) {
-    // The derivative of the activation multiplies the sum over the parts.
     const int part = static_cast<int>(i);
-    InputGrad part_grad = input_grad;
-    part_grad.accumulate |= i > 0;
-    if (i + 1 < parts_.size()) part_grad.gelu_input = {};
-    parts_[i]->Backward(x, Part(dy, part),
+    InputGrad part_grad = {.dx = InputOf(input_grad.dx, part),
+                           .accumulate = input_grad.accumulate || i > 0};
+    // The derivative of the activation multiplies the sum over the parts.
+    if (i + 1 == parts_.size()) part_grad.gelu_input = InputOf(input_grad.gelu_input, part);
+    parts_[i]->Backward(InputOf(x, part), OutputOf(dy, part),
                         {InnerPart(inner.values, part), InnerPart(inner.grads, part)}, part_grad,
                         stream);
+    if (i == 0) PadInputGrad(input_grad, part, stream);
   }
 }
 
@@ -135,6 +146,17 @@ void LinearGroup::AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& s
     if (x.dtype() == DType::kF64) AddSquares<double>(copy, statistics.input_squares);
     if (x.dtype() == DType::kBF16) AddSquares<BFloat16>(copy, statistics.input_squares);
   }
+}
+
+void LinearGroup::PadOutput(TensorView y, int i, Stream& stream) {
+  if (y.empty() || parts_[i]->pads()) return;
+  ZeroPadding(backend_.device(), PaddedPart(y, i), y.rows(), specs_[i].out, stream);
+}
+
+// Whoever adds to dx finds its padding zero, and leaves it so.
+void LinearGroup::PadInputGrad(const InputGrad& input_grad, int i, Stream& stream) {
+  if (input_grad.dx.empty() || input_grad.accumulate || parts_[i]->pads()) return;
+  ZeroPadding(backend_.device(), input_grad.dx, input_grad.dx.rows(), specs_[i].in, stream);
 }
 
 void LinearGroup::BackwardJoined(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,

@@ -9,10 +9,24 @@
 
 namespace filigree {
 
+// The first [rows, cols] of a padded matrix.
+template <typename View>
+View Unpadded(View padded, int64_t rows, int64_t cols) {
+  return padded.Rows(0, rows).Cols(0, cols);
+}
+// Zeroes the rest of it.
+inline void ZeroPadding(Device& device, TensorView padded, int64_t rows, int64_t cols,
+                        Stream& stream) {
+  if (cols < padded.cols()) device.ZeroAsync(padded.Cols(cols, padded.cols() - cols), stream);
+  if (rows < padded.rows()) device.ZeroAsync(padded.Rows(rows, padded.rows() - rows), stream);
+}
+
 // The bias of a linear: a dense [out] vector, or nothing.
 class LinearBias {
  public:
-  LinearBias(const LinearSpec& spec, Backend& backend) : spec_(spec), backend_(backend) {}
+  // `padding` elements follow it, for a linear whose outputs are padded.
+  LinearBias(const LinearSpec& spec, Backend& backend, int64_t padding = 0)
+      : spec_(spec), backend_(backend), padding_(padding) {}
 
   // Appends the bias's parameter, if there is a bias.
   void AppendParameter(std::vector<Parameter>* parameters) const {
@@ -21,6 +35,7 @@ class LinearBias {
     bias.name = spec_.name + ".bias";
     bias.shape = {spec_.out};
     bias.layout = SparseLayout::Dense(1, spec_.out);
+    bias.padding_count = padding_;
     bias.init = InitKind::kZeros;
     parameters->push_back(std::move(bias));
   }
@@ -28,7 +43,7 @@ class LinearBias {
   void Bind(std::span<const BoundParameter> parameters) {
     if (spec_.bias) bound_ = parameters.back();
   }
-  // [out], or an empty view.
+  // [out + padding], or an empty view.
   ConstTensorView values() const { return bound_.values; }
   const BoundParameter& bound() const { return bound_; }
   void Backward(ConstTensorView dy, Stream& stream) {
@@ -38,6 +53,7 @@ class LinearBias {
  private:
   const LinearSpec spec_;
   Backend& backend_;
+  const int64_t padding_;
   BoundParameter bound_;
 };
 

@@ -17,7 +17,7 @@ class MaskedLinear final : public Linear {
       : spec_(spec),
         backend_(backend),
         layout_(backend.PrepareLayout(layout)),
-        bias_(spec, backend) {}
+        bias_(spec, backend, spec.padded_out() - spec.out) {}
 
   std::vector<Parameter> Parameters() const override {
     std::vector<Parameter> parameters = {WeightParameter(spec_, layout_->layout())};
@@ -28,17 +28,21 @@ class MaskedLinear final : public Linear {
   void Bind(std::span<const BoundParameter> parameters, TensorView scratch) override {
     weight_ = parameters[0];
     bias_.Bind(parameters);
-    const int64_t cells = spec_.out * spec_.in;
+    const int64_t rows = spec_.padded_out(), cols = spec_.padded_in();
     const DType dtype = weight_.values.dtype();
-    copy_ = backend_.device().Allocate(cells * SizeOf(dtype), "compute_copies");
-    dense_ = copy_.View(dtype, cells).Reshape({spec_.out, spec_.in});
-    if (scratch.data()) dense_grads_ = scratch.Range(0, cells).Reshape({spec_.out, spec_.in});
+    copy_ = backend_.device().Allocate(rows * cols * SizeOf(dtype), "compute_copies");
+    dense_ = copy_.View(dtype, rows * cols).Reshape({rows, cols});
+    if (scratch.data()) dense_grads_ = scratch.Range(0, rows * cols).Reshape({rows, cols});
   }
 
   void Materialize(Stream& stream) override {
-    backend_.ScatterStored({.weight = layout_.get(), .values = weight_.values, .dense = dense_},
+    backend_.ScatterStored({.weight = layout_.get(),
+                            .values = weight_.values,
+                            .dense = Unpadded(dense_, spec_.out, spec_.in)},
                            stream);
+    ZeroPadding(backend_.device(), dense_, spec_.out, spec_.in, stream);
   }
+  bool pads() const override { return true; }
 
   void Forward(ConstTensorView x, TensorView y, TensorView, const ProductEpilogue& epilogue,
                Stream& stream) override {
@@ -55,7 +59,7 @@ class MaskedLinear final : public Linear {
                 const InputGrad& input_grad, Stream& stream) override {
     backend_.MatMul({.a = dy, .b = x, .out = dense_grads_, .transpose_a = true}, stream);
     backend_.GatherStored({.weight = layout_.get(),
-                           .dense = dense_grads_,
+                           .dense = Unpadded(dense_grads_, spec_.out, spec_.in),
                            .values = weight_.grads,
                            .accumulate = true},
                           stream);
@@ -71,10 +75,13 @@ class MaskedLinear final : public Linear {
 
   LinearFlops flops() const override {
     const double dense = 2.0 * static_cast<double>(spec_.out) * static_cast<double>(spec_.in);
-    return {dense, 2.0 * static_cast<double>(layout_->layout().nonzero_count()), dense};
+    const double executed =
+        2.0 * static_cast<double>(spec_.padded_out()) * static_cast<double>(spec_.padded_in());
+    return {dense, 2.0 * static_cast<double>(layout_->layout().nonzero_count()), executed};
   }
   LinearMemory memory(DType compute_dtype) const override {
-    const int64_t copy = spec_.out * spec_.in * static_cast<int64_t>(SizeOf(compute_dtype));
+    const int64_t copy =
+        spec_.padded_out() * spec_.padded_in() * static_cast<int64_t>(SizeOf(compute_dtype));
     return {static_cast<int64_t>(layout_->bytes()), copy, copy};
   }
 
@@ -85,7 +92,7 @@ class MaskedLinear final : public Linear {
   LinearBias bias_;
   BoundParameter weight_;  // [stored]
   DeviceBuffer copy_;
-  TensorView dense_, dense_grads_;  // [out, in]
+  TensorView dense_, dense_grads_;  // [padded out, padded in]
 };
 
 Status Validate(const LinearSpec& linear, const SparsitySpec& sparsity) {

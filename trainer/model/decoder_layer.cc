@@ -9,6 +9,10 @@ std::string NormName(int64_t layer, const char* name) {
   return "layers." + std::to_string(layer) + "." + name;
 }
 
+LayerLinears Linears(const ModelSpec& spec, int64_t layer, Backend& backend) {
+  return LinearsOfLayer(spec, layer, backend.device().row_alignment());
+}
+
 }  // namespace
 
 DecoderLayer::DecoderLayer(const ModelSpec& spec, int64_t layer,
@@ -20,12 +24,12 @@ DecoderLayer::DecoderLayer(const ModelSpec& spec, int64_t layer,
       backend_(backend),
       attention_norm_(traits_.norm, NormName(layer, "attention_norm"), spec.width,
                       spec.norm_epsilon, backend, table),
-      qkv_(LinearsOfLayer(spec, layer).qkv, sparsity, seed, layouts, backend, table),
-      o_(LinearsOfLayer(spec, layer).o, sparsity, seed, layouts, backend, table),
+      qkv_(Linears(spec, layer, backend).qkv, sparsity, seed, layouts, backend, table),
+      o_(Linears(spec, layer, backend).o, sparsity, seed, layouts, backend, table),
       mlp_norm_(traits_.norm, NormName(layer, "mlp_norm"), spec.width, spec.norm_epsilon, backend,
                 table),
-      gate_up_(LinearsOfLayer(spec, layer).gate_up, sparsity, seed, layouts, backend, table),
-      down_(LinearsOfLayer(spec, layer).down, sparsity, seed, layouts, backend, table) {}
+      gate_up_(Linears(spec, layer, backend).gate_up, sparsity, seed, layouts, backend, table),
+      down_(Linears(spec, layer, backend).down, sparsity, seed, layouts, backend, table) {}
 
 std::vector<TableLinear*> DecoderLayer::linears() { return {&qkv_, &o_, &gate_up_, &down_}; }
 
@@ -85,7 +89,7 @@ void DecoderLayer::LayOut(ActivationArena& arena, int64_t tokens, Part part,
   if (part != Part::kKept) {
     a->attention_input = arena.Matrix(tokens, spec_.width);
     a->mlp_input = arena.Matrix(tokens, spec_.width);
-    a->hidden = arena.Matrix(tokens, spec_.feed_forward);
+    a->hidden = arena.Matrix(tokens, hidden_width());
   }
 }
 
@@ -95,8 +99,12 @@ LayerGradients DecoderLayer::LayOutGradients(ActivationArena& arena, int64_t tok
   g.qkv = arena.Matrix(tokens, qkv_.group().out());
   g.attention_output = arena.Matrix(tokens, spec_.heads * spec_.head_size);
   g.gate_up = arena.Matrix(tokens, gate_up_.group().out());
-  if (traits_.gated) g.hidden = arena.Matrix(tokens, spec_.feed_forward);
+  if (traits_.gated) g.hidden = arena.Matrix(tokens, hidden_width());
   return g;
+}
+
+int64_t DecoderLayer::hidden_width() const {
+  return AlignUp(spec_.feed_forward, backend_.device().row_alignment());
 }
 
 void DecoderLayer::Rope(TensorView qkv, int64_t seq_len, bool inverse, Stream& stream) {
@@ -128,8 +136,8 @@ void DecoderLayer::Attend(const LayerActivations& a, int64_t seq_len, Stream& st
 
 void DecoderLayer::Activate(const LayerActivations& a, Stream& stream) {
   if (traits_.gated) {
-    backend_.SwiGlu({.gate = gate_up_.group().Part(a.gate_up, 0),
-                     .up = gate_up_.group().Part(a.gate_up, 1),
+    backend_.SwiGlu({.gate = gate_up_.group().PaddedPart(a.gate_up, 0),
+                     .up = gate_up_.group().PaddedPart(a.gate_up, 1),
                      .y = a.hidden},
                     stream);
   } else {
@@ -165,11 +173,11 @@ void DecoderLayer::BackwardMlp(TensorView dx, const LayerActivations& a, const L
   if (traits_.gated) {
     down_.Backward(a.hidden, dx, inner, {.dx = g.hidden}, stream);
     const LinearGroup& group = gate_up_.group();
-    backend_.SwiGluBackward({.gate = group.Part(a.gate_up, 0),
-                             .up = group.Part(a.gate_up, 1),
+    backend_.SwiGluBackward({.gate = group.PaddedPart(a.gate_up, 0),
+                             .up = group.PaddedPart(a.gate_up, 1),
                              .dy = g.hidden,
-                             .dgate = group.Part(g.gate_up, 0),
-                             .dup = group.Part(g.gate_up, 1)},
+                             .dgate = group.PaddedPart(g.gate_up, 0),
+                             .dup = group.PaddedPart(g.gate_up, 1)},
                             stream);
   } else {
     down_.Backward(a.hidden, dx, inner, {.dx = g.gate_up, .gelu_input = a.gate_up}, stream);

@@ -13,7 +13,8 @@
 
 namespace filigree {
 
-// What a layer computes on the way, [T, ...]. Recompute levels share some of it between layers.
+// What a layer computes on the way, [T, ...]. Fp is F padded as the device asks; padding is zero.
+// Recompute levels share some of it between layers.
 struct LayerActivations {
   NormStatistics attention_statistics, mlp_statistics;
   TensorView attention_input;   // norm of the layer's input [T, D]
@@ -22,8 +23,8 @@ struct LayerActivations {
   TensorView lse;               // [T, H]
   TensorView middle;            // the residual stream between attention and feed-forward [T, D]
   TensorView mlp_input;         // norm of `middle` [T, D]
-  TensorView gate_up;           // gate | up, or up [T, 2F or F]
-  TensorView hidden;            // after the activation function [T, F]
+  TensorView gate_up;           // gate | up, or up [T, 2Fp or Fp]
+  TensorView hidden;            // after the activation function [T, Fp]
   TensorView inner;             // between the factors of all linears [T, inner_width()], or empty
 };
 
@@ -32,7 +33,7 @@ struct LayerGradients {
   TensorView normed;            // of attention_input and mlp_input [T, D]
   TensorView qkv;               // [T, (H + 2K) E]
   TensorView attention_output;  // [T, H E]
-  TensorView gate_up, hidden;   // [T, 2F or F], [T, F]
+  TensorView gate_up, hidden;   // [T, 2Fp or Fp], [T, Fp]
   TensorView inner;             // of one group of linears [T, the widest group's], or empty
 };
 
@@ -66,6 +67,7 @@ class DecoderLayer {
                 const LayerGradients& g, int64_t seq_len, Stream& stream);
 
  private:
+  int64_t hidden_width() const;  // Fp
   void Attend(const LayerActivations& a, int64_t seq_len, Stream& stream);
   void Activate(const LayerActivations& a, Stream& stream);
   void BackwardMlp(TensorView dx, const LayerActivations& a, const LayerGradients& g,

@@ -30,7 +30,7 @@ const FamilyTraits& TraitsOf(ModelFamily family) {
   CHECK(false) << "family " << static_cast<int>(family);
 }
 
-LayerLinears LinearsOfLayer(const ModelSpec& spec, int64_t layer) {
+LayerLinears LinearsOfLayer(const ModelSpec& spec, int64_t layer, int64_t row_alignment) {
   const FamilyTraits& traits = TraitsOf(spec.family);
   const std::string prefix = "layers." + std::to_string(layer) + ".";
   // Two matrices a layer add to the residual stream; their sum should not grow with depth.
@@ -48,7 +48,9 @@ LayerLinears LinearsOfLayer(const ModelSpec& spec, int64_t layer) {
     linears.gate_up.push_back(linear("mlp.gate", spec.feed_forward, spec.width, spec.init_std));
   }
   linears.gate_up.push_back(linear("mlp.up", spec.feed_forward, spec.width, spec.init_std));
+  for (LinearSpec& widening : linears.gate_up) widening.out_alignment = row_alignment;
   linears.down = {linear("mlp.down", spec.width, spec.feed_forward, residual_std)};
+  linears.down[0].in_alignment = row_alignment;
   return linears;
 }
 

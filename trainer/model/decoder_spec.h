@@ -26,6 +26,7 @@ struct LayerLinears {
   std::vector<LinearSpec> gate_up;  // mlp.gate, mlp.up, or mlp.up alone: one input
   std::vector<LinearSpec> down;     // mlp.down, to the residual stream
 };
-LayerLinears LinearsOfLayer(const ModelSpec& spec, int64_t layer);
+// The feed-forward's width is padded to multiples of `row_alignment` (Device::row_alignment).
+LayerLinears LinearsOfLayer(const ModelSpec& spec, int64_t layer, int64_t row_alignment = 1);
 
 }  // namespace filigree

@@ -7,7 +7,6 @@ LinearGroup MakeGroup(const std::vector<LinearSpec>& parts,
                       const std::vector<SparsitySpec>& sparsity, uint64_t seed,
                       const std::map<std::string, SparseLayout>& layouts, Backend& backend) {
   std::vector<std::unique_ptr<Linear>> linears;
-  std::vector<int64_t> widths;
   for (const LinearSpec& part : parts) {
     const std::string weight = part.name + ".weight";
     const SparsitySpec match = MatchSparsity(weight, sparsity);
@@ -17,9 +16,8 @@ LinearGroup MakeGroup(const std::vector<LinearSpec>& parts,
     SparseLayout layout =
         given != layouts.end() ? given->second : row->draw_layout(part, match, seed);
     linears.push_back(row->create(part, match, std::move(layout), backend));
-    widths.push_back(part.out);
   }
-  return LinearGroup(std::move(linears), std::move(widths), backend);
+  return LinearGroup(std::move(linears), parts, backend);
 }
 
 }  // namespace
