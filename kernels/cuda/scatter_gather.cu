@@ -7,8 +7,8 @@
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/prepared_layout.h"
 #include "kernels/cuda/device_rows.h"
+#include "kernels/cuda/prepared_layout.h"
 #include "kernels/cuda/vectors.cuh"
 
 namespace filigree {

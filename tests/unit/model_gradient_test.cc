@@ -258,6 +258,13 @@ TEST_P(GradientTest, IsTheSameWithAPaddedFeedForward) {
       {HalfOf("block_sparse", "*.mlp.down.weight")},
       {HalfOf("masked", "*.mlp.down.weight"), HalfOf("block_sparse", "*.mlp.*.weight")}};
   for (const Parameterisation& row : Parameterisations()) mixtures.push_back(HalfOf(row.name));
+  for (bool factored : {false, true}) {
+    SparsitySpec form = HalfOf("sparse_plus_low_rank")[0];
+    form.sparse_part = SparsePart::kBlocks;
+    form.compute = factored ? LowRankCompute::kFactored : LowRankCompute::kRebuild;
+    form.keep_rebuilt = false;
+    mixtures.push_back({form});
+  }
   for (Recompute level : {Recompute::kNone, Recompute::kActivations, Recompute::kLayer}) {
     ModelSpec spec = this->spec();
     spec.recompute = level;
@@ -285,7 +292,8 @@ TEST_P(GradientTest, PaddingCountsAsExecutedOnly) {
   const ModelSpec spec = this->spec();
   ModelSpec wide = spec;
   wide.feed_forward = 32;
-  for (const char* parameterisation : {"dense", "masked"}) {
+  for (const char* parameterisation :
+       {"dense", "masked", "low_rank", "sparse_plus_low_rank", "cola"}) {
     SCOPED_TRACE(parameterisation);
     TestModel plain(spec, HalfOf(parameterisation), 1, kSeqLen);
     TestModel padded(spec, HalfOf(parameterisation), 1, kSeqLen, {}, /*row_alignment=*/8);

@@ -48,11 +48,14 @@ WeightParts FindWeightParts(const std::vector<Parameter>& parameters, const std:
 StatusOr<std::vector<float>> MergedWeight(const std::vector<Parameter>& parameters,
                                           const WeightParts& parts, const SegmentSource& read) {
   CHECK(!parts.empty());
+  const auto read_dense = [&](int index) -> StatusOr<std::vector<float>> {
+    const SparseLayout& layout = parameters[index].layout;
+    ASSIGN_OR_RETURN(const std::vector<float> segment, read(index));
+    return DenseOfNonzeros(layout, NonzerosOfSegment(layout, segment));
+  };
   std::vector<float> dense;
   if (parts.weight >= 0) {
-    const SparseLayout& layout = parameters[parts.weight].layout;
-    ASSIGN_OR_RETURN(const std::vector<float> segment, read(parts.weight));
-    dense = DenseOfNonzeros(layout, NonzerosOfSegment(layout, segment));
+    ASSIGN_OR_RETURN(dense, read_dense(parts.weight));
   }
   if (!parts.has_factors()) return dense;
   const Parameter& a = parameters[parts.low_rank_a];
@@ -62,8 +65,8 @@ StatusOr<std::vector<float>> MergedWeight(const std::vector<Parameter>& paramete
                         " have a nonlinearity between them, so there is no weight that they could "
                         "be merged to; go on with the checkpoint itself");
   }
-  ASSIGN_OR_RETURN(const std::vector<float> a_values, read(parts.low_rank_a));
-  ASSIGN_OR_RETURN(const std::vector<float> b_values, read(parts.low_rank_b));
+  ASSIGN_OR_RETURN(const std::vector<float> a_values, read_dense(parts.low_rank_a));
+  ASSIGN_OR_RETURN(const std::vector<float> b_values, read_dense(parts.low_rank_b));
   dense.resize(b.shape[0] * a.shape[1], 0.0f);
   AddProduct(a, a_values, b_values, &dense);
   return dense;

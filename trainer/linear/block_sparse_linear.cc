@@ -18,7 +18,7 @@ class BlockSparseLinear final : public Linear {
       : spec_(spec),
         backend_(backend),
         layout_(backend.PrepareLayout(layout)),
-        bias_(spec, backend) {}
+        bias_(spec.WithoutPadding(), backend) {}
 
   std::vector<Parameter> Parameters() const override {
     std::vector<Parameter> parameters = {WeightParameter(spec_, layout_->layout())};

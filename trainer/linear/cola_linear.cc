@@ -36,6 +36,7 @@ class ColaLinear final : public Linear {
   }
 
   void Materialize(Stream&) override {}
+  bool pads() const override { return true; }
 
   // Before and after the activation, side by side.
   int64_t inner_width() const override { return 2 * factors_.rank(); }
@@ -58,8 +59,8 @@ class ColaLinear final : public Linear {
   }
 
   LinearFlops flops() const override {
-    const double thin = 2.0 * static_cast<double>(factors_.count());
-    return {2.0 * static_cast<double>(spec_.out) * static_cast<double>(spec_.in), thin, thin};
+    return {ProductFlops(spec_), 2.0 * static_cast<double>(factors_.count()),
+            2.0 * static_cast<double>(factors_.padded_count())};
   }
   LinearMemory memory(DType) const override { return {}; }
 

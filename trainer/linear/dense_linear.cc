@@ -9,7 +9,7 @@ namespace {
 class DenseLinear final : public Linear {
  public:
   DenseLinear(const LinearSpec& spec, Backend& backend)
-      : spec_(spec), backend_(backend), bias_(spec, backend, spec.padded_out() - spec.out) {}
+      : spec_(spec), backend_(backend), bias_(spec, backend) {}
 
   std::vector<Parameter> Parameters() const override {
     Parameter weight =
@@ -59,10 +59,7 @@ class DenseLinear final : public Linear {
   }
 
   LinearFlops flops() const override {
-    const double flops = 2.0 * static_cast<double>(spec_.out) * static_cast<double>(spec_.in);
-    const double executed =
-        2.0 * static_cast<double>(spec_.padded_out()) * static_cast<double>(spec_.padded_in());
-    return {flops, flops, executed};
+    return {ProductFlops(spec_), ProductFlops(spec_), PaddedProductFlops(spec_)};
   }
   LinearMemory memory(DType compute_dtype) const override { return {}; }
 

@@ -36,6 +36,12 @@ struct LinearSpec {
 
   int64_t padded_out() const { return AlignUp(out, out_alignment); }
   int64_t padded_in() const { return AlignUp(in, in_alignment); }
+  // The same for a linear that does not pad.
+  LinearSpec WithoutPadding() const {
+    LinearSpec spec = *this;
+    spec.out_alignment = spec.in_alignment = 1;
+    return spec;
+  }
 };
 
 // A parameter's memory in the flat buffers.

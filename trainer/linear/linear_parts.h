@@ -24,9 +24,7 @@ inline void ZeroPadding(Device& device, TensorView padded, int64_t rows, int64_t
 // The bias of a linear: a dense [out] vector, or nothing.
 class LinearBias {
  public:
-  // `padding` elements follow it, for a linear whose outputs are padded.
-  LinearBias(const LinearSpec& spec, Backend& backend, int64_t padding = 0)
-      : spec_(spec), backend_(backend), padding_(padding) {}
+  LinearBias(const LinearSpec& spec, Backend& backend) : spec_(spec), backend_(backend) {}
 
   // Appends the bias's parameter, if there is a bias.
   void AppendParameter(std::vector<Parameter>* parameters) const {
@@ -35,7 +33,7 @@ class LinearBias {
     bias.name = spec_.name + ".bias";
     bias.shape = {spec_.out};
     bias.layout = SparseLayout::Dense(1, spec_.out);
-    bias.padding_count = padding_;
+    bias.padding_count = spec_.padded_out() - spec_.out;
     bias.init = InitKind::kZeros;
     parameters->push_back(std::move(bias));
   }
@@ -43,7 +41,7 @@ class LinearBias {
   void Bind(std::span<const BoundParameter> parameters) {
     if (spec_.bias) bound_ = parameters.back();
   }
-  // [out + padding], or an empty view.
+  // [padded out], or an empty view.
   ConstTensorView values() const { return bound_.values; }
   const BoundParameter& bound() const { return bound_; }
   void Backward(ConstTensorView dy, Stream& stream) {
@@ -53,9 +51,16 @@ class LinearBias {
  private:
   const LinearSpec spec_;
   Backend& backend_;
-  const int64_t padding_;
   BoundParameter bound_;
 };
+
+// Operations per token of one product with the whole weight, as asked for and as run with padding.
+inline double ProductFlops(const LinearSpec& spec) {
+  return 2.0 * static_cast<double>(spec.out) * static_cast<double>(spec.in);
+}
+inline double PaddedProductFlops(const LinearSpec& spec) {
+  return 2.0 * static_cast<double>(spec.padded_out()) * static_cast<double>(spec.padded_in());
+}
 
 // The weight's parameter over its layout.
 Parameter WeightParameter(const LinearSpec& spec, SparseLayout layout);

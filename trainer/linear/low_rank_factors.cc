@@ -15,27 +15,27 @@ TensorView AsMatrix(TensorView segment, int64_t rows, int64_t cols) {
 
 void LowRankFactors::AppendParameters(FactorInit a, FactorInit b,
                                       std::vector<Parameter>* parameters) const {
-  const auto append = [&](const char* suffix, int64_t rows, int64_t cols, FactorInit init) {
-    Parameter factor;
+  const auto append = [&](const char* suffix, SparseLayout layout, FactorInit init) {
+    Parameter& factor = parameters->emplace_back();
     factor.name = spec_.name + suffix;
-    factor.shape = {rows, cols};
-    factor.layout = SparseLayout::Dense(rows, cols);
+    factor.shape = {layout.out(), layout.in()};
+    factor.layout = std::move(layout);
     factor.decay = true;
     factor.init = init.kind;
     factor.init_std = init.std;
     factor.factor = kind_;
     factor.factor_scale = scale_;
-    parameters->push_back(std::move(factor));
   };
-  append(".low_rank_a", rank_, spec_.in, a);
-  append(".low_rank_b", spec_.out, rank_, b);
+  append(".low_rank_a", SparseLayout::Dense(rank_, spec_.in, spec_.padded_in()), a);
+  append(".low_rank_b", SparseLayout::Dense(spec_.out, rank_), b);
+  parameters->back().padding_count = (spec_.padded_out() - spec_.out) * rank_;
 }
 
 void LowRankFactors::Bind(std::span<const BoundParameter> factors) {
-  a_ = AsMatrix(factors[0].values, rank_, spec_.in);
-  a_grads_ = AsMatrix(factors[0].grads, rank_, spec_.in);
-  b_ = AsMatrix(factors[1].values, spec_.out, rank_);
-  b_grads_ = AsMatrix(factors[1].grads, spec_.out, rank_);
+  a_ = AsMatrix(factors[0].values, rank_, spec_.padded_in());
+  a_grads_ = AsMatrix(factors[0].grads, rank_, spec_.padded_in());
+  b_ = AsMatrix(factors[1].values, spec_.padded_out(), rank_);
+  b_grads_ = AsMatrix(factors[1].grads, spec_.padded_out(), rank_);
 }
 
 void LowRankFactors::Shrink(ConstTensorView x, TensorView inner, Stream& stream) {

@@ -1,4 +1,5 @@
-// The low-rank part of a linear: A [r, in], B [out, r] and the products with them.
+// The low-rank part of a linear: A [r, in], B [out, r] and the products with them. Where the spec
+// pads, columns of A and rows of B are zero there, and all views are as wide.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +24,9 @@ class LowRankFactors {
       : spec_(spec), kind_(kind), rank_(rank), scale_(scale), backend_(backend) {}
 
   int64_t rank() const { return rank_; }
-  // Values of both factors.
+  // Values of both factors, without and with their padding.
   int64_t count() const { return rank_ * (spec_.out + spec_.in); }
+  int64_t padded_count() const { return rank_ * (spec_.padded_out() + spec_.padded_in()); }
   // Appends NAME.low_rank_a and NAME.low_rank_b.
   void AppendParameters(FactorInit a, FactorInit b, std::vector<Parameter>* parameters) const;
   // `factors`: the bound parameters of A and B.
@@ -53,8 +55,8 @@ class LowRankFactors {
   const int64_t rank_;
   const double scale_;
   Backend& backend_;
-  TensorView a_, a_grads_;  // [r, in]
-  TensorView b_, b_grads_;  // [out, r]
+  TensorView a_, a_grads_;  // [r, padded in]
+  TensorView b_, b_grads_;  // [padded out, r]
 };
 
 // Problems of a rank for this linear, or OK.

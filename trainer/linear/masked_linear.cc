@@ -17,7 +17,7 @@ class MaskedLinear final : public Linear {
       : spec_(spec),
         backend_(backend),
         layout_(backend.PrepareLayout(layout)),
-        bias_(spec, backend, spec.padded_out() - spec.out) {}
+        bias_(spec, backend) {}
 
   std::vector<Parameter> Parameters() const override {
     std::vector<Parameter> parameters = {WeightParameter(spec_, layout_->layout())};
@@ -74,10 +74,8 @@ class MaskedLinear final : public Linear {
   }
 
   LinearFlops flops() const override {
-    const double dense = 2.0 * static_cast<double>(spec_.out) * static_cast<double>(spec_.in);
-    const double executed =
-        2.0 * static_cast<double>(spec_.padded_out()) * static_cast<double>(spec_.padded_in());
-    return {dense, 2.0 * static_cast<double>(layout_->layout().nonzero_count()), executed};
+    return {ProductFlops(spec_), 2.0 * static_cast<double>(layout_->layout().nonzero_count()),
+            PaddedProductFlops(spec_)};
   }
   LinearMemory memory(DType compute_dtype) const override {
     const int64_t copy =

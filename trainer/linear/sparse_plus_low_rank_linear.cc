@@ -51,7 +51,6 @@ class SparsePlusLowRankLinear : public Linear {
   }
 
  protected:
-  double Cells() const { return static_cast<double>(spec_.out) * static_cast<double>(spec_.in); }
   double MethodFlops() const {
     return 2.0 * static_cast<double>(layout_->layout().nonzero_count() + factors_.count());
   }
@@ -71,18 +70,19 @@ class RebuiltLinear final : public SparsePlusLowRankLinear {
 
   void Bind(std::span<const BoundParameter> parameters, TensorView scratch) override {
     SparsePlusLowRankLinear::Bind(parameters, scratch);
-    const int64_t cells = spec_.out * spec_.in;
+    const int64_t rows = spec_.padded_out(), cols = spec_.padded_in();
     const DType dtype = sparse_.values.dtype();
-    if (scratch.data()) shared_ = scratch.Range(0, cells).Reshape({spec_.out, spec_.in});
+    if (scratch.data()) shared_ = scratch.Range(0, rows * cols).Reshape({rows, cols});
     // Without gradients there is no scratch.
     kept_ = sparsity_.keep_rebuilt || shared_.empty();
-    if (kept_) copy_ = backend_.device().Allocate(cells * SizeOf(dtype), "compute_copies");
-    weight_ = kept_ ? copy_.View(dtype, cells).Reshape({spec_.out, spec_.in}) : shared_;
+    if (kept_) copy_ = backend_.device().Allocate(rows * cols * SizeOf(dtype), "compute_copies");
+    weight_ = kept_ ? copy_.View(dtype, rows * cols).Reshape({rows, cols}) : shared_;
   }
 
   void Materialize(Stream& stream) override {
     if (kept_) Rebuild(stream);
   }
+  bool pads() const override { return true; }
 
   void Forward(ConstTensorView x, TensorView y, TensorView, const ProductEpilogue& epilogue,
                Stream& stream) override {
@@ -99,9 +99,11 @@ class RebuiltLinear final : public SparsePlusLowRankLinear {
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,
                 const InputGrad& input_grad, Stream& stream) override {
     backend_.MatMul({.a = dy, .b = x, .out = shared_, .transpose_a = true}, stream);
-    backend_.GatherStored(
-        {.weight = layout_.get(), .dense = shared_, .values = sparse_.grads, .accumulate = true},
-        stream);
+    backend_.GatherStored({.weight = layout_.get(),
+                           .dense = Unpadded(shared_, spec_.out, spec_.in),
+                           .values = sparse_.grads,
+                           .accumulate = true},
+                          stream);
     factors_.AddGradients(shared_, stream);
     bias_.Backward(dy, stream);
     if (input_grad.dx.empty()) return;
@@ -117,38 +119,44 @@ class RebuiltLinear final : public SparsePlusLowRankLinear {
   // Of a step: three dense products a token, and per micro-batch one or two rebuilds and the two
   // products that project G onto the factors.
   static double StepFlops(const LinearSpec& spec, const SparsitySpec& sparsity) {
-    const double cells = static_cast<double>(spec.out) * static_cast<double>(spec.in);
+    const double product = PaddedProductFlops(spec);
     const double thin_products = sparsity.keep_rebuilt ? 3 : 4;
-    return 6.0 * static_cast<double>(sparsity.micro_batch_tokens) * cells +
-           thin_products * 2.0 * cells * static_cast<double>(sparsity.rank);
+    return 3.0 * static_cast<double>(sparsity.micro_batch_tokens) * product +
+           thin_products * product * static_cast<double>(sparsity.rank);
   }
 
   LinearFlops flops() const override {
     // As many a token and pass, of the three that a step has.
     const double tokens = static_cast<double>(std::max<int64_t>(sparsity_.micro_batch_tokens, 1));
-    return {2.0 * Cells(), MethodFlops(), StepFlops(spec_, sparsity_) / (3.0 * tokens)};
+    return {ProductFlops(spec_), MethodFlops(), StepFlops(spec_, sparsity_) / (3.0 * tokens)};
   }
   LinearMemory memory(DType compute_dtype) const override {
-    const int64_t dense = spec_.out * spec_.in * static_cast<int64_t>(SizeOf(compute_dtype));
+    const int64_t dense =
+        spec_.padded_out() * spec_.padded_in() * static_cast<int64_t>(SizeOf(compute_dtype));
     return {static_cast<int64_t>(layout_->bytes()), sparsity_.keep_rebuilt ? dense : 0, dense};
   }
 
  private:
   void Rebuild(Stream& stream) {
-    backend_.ScatterStored({.weight = layout_.get(), .values = sparse_.values, .dense = weight_},
+    backend_.ScatterStored({.weight = layout_.get(),
+                            .values = sparse_.values,
+                            .dense = Unpadded(weight_, spec_.out, spec_.in)},
                            stream);
+    ZeroPadding(backend_.device(), weight_, spec_.out, spec_.in, stream);
     factors_.AddTo(weight_, stream);
   }
 
   bool kept_ = false;
   DeviceBuffer copy_;
-  TensorView weight_;  // [out, in]: the copy, or the scratch
-  TensorView shared_;  // [out, in]: the scratch
+  TensorView weight_;  // [padded out, padded in]: the copy, or the scratch
+  TensorView shared_;  // the same shape: the scratch
 };
 
 class FactoredLinear final : public SparsePlusLowRankLinear {
  public:
-  using SparsePlusLowRankLinear::SparsePlusLowRankLinear;
+  FactoredLinear(const LinearSpec& spec, const SparsitySpec& sparsity, SparseLayout layout,
+                 Backend& backend)
+      : SparsePlusLowRankLinear(spec.WithoutPadding(), sparsity, std::move(layout), backend) {}
 
   void Materialize(Stream&) override {}
 
@@ -194,7 +202,7 @@ class FactoredLinear final : public SparsePlusLowRankLinear {
   }
 
   LinearFlops flops() const override {
-    return {2.0 * Cells(), MethodFlops(),
+    return {ProductFlops(spec_), MethodFlops(),
             2.0 * static_cast<double>(layout_->layout().stored_count() + factors_.count())};
   }
   LinearMemory memory(DType) const override {
