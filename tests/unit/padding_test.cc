@@ -223,7 +223,8 @@ TEST_P(PaddingTest, ADensePhaseTakesOverAlike) {
     sparse.Initialize();
     sparse.Step(0);
     Trained dense(run(), row_alignment, /*phase=*/1);
-    dense.state().TakeOver(sparse.state(), dense.stream());
+    dense.state().TakeOver(sparse.state(), /*keep_moments=*/false, /*updates_done=*/1,
+                           dense.stream());
     for (size_t i = 0; i < dense.state().parameters().size(); ++i) {
       taken[row_alignment == 8].push_back(dense.Cells(static_cast<int>(i), StateKind::kMaster));
     }
