@@ -16,8 +16,8 @@ struct WeightParts {
   int weight = -1;
   int low_rank_a = -1, low_rank_b = -1;
 
-  bool empty() const { return weight < 0 && low_rank_a < 0; }
-  bool has_factors() const { return low_rank_a >= 0; }
+  bool empty() const { return weight < 0 && !has_factors(); }
+  bool has_factors() const { return low_rank_a >= 0 && low_rank_b >= 0; }
 };
 WeightParts FindWeightParts(const std::vector<Parameter>& parameters, const std::string& name);
 
