@@ -32,8 +32,8 @@ struct Transfer {
 
 // What crosses ranks in a step.
 struct StepExchange {
-  std::vector<Transfer> backward;  // gradients; `at` does not fall
-  std::vector<Transfer> forward;   // values; `at` does not fall
+  std::vector<Transfer> backward = {};  // gradients; `at` does not fall
+  std::vector<Transfer> forward = {};   // values; `at` does not fall
   int scalar_reductions = 0;
 };
 
