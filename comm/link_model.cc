@@ -12,7 +12,7 @@ namespace {
 constexpr double kMicro = 1e-6;
 constexpr double kBytesPerGigabit = 1e9 / 8;
 constexpr int64_t kSmallestBucketBytes = 1'000'000;
-constexpr int64_t kFewestBuckets = 8;
+constexpr int64_t kFewestBuckets = 4;
 
 // Passes over the ring: an all-reduce is a reduce-scatter and an all-gather.
 double PassesOf(Collective collective) { return collective == Collective::kAllReduce ? 2 : 1; }

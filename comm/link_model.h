@@ -43,7 +43,7 @@ double CollectiveSeconds(const LinkSpec& link, Collective collective, int ranks,
 // Bytes of gradients a bucket where the configuration names none. More buckets cost a latency each,
 // larger ones leave more behind that no backward pass hides: a bucket of b bytes of `total_bytes`
 // adds total / b latencies L and leaves b / W to the end, the sum of which is least at
-// b = sqrt(total * L * W). Never above an eighth of the total, so that most of it can hide, nor
+// b = sqrt(total * L * W). Never above a quarter of the total, so that most of it can hide, nor
 // below 1 MB, where there is nothing to win.
 int64_t ChooseBucketBytes(const LinkSpec& link, bool sharded, int ranks, int64_t total_bytes);
 

@@ -55,7 +55,7 @@ TEST(LinkModelTest, ChosenBucketIsTheCheapest) {
                bucket * per_byte;
       };
       const auto chosen = static_cast<double>(ChooseBucketBytes(link, sharded, ranks, kTotal));
-      EXPECT_LT(chosen, kTotal / 8.0);
+      EXPECT_LT(chosen, kTotal / 4.0);
       EXPECT_LT(cost(chosen), cost(chosen * 1.05)) << ranks;
       EXPECT_LT(cost(chosen), cost(chosen / 1.05)) << ranks;
     }
@@ -64,9 +64,9 @@ TEST(LinkModelTest, ChosenBucketIsTheCheapest) {
 
 TEST(LinkModelTest, ChosenBucketHasBounds) {
   const LinkSpec link;
-  EXPECT_EQ(ChooseBucketBytes(link, true, 4096, 800'000'000), 100'000'000);  // an eighth
+  EXPECT_EQ(ChooseBucketBytes(link, true, 4096, 800'000'000), 200'000'000);  // a quarter
   EXPECT_EQ(ChooseBucketBytes(link, true, 4096, 4000), 1'000'000);
-  EXPECT_EQ(ChooseBucketBytes(link, true, 1, 800'000'000), 100'000'000);
+  EXPECT_EQ(ChooseBucketBytes(link, true, 1, 800'000'000), 200'000'000);
   LinkSpec instant = link;
   instant.node_latency_us = instant.network_latency_us = 0;
   EXPECT_EQ(ChooseBucketBytes(instant, true, 64, 800'000'000), 1'000'000);

@@ -10,6 +10,13 @@
 // pass, and reduce-scatters its gradients (F32 in torchtitan, BF16 in llm-foundry). Of a system the
 // model is told what is written here, with its default links and jitter, and the throughput at the
 // smallest size; it must find the others within three points.
+//
+// What this can and cannot tell. At these sizes the exchange hides behind compute, so the curves
+// say that the model does not invent exposed time, and would show a network that is too slow (the
+// last test), but little about what latency costs at thousands of GPUs. A model that always
+// answered 100 % would miss one of the nine figures. Nobody publishes the jitter: one per cent was
+// set with these curves in view, and any from 0.6 to 1.9 passes. Without it torchtitan's are still
+// within three points; llm-foundry's 1b on 64 GPUs is 3.5 off.
 #include <gtest/gtest.h>
 
 #include <string>
@@ -43,7 +50,7 @@ std::vector<PublishedCurve> Curves() {
   };
   const auto mpt = [&](const std::string& name, double sequences, int layers, double width,
                        std::vector<Measurement> points) {
-    return PublishedCurve{name,  sequences * 2048, layers, 12 * width * width, 50432 * width, 0,
+    return PublishedCurve{name,  sequences * 2048, layers, 12 * width * width, 50368 * width, 0,
                           kBF16, std::move(points)};
   };
   return {
@@ -87,12 +94,14 @@ StepExchange FsdpExchange(const PublishedCurve& curve) {
 }
 
 // Throughput a GPU at each point, the first being the published one by choice of the compute time.
-std::vector<double> Predicted(const PublishedCurve& curve, const LinkSpec& link) {
+std::vector<double> Predicted(const PublishedCurve& curve, const LinkSpec& link,
+                              double jitter = ComputeTimes().jitter) {
   const StepExchange exchange = FsdpExchange(curve);
   const Measurement& first = curve.points.front();
   const double measured = curve.tokens / first.tokens_per_second_per_gpu;
   ComputeTimes compute;
   compute.step_seconds = measured;
+  compute.jitter = jitter;
   for (int i = 0; i < 50; ++i) {
     const StepPrediction step = PredictStep(LinkSpec(), compute, exchange, first.gpus);
     compute.step_seconds += measured - step.seconds;
@@ -118,6 +127,19 @@ TEST(PublishedScalingTest, EfficienciesAreWithinThreePoints) {
       EXPECT_NEAR(predicted[i] / base, published, kThreePoints)
           << curve.name << " on " << curve.points[i].gpus;
     }
+  }
+}
+
+// The exchange alone, with nothing but what torchtitan documents.
+TEST(PublishedScalingTest, ExchangeAloneIsWithinThreePointsOfTorchtitan) {
+  const std::vector<PublishedCurve> curves = Curves();
+  for (int i : {0, 1, 2}) {
+    const std::vector<Measurement>& points = curves[i].points;
+    const std::vector<double> predicted = Predicted(curves[i], LinkSpec(), /*jitter=*/0);
+    EXPECT_NEAR(predicted.back() / predicted.front(),
+                points.back().tokens_per_second_per_gpu / points.front().tokens_per_second_per_gpu,
+                kThreePoints)
+        << curves[i].name;
   }
 }
 
