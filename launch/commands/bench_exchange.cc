@@ -265,9 +265,11 @@ void Print(const nlohmann::json& r) {
 }  // namespace
 
 Status BenchExchangeCommand::Run() const {
-  ASSIGN_OR_RETURN(const LoadedConfig loaded, LoadCheckedConfig(config, overrides));
-  const RunSpec& run = loaded.spec;
-  ASSIGN_OR_RETURN(Session session, OpenSession(SessionOptionsOf(run)));
+  const auto loaded = LoadCheckedConfig(config, overrides);
+  ASSIGN_OR_RETURN(Session session,
+                   OpenSession(loaded.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
+  if (!loaded.ok()) return ForThisRank(loaded.status(), session);
+  const RunSpec& run = loaded->spec;
   const int ranks = session.communicator->size();
   if (ranks == 1) {
     return InvalidInput(

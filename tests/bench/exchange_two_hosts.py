@@ -77,7 +77,8 @@ def replay(options):
                                *sparsity(fraction, options.block))
         r = found[name]
         print(f"exchange {name:14} {r['step_ms']:9.2f} ms a step, sparsified alone "
-              f"{r['sparsified_ms']:9.2f} ms, {r['exchanged_bytes']['total'] / 1e6:8.1f} MB", flush=True)
+              f"{r['sparsified_ms']:9.2f} ms, {r['exchanged_bytes']['total'] / 1e6:8.1f} MB",
+              flush=True)
     dense, zero = found["dense"], found["blocks of 0 %"]
     options.device = options.device or f"2 {dense['device']} ranks as two hosts over loopback TCP"
     fit = dense["fit"]
@@ -90,7 +91,8 @@ def replay(options):
         bytes_ratio = sparsified_bytes(zero) / sparsified_bytes(sparse)
         ratio = zero["sparsified_ms"] / sparse["sparsified_ms"]
         target = ", at least 3.5 asked" if percent == 75 else ""
-        print(f"{name} sparsified segments: {ratio:.2f}x faster, {bytes_ratio:.2f}x fewer bytes{target}")
+        print(f"{name} sparsified segments: {ratio:.2f}x faster, {bytes_ratio:.2f}x fewer bytes"
+              f"{target}")
         records.append(record(options, f"exchange/2host_{percent}/sparsified",
                               sparse["sparsified_ms"], zero["sparsified_ms"],
                               {"bytes_ratio": round(bytes_ratio, 4), "block": options.block}))
@@ -121,13 +123,14 @@ def steps(options):
                          *sparsity(fraction, options.block))
             dense_ms = dense_ms or r["step_ms"]
             print(f"training step {name:6} accumulation {micro_batches}: {r['step_ms']:9.2f} ms "
-                  f"({dense_ms / r['step_ms']:.2f}x), {r['exchanged_bytes'] / 1e6:8.1f} MB", flush=True)
+                  f"({dense_ms / r['step_ms']:.2f}x), {r['exchanged_bytes'] / 1e6:8.1f} MB",
+                  flush=True)
             label = "dense" if fraction is None else f"{100 * fraction:.0f}"
             settings = {"accumulation": micro_batches, "exchanged_bytes": r["exchanged_bytes"],
                         "loss_gap": "none: dense" if fraction is None else "unmeasured"}
-            entry = record(options, f"exchange/2host_{label}/training_step_accumulation_{micro_batches}",
-                           r["step_ms"], dense_ms, settings,
-                           unit="ms" if fraction is None else "ratio")
+            entry = record(
+                options, f"exchange/2host_{label}/training_step_accumulation_{micro_batches}",
+                r["step_ms"], dense_ms, settings, unit="ms" if fraction is None else "ratio")
             entry["samples"] = options.train_steps
             records.append(entry)
     return records

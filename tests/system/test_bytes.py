@@ -83,7 +83,9 @@ class BytesTest(SystemTest):
         """What a run counts is what `plan` says, to the byte: methods, ZeRO stages, ranks.
 
         The widths are odd and the buckets small, so that padding and both kinds of buckets count."""
-        methods = {"dense": "", "masked": sparse("masked", 0.6), "blocks": sparse(block=16)}
+        methods = {"dense": "", "masked": sparse("masked", 0.6), "blocks": sparse(block=16),
+                   "sltrain": 'sparsity { parameterisation: "sparse_plus_low_rank" sparsity: 0.9 '
+                              "rank: 8 }"}
         for ranks in (1, 2, 3):
             for stage in (0, 1):
                 for name, sparsity in methods.items():
@@ -100,7 +102,8 @@ class BytesTest(SystemTest):
                         kinds = plan["phases"][0]["exchanged_bytes"]
                         self.assertEqual(sum(kinds.values()), plan["exchanged_bytes_per_step"])
                         self.assertEqual(kinds["dense_grads"] > 0, ranks > 1)
-                        self.assertEqual(kinds["sparsified_grads"] > 0, ranks > 1 and name != "dense")
+                        self.assertEqual(kinds["sparsified_grads"] > 0,
+                                         ranks > 1 and name != "dense")
                         self.assertEqual(kinds["dense_values"] > 0, ranks > 1 and stage == 1)
 
     def test_phases_differ_in_bytes(self):
