@@ -6,9 +6,9 @@
 
 NCCL is told that the ranks are on different hosts (NCCL_HOSTID) and given sockets over the loopback
 interface, so all that crosses ranks crosses a network stack. `filigree bench exchange` replays the
-exchange of GPT-2 124M dense and with 75 and 90 % zeros in blocks of 128; the same with 0 % in blocks
-is what the sparsified segments are held against, since they travel in buckets of their own there
-too. `filigree bench step` then times whole steps, with 1 and 8 accumulated micro-batches. Prints
+exchange of GPT-2 124M dense and with 75 and 90 % zeros in blocks of 128; the same with 0 % in
+blocks is what the sparsified segments are held against, since they travel in buckets of their own
+there too. `filigree bench step` then times whole steps, with 1 and 8 accumulated micro-batches. Prints
 ratios beside the ratios of bytes and writes records (see results_tables.py). About two minutes.
 
 --override 'parallel { device: CPU }' with a small --config tries it without GPUs, over MPI.

@@ -82,7 +82,7 @@ class BytesTest(SystemTest):
     def test_every_byte_was_planned(self):
         """What a run counts is what `plan` says, to the byte: methods, ZeRO stages, ranks.
 
-        The widths are odd and the buckets small, so that padding and both kinds of buckets count."""
+        Odd widths and small buckets, so that padding and both kinds of buckets count."""
         methods = {"dense": "", "masked": sparse("masked", 0.6), "blocks": sparse(block=16),
                    "sltrain": 'sparsity { parameterisation: "sparse_plus_low_rank" sparsity: 0.9 '
                               "rank: 8 }"}
