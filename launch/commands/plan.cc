@@ -139,14 +139,12 @@ nlohmann::json ScalingJson(const nlohmann::json& assumptions,
 void PrintScaling(const RunSpec& run, const nlohmann::json& a,
                   const std::vector<ScalingPoint>& points) {
   std::printf(
-      "scaling of phase %s: every GPU computes for %g ms a step (%d micro-batches of forward 1/3,\n"
-      "backward 2/3), so tokens a step grow with the GPUs. Hosts of %d; network %g Gbit/s a GPU "
-      "and\n"
-      "%g us a hop, in a host %g Gbit/s and %g us; steps of hosts vary by %g %%. F32 gradients "
-      "leave\n"
-      "during the last backward pass, BF16 values return during the next forward pass (ZeRO-1),\n"
-      "one bucket at a time over a ring (all-reduce: ring or tree); what is not hidden is "
-      "exposed.\n"
+      "scaling of phase %s: every GPU computes for %g ms a step (%d micro-batches of forward\n"
+      "1/3, backward 2/3), so tokens a step grow with the GPUs. Hosts of %d; network %g Gbit/s a\n"
+      "GPU and %g us a hop, inside a host %g Gbit/s and %g us; steps of hosts vary by %g %%. F32\n"
+      "gradients leave during the last backward pass, BF16 values return during the next forward\n"
+      "pass (ZeRO-1), one bucket at a time over a ring (all-reduce: ring or tree); what is not\n"
+      "hidden is exposed.\n"
       "   GPUs   step ms  efficiency  exchange ms  exposed: gradients  values  scalars  jitter  "
       "buckets\n",
       run.phases.front().name.c_str(), a["step_ms"].get<double>(), a["micro_batches"].get<int>(),
