@@ -39,6 +39,26 @@ void AddPlan(CLI::App& app, PlanCommand& c, Runner& run) {
   sub->add_option("--ranks", c.ranks, "Number of ranks")
       ->check(CLI::Range(1, kMostRanks))
       ->capture_default_str();
+  sub->add_option("--step-ms", c.step_ms,
+                  "Also predict step time and efficiency on 8 to 4096 GPUs, each of which takes so "
+                  "long a step without exchange (`bench step` on one GPU measures it)")
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--link-gbps", c.link_gbps,
+                  "Gbit/s of a GPU's network link, as reached (`bench exchange` measures it); this "
+                  "and the next four replace those of parallel.link")
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--link-latency-us", c.link_latency_us, "Microseconds of a hop between hosts")
+      ->check(CLI::NonNegativeNumber);
+  sub->add_option("--node-gbps", c.node_gbps, "Gbit/s between neighbours inside a host")
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--node-latency-us", c.node_latency_us, "Microseconds of a hop inside a host")
+      ->check(CLI::NonNegativeNumber);
+  sub->add_option("--gpus-per-node", c.gpus_per_node, "Ranks of one host")
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--jitter-percent", c.jitter_percent,
+                  "By how much a host's step times vary (standard deviation over mean)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   sub->add_flag("--json", c.json, "Print JSON");
   sub->callback([&] { run = [&] { return c.Run(); }; });
 }
@@ -130,20 +150,30 @@ void AddReport(CLI::App& app, ReportCommand& c, Runner& run) {
   sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
-void AddBench(CLI::App& app, BenchStepCommand& step, Runner& run) {
-  CLI::App* bench = app.add_subcommand("bench", "The project's own benchmarks");
-  bench->require_subcommand(1);
-  CLI::App* sub = bench->add_subcommand("step", "Times training steps on random tokens");
-  sub->add_option("config", step.config, "A textproto; its first phase is timed")->required();
-  sub->add_option("--override", step.overrides, "Text format merged over the config");
-  sub->add_option("--steps", step.steps, "Steps timed")
+// The options that benchmarks of a config share.
+template <typename Command>
+void AddTimedConfig(CLI::App* sub, Command& c, Runner& run) {
+  sub->add_option("config", c.config, "A textproto; its first phase is timed")->required();
+  sub->add_option("--override", c.overrides, "Text format merged over the config");
+  sub->add_option("--steps", c.steps, "Steps timed")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  sub->add_option("--warmup", step.warmup, "Steps before them")
+  sub->add_option("--warmup", c.warmup, "Steps before them")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  sub->add_flag("--json", step.json, "Print JSON");
-  sub->callback([&] { run = [&] { return step.Run(); }; });
+  sub->add_flag("--json", c.json, "Print JSON");
+  sub->callback([&] { run = [&] { return c.Run(); }; });
+}
+
+void AddBench(CLI::App& app, BenchStepCommand& step, BenchExchangeCommand& exchange, Runner& run) {
+  CLI::App* bench = app.add_subcommand("bench", "The project's own benchmarks");
+  bench->require_subcommand(1);
+  AddTimedConfig(bench->add_subcommand("step", "Times training steps on random tokens"), step, run);
+  AddTimedConfig(bench->add_subcommand(
+                     "exchange",
+                     "Replays what a training step sends, without its compute, on the ranks it is "
+                     "started with (mpirun, srun, torchrun): tests and measures a fabric"),
+                 exchange, run);
 }
 
 int Main(int argc, char** argv) {
@@ -161,6 +191,7 @@ int Main(int argc, char** argv) {
   InspectCommand inspect;
   ReportCommand report;
   BenchStepCommand bench_step;
+  BenchExchangeCommand bench_exchange;
   AddPrepare(app, prepare, run);
   AddPlan(app, plan, run);
   AddTrain(app, train, run);
@@ -170,7 +201,7 @@ int Main(int argc, char** argv) {
   AddImport(app, import_, run);
   AddInspect(app, inspect, run);
   AddReport(app, report, run);
-  AddBench(app, bench_step, run);
+  AddBench(app, bench_step, bench_exchange, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

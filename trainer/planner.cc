@@ -172,6 +172,8 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   plan.exchanged =
       PredictExchangedBytes(layout, ranks, backend.device().compute_dtype(), DType::kF32);
   plan.exchanged.control = ControlBytesPerStep(run, ranks);
+  plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks, DType::kF32);
+  plan.buckets = static_cast<int>(layout.buckets().size());
   plan.memory_bytes = MemoryOf(*model, layout, phase.batch, backend.device());
   if (TracksAges(run, index)) plan.memory_bytes["moments"] += plan.memory_bytes["moments"] / 2;
   return plan;
@@ -223,9 +225,11 @@ const PhasePlan& RunPlan::largest() const {
       [](const PhasePlan& a, const PhasePlan& b) { return a.memory_total() < b.memory_total(); });
 }
 
+int ScalarReductionsPerStep(const RunSpec& run) { return run.zero_stage == 1 ? 3 : 2; }
+
 int64_t ControlBytesPerStep(const RunSpec& run, int ranks) {
   if (ranks == 1) return 0;
-  const int64_t scalars = run.zero_stage == 1 ? 4 : 3;
+  const int64_t scalars = 1 + ScalarReductionsPerStep(run);  // the first reduction has two
   return scalars * static_cast<int64_t>(sizeof(double));
 }
 

@@ -37,6 +37,8 @@ struct PhasePlan {
   std::vector<DensityPoint> density;
   LinearFlops flops;         // of the whole phase: forward and backward, three kinds
   ExchangedBytes exchanged;  // of one step
+  int64_t bucket_bytes = 0;  // of gradients, at most, unless one parameter has more
+  int buckets = 0;
   // One rank's bytes by kind: values grads master moments layouts compute_copies activations
   // scratch.
   std::map<std::string, int64_t> memory_bytes;
@@ -58,7 +60,10 @@ struct RunPlan {
 
 RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend);
 
-// Scalars that the trainer itself exchanges in a step: tokens that count, stop flag, loss, norm.
+// Reductions of scalars in a step: the tokens that count with the stop flag, the loss, under ZeRO-1
+// the norm.
+int ScalarReductionsPerStep(const RunSpec& run);
+// Their bytes.
 int64_t ControlBytesPerStep(const RunSpec& run, int ranks);
 
 }  // namespace filigree

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "comm/link_model.h"
+
 namespace filigree {
 
 enum class ModelFamily { kLlama, kGpt2 };
@@ -161,7 +163,8 @@ struct RunSpec {
   std::vector<PhaseSpec> phases;
   EvaluationSpec evaluation;
   int zero_stage = 1;
-  double bucket_megabytes = 25;
+  double bucket_megabytes = 0;  // of gradients; 0: chosen (BucketBytes in training_state.h)
+  LinkSpec link;
   int cpu_threads = 0;
   int required_ranks = 0;
   bool deterministic = false;

@@ -90,6 +90,17 @@ SparsityCount CountSparsity(const std::vector<Parameter>& parameters) {
   return count;
 }
 
+int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size,
+                    DType grad_dtype) {
+  if (run.bucket_megabytes > 0) {
+    return static_cast<int64_t>(run.bucket_megabytes * kBytesPerMegabyte);
+  }
+  int64_t stored = 0;
+  for (const Parameter& parameter : parameters) stored += parameter.segment_count();
+  return ChooseBucketBytes(run.link, run.zero_stage == 1, world_size,
+                           stored * static_cast<int64_t>(SizeOf(grad_dtype)));
+}
+
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
                             int world_size, DType grad_dtype) {
   std::vector<SegmentSpec> specs;
@@ -98,8 +109,8 @@ FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunS
     specs.push_back({.count = parameter.segment_count(),
                      .kind = sparsified ? TrafficKind::kSparsified : TrafficKind::kDense});
   }
-  const auto bucket_elements =
-      static_cast<int64_t>(run.bucket_megabytes * kBytesPerMegabyte / SizeOf(grad_dtype));
+  const int64_t bucket_elements = BucketBytes(parameters, run, world_size, grad_dtype) /
+                                  static_cast<int64_t>(SizeOf(grad_dtype));
   return FlatLayout::Build(specs, run.zero_stage == 1 ? world_size : 1, bucket_elements);
 }
 

@@ -76,6 +76,9 @@ class TrainingState {
   std::unique_ptr<Optimizer> optimizer_;
 };
 
+// Bytes of gradients a bucket: the run's choice, else ChooseBucketBytes over what is stored.
+int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size,
+                    DType grad_dtype);
 // The flat layout of a model's parameters under the run's ZeRO stage and bucket size.
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
                             int world_size, DType grad_dtype);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,12 @@ struct PlanCommand {
   std::string config;
   std::vector<std::string> overrides;
   int ranks = 1;
+  // The scaling model: measured milliseconds of a step on one GPU; 0: without it.
+  double step_ms = 0;
+  double jitter_percent = 1;
+  // Replace those of parallel.link.
+  std::optional<double> link_gbps, link_latency_us, node_gbps, node_latency_us;
+  std::optional<int> gpus_per_node;
   bool json = false;
   Status Run() const;
 };
@@ -77,6 +84,15 @@ struct ReportCommand {
 
 // Whole training steps of a config's first phase on random tokens.
 struct BenchStepCommand {
+  std::string config;
+  std::vector<std::string> overrides;
+  int steps = 20, warmup = 5;
+  bool json = false;
+  Status Run() const;
+};
+
+// The exchange of a config's first phase without its compute, to test a fabric.
+struct BenchExchangeCommand {
   std::string config;
   std::vector<std::string> overrides;
   int steps = 20, warmup = 5;

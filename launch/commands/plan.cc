@@ -6,6 +6,7 @@
 #include "launch/commands/session.h"
 #include "trainer/metrics/numbers.h"
 #include "trainer/planner.h"
+#include "trainer/scaling_plan.h"
 
 namespace filigree {
 namespace {
@@ -33,6 +34,8 @@ nlohmann::json ToJson(const PhasePlan& phase) {
             {"sparsified_values", phase.exchanged.sparsified_values},
             {"dense_values", phase.exchanged.dense_values},
             {"control", phase.exchanged.control}}},
+          {"bucket_bytes", phase.bucket_bytes},
+          {"buckets", phase.buckets},
           {"dense_control_parameters", static_cast<int64_t>(phase.average_parameters)},
           {"memory_bytes", memory}};
 }
@@ -41,8 +44,10 @@ nlohmann::json ToJson(const PhasePlan& phase) {
 // memory.
 nlohmann::json ToJson(const RunPlan& plan) {
   nlohmann::json json = ToJson(plan.phases.front());
-  for (const char* field : {"name", "steps", "exchanged_bytes", "density_by_step"})
+  for (const char* field :
+       {"name", "steps", "exchanged_bytes", "density_by_step", "bucket_bytes", "buckets"}) {
     json.erase(field);
+  }
   const LinearFlops flops = plan.flops();
   json["tokens"] = plan.tokens();
   json["average_density"] = plan.average_density();
@@ -71,6 +76,8 @@ void PrintPhase(const PhasePlan& phase) {
               size(phase.exchanged.total()).c_str(),
               size(phase.exchanged.sparsified_grads + phase.exchanged.sparsified_values).c_str(),
               size(phase.exchanged.dense_grads + phase.exchanged.dense_values).c_str());
+  std::printf("  buckets      %d of at most %s of gradients (a larger parameter has its own)\n",
+              phase.buckets, size(phase.bucket_bytes).c_str());
   std::printf("  memory       %s a rank:", size(phase.memory_total()).c_str());
   for (const auto& [kind, bytes] : phase.memory_bytes) {
     if (bytes > 0) std::printf(" %s %s", kind.c_str(), size(bytes).c_str());
@@ -95,6 +102,72 @@ void PrintDensity(const PhasePlan& phase) {
   std::printf("\n");
 }
 
+// The model's inputs: what a reader must believe to believe the table.
+nlohmann::json AssumptionsOf(const PlanCommand& command, const RunSpec& run) {
+  return {{"step_ms", command.step_ms},
+          {"micro_batches", MicroBatchesOf(run, command.ranks)},
+          {"jitter_percent", command.jitter_percent},
+          {"network_gbps", run.link.network_gbps},
+          {"network_latency_us", run.link.network_latency_us},
+          {"node_gbps", run.link.node_gbps},
+          {"node_latency_us", run.link.node_latency_us},
+          {"gpus_per_node", run.link.gpus_per_node}};
+}
+
+nlohmann::json ToJson(const ScalingPoint& point) {
+  constexpr double kMs = 1e3;
+  return {{"gpus", point.gpus},
+          {"step_ms", point.step.seconds * kMs},
+          {"efficiency", point.step.efficiency},
+          {"exchange_ms", point.step.exchange * kMs},
+          {"exposed_gradients_ms", point.step.exposed_gradients * kMs},
+          {"exposed_values_ms", point.step.exposed_values * kMs},
+          {"scalars_ms", point.step.scalars * kMs},
+          {"jitter_ms", point.step.jitter * kMs},
+          {"exchanged_bytes", point.exchanged_bytes},
+          {"bucket_bytes", point.bucket_bytes},
+          {"buckets", point.buckets}};
+}
+
+nlohmann::json ScalingJson(const nlohmann::json& assumptions,
+                           const std::vector<ScalingPoint>& points) {
+  nlohmann::json json = {{"assumptions", assumptions}};
+  for (const ScalingPoint& point : points) json["points"].push_back(ToJson(point));
+  return json;
+}
+
+void PrintScaling(const RunSpec& run, const nlohmann::json& a,
+                  const std::vector<ScalingPoint>& points) {
+  std::printf(
+      "scaling of phase %s: every GPU computes for %g ms a step (%d micro-batches of forward\n"
+      "1/3, backward 2/3), so tokens a step grow with the GPUs. Hosts of %d; network %g Gbit/s a\n"
+      "GPU and %g us a hop, inside a host %g Gbit/s and %g us; steps of hosts vary by %g %%. F32\n"
+      "gradients leave during the last backward pass, BF16 values return during the next forward\n"
+      "pass (ZeRO-1), one bucket at a time over a ring (all-reduce: ring or tree); what is not\n"
+      "hidden is exposed.\n"
+      "   GPUs   step ms  efficiency  exchange ms  exposed: gradients  values  scalars  jitter  "
+      "buckets\n",
+      run.phases.front().name.c_str(), a["step_ms"].get<double>(), a["micro_batches"].get<int>(),
+      run.link.gpus_per_node, run.link.network_gbps, run.link.network_latency_us,
+      run.link.node_gbps, run.link.node_latency_us, a["jitter_percent"].get<double>());
+  for (const ScalingPoint& p : points) {
+    std::printf("  %5d %9.2f %9.1f %% %12.2f %19.2f %7.2f %8.2f %7.2f  %d x %s\n", p.gpus,
+                1e3 * p.step.seconds, 100 * p.step.efficiency, 1e3 * p.step.exchange,
+                1e3 * p.step.exposed_gradients, 1e3 * p.step.exposed_values, 1e3 * p.step.scalars,
+                1e3 * p.step.jitter, p.buckets,
+                FormatBytes(static_cast<double>(p.bucket_bytes)).c_str());
+  }
+}
+
+// The command line's links in the place of the config's.
+void ApplyLink(const PlanCommand& command, LinkSpec* link) {
+  link->network_gbps = command.link_gbps.value_or(link->network_gbps);
+  link->network_latency_us = command.link_latency_us.value_or(link->network_latency_us);
+  link->node_gbps = command.node_gbps.value_or(link->node_gbps);
+  link->node_latency_us = command.node_latency_us.value_or(link->node_latency_us);
+  link->gpus_per_node = command.gpus_per_node.value_or(link->gpus_per_node);
+}
+
 void Print(const RunPlan& plan, int ranks) {
   std::printf("%d rank%s\n", ranks, ranks == 1 ? "" : "s");
   for (const PhasePlan& phase : plan.phases) {
@@ -113,12 +186,22 @@ Status PlanCommand::Run() const {
   ASSIGN_OR_RETURN(Session session,
                    OpenSession(loaded.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
   if (!loaded.ok()) return ForThisRank(loaded.status(), session);
-  const RunPlan plan = PlanRun(loaded->spec, ranks, *session.backend);
+  RunSpec& run = loaded->spec;
+  ApplyLink(*this, &run.link);
+  const RunPlan plan = PlanRun(run, ranks, *session.backend);
+  std::vector<ScalingPoint> scaling;
+  if (step_ms > 0) {
+    scaling = PlanScaling(run, ranks, step_ms / 1e3, jitter_percent / 100, *session.backend);
+  }
   if (session.communicator->rank() != 0) return OkStatus();
+  const nlohmann::json assumptions = AssumptionsOf(*this, run);
   if (json) {
-    std::printf("%s\n", ToJson(plan).dump(1).c_str());
+    nlohmann::json result = ToJson(plan);
+    if (!scaling.empty()) result["scaling"] = ScalingJson(assumptions, scaling);
+    std::printf("%s\n", result.dump(1).c_str());
   } else {
     Print(plan, ranks);
+    if (!scaling.empty()) PrintScaling(run, assumptions, scaling);
   }
   return OkStatus();
 }

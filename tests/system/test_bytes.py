@@ -79,6 +79,69 @@ class BytesTest(SystemTest):
             self.assertLessEqual(abs(kept - 0.25 * weights), padding)
             self.assertEqual(dense["control"], quarter["control"])
 
+    def test_every_byte_was_planned(self):
+        """What a run counts is what `plan` says, to the byte: methods, ZeRO stages, ranks.
+
+        Odd widths and small buckets, so that padding and both kinds of buckets count."""
+        methods = {"dense": "", "masked": sparse("masked", 0.6), "blocks": sparse(block=16),
+                   "sltrain": 'sparsity { parameterisation: "sparse_plus_low_rank" sparsity: 0.9 '
+                              "rank: 8 }"}
+        for ranks in (1, 2, 3):
+            for stage in (0, 1):
+                for name, sparsity in methods.items():
+                    with self.subTest(method=name, zero_stage=stage, ranks=ranks):
+                        label = f"planned-{name}-{stage}-{ranks}"
+                        run = self.train(label, config(
+                            self.data, phase(2, sparsity), model=ODD,
+                            parallel=f"zero_stage: {stage} bucket_megabytes: 0.05"), ranks=ranks)
+                        plan = json.loads(self.filigree(
+                            "plan", self.path(label + ".textproto"), "--ranks", ranks,
+                            "--json").stdout)
+                        self.assertEqual({line["exchanged_bytes"] for line in metrics(run)[0]},
+                                         {plan["exchanged_bytes_per_step"]})
+                        kinds = plan["phases"][0]["exchanged_bytes"]
+                        self.assertEqual(sum(kinds.values()), plan["exchanged_bytes_per_step"])
+                        self.assertEqual(kinds["dense_grads"] > 0, ranks > 1)
+                        self.assertEqual(kinds["sparsified_grads"] > 0,
+                                         ranks > 1 and name != "dense")
+                        self.assertEqual(kinds["dense_values"] > 0, ranks > 1 and stage == 1)
+
+    def test_phases_differ_in_bytes(self):
+        """A dense tail sends what the plan of its own phase says."""
+        run = self.train("tail", config(self.data, phase(2, sparse(block=16)),
+                                        phase(2, sparse("dense", 0)), model=ODD), ranks=2)
+        plan = json.loads(self.filigree("plan", self.path("tail.textproto"), "--ranks", 2,
+                                        "--json").stdout)
+        planned = [each["exchanged_bytes_per_step"] for each in plan["phases"] for _ in range(2)]
+        self.assertLess(planned[0], planned[-1])
+        self.assertEqual([line["exchanged_bytes"] for line in metrics(run)[0]], planned)
+
+    def test_bench_exchange_replays_the_run(self):
+        """`bench exchange` sends the same bytes by kind, and its fit feeds `plan`."""
+        path = self.write("replay.textproto", config(
+            self.data, phase(4, sparse(block=16)), model=ODD,
+            parallel="bucket_megabytes: 0.05"))
+        for stage, collectives in ((0, {"all_reduce"}), (1, {"reduce_scatter", "all_gather"})):
+            override = f"parallel {{ zero_stage: {stage} }}"
+            found = json.loads(self.filigree(
+                "bench", "exchange", path, "--override", override, "--steps", 2, "--warmup", 1,
+                "--json", ranks=2).stdout)
+            plan = json.loads(self.filigree("plan", path, "--override", override, "--ranks", 2,
+                                            "--json").stdout)
+            sent = found["exchanged_bytes"]
+            self.assertEqual(sent.pop("total"), plan["exchanged_bytes_per_step"])
+            self.assertEqual(sent, plan["phases"][0]["exchanged_bytes"])
+            self.assertEqual({c["collective"] for c in found["collectives"]}, collectives)
+            self.assertGreater(found["sparsified_ms"], 0)
+            self.assertGreater(found["fit"]["bandwidth_bytes_per_second"], 0)
+            scaling = json.loads(self.filigree(
+                "plan", path, *found["fit"]["plan_options"].split(), "--step-ms", 5,
+                "--json").stdout)["scaling"]
+            self.assertEqual([point["gpus"] for point in scaling["points"]],
+                             [2 ** i for i in range(3, 13)])
+        alone = self.filigree("bench", "exchange", path, code=2)
+        self.assertIn("mpirun -np 2", alone.stderr)
+
     def test_a_quarter_is_in_the_checkpoint(self):
         for name, model in (("even", EVEN), ("gpt2", EVEN_GPT2)):
             with self.subTest(name=name):

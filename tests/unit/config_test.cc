@@ -189,12 +189,19 @@ phase {
 }
 parallel {
   zero_stage: 1
-  bucket_megabytes: 25
+  bucket_megabytes: 0
   cpu_threads: 0
   ranks: 0
   deterministic: false
   device: AUTO
   timeout_seconds: 600
+  link {
+    network_gbps: 368
+    network_latency_us: 14
+    node_gbps: 2880
+    node_latency_us: 3.4
+    gpus_per_node: 8
+  }
 }
 checkpoint {
   every_steps: 1000

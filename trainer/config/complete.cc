@@ -98,6 +98,7 @@ void FillRunLevel(const KnownNames& known, RunConfig* config) {
   FillDefaults(schedule);
   FillDefaults(config->mutable_evaluation());
   FillDefaults(config->mutable_parallel());
+  FillDefaults(config->mutable_parallel()->mutable_link());
   FillDefaults(config->mutable_checkpoint());
   FillDefaults(config->mutable_log());
 }

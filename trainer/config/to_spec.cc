@@ -123,6 +123,14 @@ PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t fir
   return spec;
 }
 
+LinkSpec ToLinkSpec(const LinkConfig& config) {
+  return {.network_gbps = config.network_gbps(),
+          .network_latency_us = config.network_latency_us(),
+          .node_gbps = config.node_gbps(),
+          .node_latency_us = config.node_latency_us(),
+          .gpus_per_node = config.gpus_per_node()};
+}
+
 }  // namespace
 
 RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) {
@@ -142,6 +150,7 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
       .sample_tokens = evaluation.sample_tokens()};
   spec.zero_stage = config.parallel().zero_stage();
   spec.bucket_megabytes = config.parallel().bucket_megabytes();
+  spec.link = ToLinkSpec(config.parallel().link());
   spec.cpu_threads = config.parallel().cpu_threads();
   spec.required_ranks = config.parallel().ranks();
   spec.deterministic = config.parallel().deterministic();
