@@ -60,9 +60,12 @@ set_mpirun() {
   return 0
 }
 
-# Configures build/ for a release, reusing what is there. $1: AUTO, ON or OFF for CUDA.
+# Configures build/ for a release, reusing what is there. $1: AUTO, ON or OFF for CUDA; the rest goes
+# to cmake.
 configure_build() {
+  local cuda=$1
+  shift
   local generator=()
   [ -f build/CMakeCache.txt ] || generator=(-G Ninja)
-  cmake -S . -B build "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DFILIGREE_CUDA="$1"
+  cmake -S . -B build "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DFILIGREE_CUDA="$cuda" "$@"
 }
