@@ -119,10 +119,27 @@ void Print(const nlohmann::json& r) {
 
 }  // namespace
 
+namespace {
+
+// The first phase is long enough for what is timed: its schedule gives the learning rates.
+Status CheckLength(const BenchStepCommand& command, const RunSpec& run) {
+  const int64_t wanted = int64_t{command.warmup} + command.steps;
+  const PhaseSpec& phase = run.phases.front();
+  if (wanted <= phase.steps) return OkStatus();
+  return InvalidInput(command.config + ": phase " + phase.name + " has " +
+                      std::to_string(phase.steps) + " steps, --warmup and --steps ask for " +
+                      std::to_string(wanted) + "; lower them or lengthen the phase");
+}
+
+}  // namespace
+
 Status BenchStepCommand::Run() const {
-  ASSIGN_OR_RETURN(const LoadedConfig loaded, LoadCheckedConfig(config, overrides));
-  const RunSpec& run = loaded.spec;
-  ASSIGN_OR_RETURN(Session session, OpenSession(SessionOptionsOf(run)));
+  const auto loaded = LoadCheckedConfig(config, overrides);
+  const Status checked = loaded.ok() ? CheckLength(*this, loaded->spec) : loaded.status();
+  ASSIGN_OR_RETURN(Session session,
+                   OpenSession(checked.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
+  if (!checked.ok()) return ForThisRank(checked, session);
+  const RunSpec& run = loaded->spec;
   const double peak = run.peak_tflops > 0 ? run.peak_tflops * 1e12 : PeakFlops(*session.backend);
   TrainingState state(run, 0, {}, *session.communicator, *session.backend, *session.stream);
   state.InitializeValues(*session.stream);

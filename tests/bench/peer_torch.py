@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x, (self.cos, self.sin))
         logits = self.head(self.norm(x))
-        return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets.view(-1))
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
 
 
 def run(m, precision, attention, steps, warmup):
