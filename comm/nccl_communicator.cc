@@ -143,13 +143,8 @@ class NcclCommunicator final : public Communicator {
   ~NcclCommunicator() override {
     if (!comm_) return;
     SetFatalHook([inner = inner_.get()] { inner->Abort(1); });
-    stream_->Synchronize();
-    const auto deadline = steady_clock::now() + deadline_;
-    if (Settle(comm_, ncclCommFinalize(comm_), deadline) == ncclSuccess) {
-      ncclCommDestroy(comm_);
-    } else {
-      ncclCommAbort(comm_);
-    }
+    Disconnect();
+    SetFatalHook(nullptr);  // it must not outlive the communicator it calls
   }
 
   Status Connect();
@@ -220,6 +215,17 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
+  // Ends NCCL in order, or by force once the deadline has passed.
+  void Disconnect() {
+    stream_->Synchronize();
+    const auto deadline = steady_clock::now() + deadline_;
+    if (Settle(comm_, ncclCommFinalize(comm_), deadline) == ncclSuccess) {
+      ncclCommDestroy(comm_);
+    } else {
+      ncclCommAbort(comm_);
+    }
+  }
+
   // What `inner` is told, which reads host memory at once.
   static const Event& Completed(const Event& ready) {
     CUDA_CHECK(cudaEventSynchronize(NativeEvent(ready)));

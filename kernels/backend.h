@@ -330,7 +330,8 @@ class Backend : public DenseOps,
  public:
   virtual Device& device() = 0;
   // Asks for the same bits at every call of every operation, also where that costs time or memory
-  // (CUDA's attention backward; all else, and the CPU, is so anyway). Off at first.
+  // (CUDA's attention backward, and matrix products whose algorithm is else the fastest of some that
+  // were timed; all else, and the CPU, is so anyway). Off at first.
   virtual void set_deterministic(bool deterministic) = 0;
 };
 

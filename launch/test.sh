@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every test: installs what is missing, builds everything, runs ctest.
 #
-#   bash launch/test.sh [--long]     # --long adds the tests labelled long
+#   bash launch/test.sh
 #
 # CUDA code is compiled where nvcc is found; what was skipped is said at the end. Exit code 0 only
 # if every test passed.
@@ -10,15 +10,16 @@ cd "$(dirname "$0")/.."
 # shellcheck source=launch/lib.sh
 . launch/lib.sh
 
+if [ $# -gt 0 ]; then
+  echo "usage: bash launch/test.sh" >&2
+  exit 2
+fi
 LABELS='quick|full'
-case ${1:-} in
-  '') ;;
-  --long) LABELS='quick|full|long' ;;
-  *)
-    echo "usage: bash launch/test.sh [--long]" >&2
-    exit 2
-    ;;
-esac
+if [ -n "$(find_nvcc)" ] && gpu_works; then
+  LABELS+='|gpu'
+  (($(gpu_count) > 1)) && LABELS+='|gpu_multi'
+fi
+readonly LABELS
 
 # One line a thing that this machine cannot test.
 skipped() {
@@ -26,7 +27,6 @@ skipped() {
   gpu_works || echo "GPU tests: not run, no working GPU here"
   python3 -c 'import torch, transformers' 2>/dev/null ||
     echo "loading exports in Hugging Face transformers: not run, it is not installed"
-  [[ $LABELS == *long* ]] || echo "tests labelled long: not run, ask with --long"
 }
 
 main() {
@@ -36,8 +36,10 @@ main() {
   bash launch/setup.sh
   [ -n "$(find_nvcc)" ] && cuda=AUTO
   say "build"
-  # One architecture is enough to know that device code compiles.
-  configure_build "$cuda" -DFILIGREE_CUDA_ARCHITECTURES=90-real
+  # Without a GPU, one architecture is enough to know that device code compiles.
+  local architectures='80;90-real'
+  gpu_works || architectures=90-real
+  configure_build "$cuda" "-DFILIGREE_CUDA_ARCHITECTURES=$architectures"
   cmake --build build -j "$(build_jobs)"
   say "tests"
   # The system tests and MPI tests know how many cores they take.

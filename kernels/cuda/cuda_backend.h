@@ -4,8 +4,9 @@
 // once an operation); master, moments, norm statistics, log-sum-exp and losses F32. Rows of views
 // begin at multiples of 16 bytes and have widths that are multiples of 8 elements where a matrix
 // product reads or writes them (padded vocabularies and feed-forward widths, and model widths are);
-// other operations take any width. Every operation is deterministic, without float atomics; only
-// attention's backward pass by cuDNN is so on demand (set_deterministic).
+// other operations take any width. Every operation is deterministic, without float atomics; two are
+// so on demand only (set_deterministic): attention's backward pass by cuDNN, and, from one process to
+// the next, large matrix products, whose algorithm is the fastest of some that were timed.
 //
 // What an operation needs beside its arguments comes from one workspace and from PreparedLayout.
 // The workspace grows when a shape first needs more, which waits for the device; the second time

@@ -33,7 +33,7 @@ struct StepMetrics {
   std::optional<double> mfu_dense_equivalent, mfu_executed;  // fractions of the peak, if known
   int64_t exchanged_bytes = 0;                               // sent by this rank in this step
   int64_t memory_bytes = 0;                                  // of the device, peak
-  int64_t skipped_steps = 0;                                 // so far, for non-finite gradients
+  int64_t skipped_steps = 0;                                 // since this start, for non-finite gradients
 };
 
 struct EvaluationMetrics {

@@ -60,6 +60,11 @@ class Validator {
           "take "
           "magnitude or taylor");
     }
+    if (spec.rule != "static_random" && spec.parameterisation != "masked" &&
+        spec.parameterisation != "block_sparse") {
+      Add("rules that choose which weights live work on masked and block_sparse, not on ",
+          spec.parameterisation, "; take rule static_random");
+    }
     if (spec.rule == "inherit" && index == 0) {
       Add("the first phase has no phase before it to inherit from; take another rule");
     }
