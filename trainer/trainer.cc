@@ -166,6 +166,7 @@ Status Trainer::Start() {
   auto log = TrainLog::Open(run_, options_.run_dir, step_, communicator_.rank() == 0);
   RETURN_IF_ERROR(AgreeOnStatus(log.status(), communicator_));
   log_ = std::move(log).value();
+  LogInfo("effective configuration:\n" + options_.config_text);
   if (start_)
     LogInfo("going on from " + start_->directory() + " (step " + std::to_string(step_) + ")");
   ReportActivity("building the model");
