@@ -2,25 +2,26 @@
 
 #include <algorithm>
 #include <chrono>
-#include <map>
 #include <memory>
-#include <vector>
+#include <utility>
 
 #include "kernels/base/log.h"
 #include "kernels/base/progress.h"
 #include "trainer/agree.h"
+#include "trainer/checkpoint_saver.h"
 #include "trainer/evaluator.h"
 #include "trainer/generator.h"
 #include "trainer/peak_flops.h"
 #include "trainer/phase_data.h"
 #include "trainer/resume.h"
 #include "trainer/run_directory.h"
+#include "trainer/run_inputs.h"
 #include "trainer/schedule.h"
+#include "trainer/state_succession.h"
 #include "trainer/stop_signal.h"
 #include "trainer/topology_updater.h"
 #include "trainer/train_log.h"
 #include "trainer/train_step.h"
-#include "trainer/training_state.h"
 
 namespace filigree {
 namespace {
@@ -36,22 +37,18 @@ class Trainer {
         communicator_(communicator),
         backend_(backend),
         stream_(backend.device().NewStream()),
+        saver_(options, communicator),
+        state_(run_, communicator, backend, *stream_),
         topology_(run_, communicator, backend) {}
 
   Status Run();
 
  private:
-  Status CheckWorld() const;
-  Status OpenInputs();
   Status Start();
-  Status BuildState(const CheckpointReader* start);
   Status EnterPhase(int phase);
-  void MoveIntoPhase();
   Status StartTopology();
   void ProbeGradients();
   void UpdateTopology();
-  void ChangeLayouts(const std::map<std::string, SparseLayout>& layouts);
-  Status Rewind();
   Status RunPhase();
   bool TakeBatch();
   StepSamples Samples() const {
@@ -69,7 +66,6 @@ class Trainer {
   int64_t step_in_phase() const { return step_ - phase().first_step; }
   // The position in the phase's data and learning rate: a phase that rewinds goes on from there.
   int64_t rewound() const { return std::max<int64_t>(phase().rewind_step, 0); }
-  bool IsRewindTarget(int64_t step) const;
   bool last_of_phase() const { return step_ == phase().first_step + phase().steps; }
   bool Due(int64_t every) const { return last_of_phase() || (every > 0 && step_ % every == 0); }
 
@@ -79,9 +75,8 @@ class Trainer {
   Backend& backend_;
   std::unique_ptr<Stream> stream_;
 
-  std::unique_ptr<CheckpointReader> start_;
-  std::unique_ptr<Tokenizer> tokenizer_;  // nullptr where the data has none
-  std::string tokenizer_dir_;
+  RunInputs inputs_;
+  CheckpointSaver saver_;
   std::unique_ptr<TrainLog> log_;  // rank 0 writes, the others' is silent
 
   int64_t step_ = 0;    // optimizer steps done
@@ -90,74 +85,33 @@ class Trainer {
   PhaseData data_;
   std::unique_ptr<Prefetcher> prefetcher_;
   std::unique_ptr<TrainStep> train_step_;
-  std::unique_ptr<TrainingState> state_;
+  StateSuccession state_;
   TopologyUpdater topology_;
 
   const SampleBatch* batch_ = nullptr;  // this rank's samples of the step
   double valid_tokens_ = 0;             // of the step, over all ranks
   int64_t skipped_steps_ = 0;
   int consecutive_skips_ = 0;
-  int64_t saved_step_ = -1;  // of the newest checkpoint
-  bool trained_ = false;     // the state is that of a phase that has begun
+  bool trained_ = false;  // the state is that of a phase that has begun
 };
-
-Status Trainer::CheckWorld() const {
-  if (run_.required_ranks > 0 && run_.required_ranks != communicator_.size()) {
-    return InvalidInput("parallel.ranks asks for " + std::to_string(run_.required_ranks) +
-                        " ranks, this run has " + std::to_string(communicator_.size()) +
-                        "; start it with mpirun -np " + std::to_string(run_.required_ranks));
-  }
-  return OkStatus();
-}
-
-// Everything that can be wrong outside is found here, before the run directory is touched.
-Status Trainer::OpenInputs() {
-  RETURN_IF_ERROR(CheckWorld());
-  if (communicator_.rank() == 0) RETURN_IF_ERROR(CheckWritable(options_.run_dir));
-  ASSIGN_OR_RETURN(start_, FindStart(run_, options_.run_dir, options_.resume));
-  for (const PhaseSpec& phase : run_.phases) {
-    RETURN_IF_ERROR(OpenPhaseData(phase, run_.model, run_.seed).status());
-  }
-  tokenizer_dir_ = run_.phases.front().data.prepared;
-  if (!tokenizer_dir_.empty()) {
-    ASSIGN_OR_RETURN(tokenizer_, LoadTokenizer(tokenizer_dir_));
-  }
-  return OkStatus();
-}
-
-Status Trainer::BuildState(const CheckpointReader* start) {
-  std::map<std::string, SparseLayout> layouts;
-  // An imported dense weight has no layout of its own: the phase's is drawn and its values gathered
-  // into it.
-  if (start) {
-    for (const Parameter& parameter : start->info().parameters) {
-      if (!start->info().has_moments && parameter.layout.kind() == LayoutKind::kDense) continue;
-      layouts.emplace(parameter.name, parameter.layout);
-    }
-  }
-  state_ =
-      std::make_unique<TrainingState>(run_, phase_, layouts, communicator_, backend_, *stream_);
-  if (!start) {
-    state_->InitializeValues(*stream_);
-    return OkStatus();
-  }
-  return state_->Load(*start, /*moments=*/true, *stream_);
-}
 
 Status Trainer::Start() {
   ReportActivity("opening its inputs");
-  RETURN_IF_ERROR(AgreeOnStatus(OpenInputs(), communicator_));
-  if (start_) {
-    const CheckpointInfo& info = start_->info();
+  auto opened_inputs = OpenRunInputs(options_, communicator_);
+  RETURN_IF_ERROR(AgreeOnStatus(opened_inputs.status(), communicator_));
+  inputs_ = std::move(opened_inputs).value();
+  const std::unique_ptr<CheckpointReader> start = std::move(inputs_.start);
+  if (start) {
+    const CheckpointInfo& info = start->info();
     step_ = info.step;
     tokens_ = info.tokens;
-    saved_step_ = step_;
+    saver_.MarkSaved(step_);
     trained_ = info.has_moments;
     phase_ =
         info.has_moments ? std::min<int>(info.phase, static_cast<int>(run_.phases.size()) - 1) : 0;
   }
   RETURN_IF_ERROR(AgreeOnStatus(
-      start_ ? CheckLayouts(start_->info(), run_, phase_, start_->directory()) : OkStatus(),
+      start ? CheckLayouts(start->info(), run_, phase_, start->directory()) : OkStatus(),
       communicator_));
 
   Status opened;
@@ -167,41 +121,17 @@ Status Trainer::Start() {
   RETURN_IF_ERROR(AgreeOnStatus(log.status(), communicator_));
   log_ = std::move(log).value();
   LogInfo("effective configuration:\n" + options_.config_text);
-  if (start_)
-    LogInfo("going on from " + start_->directory() + " (step " + std::to_string(step_) + ")");
+  if (start)
+    LogInfo("going on from " + start->directory() + " (step " + std::to_string(step_) + ")");
   ReportActivity("building the model");
-  RETURN_IF_ERROR(AgreeOnStatus(BuildState(start_.get()), communicator_));
-  start_.reset();
-  return OkStatus();
-}
-
-// The state of the phase before becomes that of this one.
-void Trainer::MoveIntoPhase() {
-  state_->exchange().WaitAllValues(*stream_);
-  std::unique_ptr<TrainingState> previous = std::move(state_);
-  previous->model().ReleaseActivations();
-  const auto layouts = InheritedLayouts(LinearSpecs(run_.model), phase(), previous->Layouts());
-  state_ =
-      std::make_unique<TrainingState>(run_, phase_, layouts, communicator_, backend_, *stream_);
-  state_->TakeOver(*previous, phase().moments == Moments::kKeep,
-                   UpdatesSinceFreshMoments(run_, phase_, step_) - 1, *stream_);
-}
-
-void Trainer::ChangeLayouts(const std::map<std::string, SparseLayout>& layouts) {
-  state_->exchange().WaitAllValues(*stream_);
-  std::unique_ptr<TrainingState> previous = std::move(state_);
-  previous->model().ReleaseActivations();
-  state_ =
-      std::make_unique<TrainingState>(run_, phase_, layouts, communicator_, backend_, *stream_);
-  state_->TakeOver(*previous, /*keep_moments=*/true,
-                   UpdatesSinceFreshMoments(run_, phase_, step_) - 1, *stream_);
+  return AgreeOnStatus(state_.Build(phase_, start.get()), communicator_);
 }
 
 // What is due before the next step, if anything.
 void Trainer::UpdateTopology() {
   const TopologyUpdater::Update update = topology_.Propose(*state_, step_, *stream_);
   if (!update.due) return;
-  if (update.changed()) ChangeLayouts(update.layouts);
+  if (update.changed()) state_.ChangeLayouts(update.layouts, step_);
   CheckLayoutsAgree(state_->parameters(), communicator_);
   state_->exchange().CountTopology(topology_.TakeBytes());
   log_->Topology(
@@ -227,26 +157,7 @@ Status Trainer::StartTopology() {
     topology_.FinishHessian(*state_, *stream_);
   }
   UpdateTopology();
-  return phase().rewind_step < 0 ? OkStatus() : Rewind();
-}
-
-// Survivors go back to where they were after rewind_step steps of the run.
-Status Trainer::Rewind() {
-  if (phase().rewind_step == 0) {
-    state_->InitializeValues(*stream_);
-    return OkStatus();
-  }
-  const std::string directory = CheckpointDirectory(options_.run_dir, phase().rewind_step);
-  auto reader = CheckpointReader::Open(directory);
-  RETURN_IF_ERROR(AgreeOnStatus(reader.status(), communicator_));
-  LogInfo("rewound to " + directory);
-  return AgreeOnStatus(state_->Load(**reader, /*moments=*/true, *stream_), communicator_);
-}
-
-bool Trainer::IsRewindTarget(int64_t step) const {
-  return std::any_of(run_.phases.begin(), run_.phases.end(), [&](const PhaseSpec& phase) {
-    return phase.rewind_step == step && phase.first_step > step;
-  });
+  return phase().rewind_step < 0 ? OkStatus() : state_.Rewind(options_.run_dir);
 }
 
 Status Trainer::EnterPhase(int phase) {
@@ -259,7 +170,7 @@ Status Trainer::EnterPhase(int phase) {
   data_ = std::move(data).value();
   prefetcher_ = std::make_unique<Prefetcher>(data_.train.get());
   const bool begins = state_->phase() != phase || !trained_;
-  if (state_->phase() != phase) MoveIntoPhase();
+  if (state_->phase() != phase) state_.EnterPhase(phase, step_);
   state_->model().set_hooks({});
   train_step_ = std::make_unique<TrainStep>(this->phase().batch, backend_, *stream_);
   topology_.BeginPhase(phase);
@@ -317,32 +228,7 @@ void Trainer::RunStep(StepMetrics* metrics) {
 }
 
 Status Trainer::SaveCheckpoint() {
-  if (saved_step_ == step_) return OkStatus();
-  ReportActivity("saving a checkpoint");
-  CheckpointInfo info;
-  info.step = step_;
-  info.tokens = tokens_;
-  info.phase = phase_;
-  info.world_size = communicator_.size();
-  info.seed = run_.seed;
-  info.model = run_.model;
-  info.config_text = options_.config_text;
-  CheckLayoutsAgree(state_->parameters(), communicator_);
-  const std::string directory = CheckpointDirectory(options_.run_dir, step_);
-  RETURN_IF_ERROR(state_->Save(directory, info, tokenizer_dir_, *stream_));
-  Status removed;
-  if (communicator_.rank() == 0) {
-    std::vector<int64_t> phase_ends;
-    for (const PhaseSpec& phase : run_.phases) {
-      phase_ends.push_back(phase.first_step + phase.steps);
-      phase_ends.push_back(phase.rewind_step);
-    }
-    removed = RemoveOldCheckpoints(options_.run_dir, run_.checkpoint_keep_last, phase_ends);
-  }
-  RETURN_IF_ERROR(AgreeOnStatus(removed, communicator_));
-  saved_step_ = step_;
-  LogInfo("saved " + directory);
-  return OkStatus();
+  return saver_.Save(*state_, step_, tokens_, inputs_.tokenizer_dir, *stream_);
 }
 
 void Trainer::EvaluateAndSample() {
@@ -353,15 +239,15 @@ void Trainer::EvaluateAndSample() {
                phase().batch.micro_batch_sequences, run_.evaluation.formula, train_step_->feeder(),
                communicator_, *stream_);
   log_->Evaluation(step_, result);
-  if (!tokenizer_) return;
+  if (!inputs_.tokenizer) return;
   for (const std::string& prompt : run_.evaluation.sample_prompts) {
     // Every rank generates: under ZeRO-1 the first pass waits for collectives.
     SamplingOptions sampling;
     sampling.tokens = run_.evaluation.sample_tokens;
     sampling.seed = run_.seed;
     sampling.max_context = phase().batch.seq_len;
-    log_->Sample(
-        Generate(state_->model(), *tokenizer_, prompt, sampling, backend_.device(), *stream_));
+    log_->Sample(Generate(state_->model(), *inputs_.tokenizer, prompt, sampling, backend_.device(),
+                          *stream_));
   }
 }
 
@@ -375,7 +261,9 @@ Status Trainer::AfterStep(const StepMetrics& metrics) {
         "; lower schedule.lr, lengthen the warm-up or resume from an older checkpoint");
   }
   if (Due(run_.evaluation.every_steps)) EvaluateAndSample();
-  if (Due(run_.checkpoint_every_steps) || IsRewindTarget(step_)) RETURN_IF_ERROR(SaveCheckpoint());
+  if (Due(run_.checkpoint_every_steps) || saver_.IsRewindTarget(step_)) {
+    RETURN_IF_ERROR(SaveCheckpoint());
+  }
   return OkStatus();
 }
 

@@ -1,0 +1,37 @@
+#include "trainer/run_inputs.h"
+
+#include "trainer/phase_data.h"
+#include "trainer/resume.h"
+#include "trainer/run_directory.h"
+
+namespace filigree {
+namespace {
+
+Status CheckWorld(const RunSpec& run, const Communicator& communicator) {
+  if (run.required_ranks > 0 && run.required_ranks != communicator.size()) {
+    return InvalidInput("parallel.ranks asks for " + std::to_string(run.required_ranks) +
+                        " ranks, this run has " + std::to_string(communicator.size()) +
+                        "; start it with mpirun -np " + std::to_string(run.required_ranks));
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+StatusOr<RunInputs> OpenRunInputs(const TrainOptions& options, const Communicator& communicator) {
+  const RunSpec& run = options.run;
+  RunInputs inputs;
+  RETURN_IF_ERROR(CheckWorld(run, communicator));
+  if (communicator.rank() == 0) RETURN_IF_ERROR(CheckWritable(options.run_dir));
+  ASSIGN_OR_RETURN(inputs.start, FindStart(run, options.run_dir, options.resume));
+  for (const PhaseSpec& phase : run.phases) {
+    RETURN_IF_ERROR(OpenPhaseData(phase, run.model, run.seed).status());
+  }
+  inputs.tokenizer_dir = run.phases.front().data.prepared;
+  if (!inputs.tokenizer_dir.empty()) {
+    ASSIGN_OR_RETURN(inputs.tokenizer, LoadTokenizer(inputs.tokenizer_dir));
+  }
+  return inputs;
+}
+
+}  // namespace filigree

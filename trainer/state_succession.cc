@@ -1,0 +1,63 @@
+#include "trainer/state_succession.h"
+
+#include <utility>
+
+#include "kernels/base/log.h"
+#include "trainer/agree.h"
+#include "trainer/topology/plan.h"
+
+namespace filigree {
+
+Status StateSuccession::Build(int phase, const CheckpointReader* start) {
+  std::map<std::string, SparseLayout> layouts;
+  // An imported dense weight has no layout of its own: the phase's is drawn and its values gathered
+  // into it.
+  if (start) {
+    for (const Parameter& parameter : start->info().parameters) {
+      if (!start->info().has_moments && parameter.layout.kind() == LayoutKind::kDense) continue;
+      layouts.emplace(parameter.name, parameter.layout);
+    }
+  }
+  state_ = std::make_unique<TrainingState>(run_, phase, layouts, communicator_, backend_, stream_);
+  if (!start) {
+    state_->InitializeValues(stream_);
+    return OkStatus();
+  }
+  return state_->Load(*start, /*moments=*/true, stream_);
+}
+
+void StateSuccession::Rebuild(int phase, const std::map<std::string, SparseLayout>& layouts,
+                              bool keep_moments, int64_t step) {
+  state_->exchange().WaitAllValues(stream_);
+  const std::unique_ptr<TrainingState> previous = std::move(state_);
+  previous->model().ReleaseActivations();
+  state_ = std::make_unique<TrainingState>(run_, phase, layouts, communicator_, backend_, stream_);
+  state_->TakeOver(*previous, keep_moments, UpdatesSinceFreshMoments(run_, phase, step) - 1,
+                   stream_);
+}
+
+void StateSuccession::EnterPhase(int phase, int64_t step) {
+  const PhaseSpec& spec = run_.phases[phase];
+  Rebuild(phase, InheritedLayouts(LinearSpecs(run_.model), spec, state_->Layouts()),
+          spec.moments == Moments::kKeep, step);
+}
+
+void StateSuccession::ChangeLayouts(const std::map<std::string, SparseLayout>& layouts,
+                                    int64_t step) {
+  Rebuild(state_->phase(), layouts, /*keep_moments=*/true, step);
+}
+
+Status StateSuccession::Rewind(const std::string& run_dir) {
+  const int64_t target = run_.phases[state_->phase()].rewind_step;
+  if (target == 0) {
+    state_->InitializeValues(stream_);
+    return OkStatus();
+  }
+  const std::string directory = CheckpointDirectory(run_dir, target);
+  auto reader = CheckpointReader::Open(directory);
+  RETURN_IF_ERROR(AgreeOnStatus(reader.status(), communicator_));
+  LogInfo("rewound to " + directory);
+  return AgreeOnStatus(state_->Load(**reader, /*moments=*/true, stream_), communicator_);
+}
+
+}  // namespace filigree
