@@ -135,6 +135,13 @@ void AddImport(CLI::App& app, ImportCommand& c, Runner& run) {
   sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }
 
+void AddSoup(CLI::App& app, SoupCommand& c, Runner& run) {
+  CLI::App* sub = app.add_subcommand("soup", "Average checkpoints that share their layouts");
+  sub->add_option("checkpoints", c.checkpoints, "Runs or checkpoints, at least two")->required();
+  sub->add_option("--out", c.out, "Checkpoint directory to make")->required();
+  sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
+}
+
 void AddInspect(CLI::App& app, InspectCommand& c, Runner& run) {
   CLI::App* sub =
       app.add_subcommand("inspect", "What a checkpoint, shard or safetensors file holds");
@@ -188,6 +195,7 @@ int Main(int argc, char** argv) {
   GenerateCommand generate;
   ExportCommand export_;
   ImportCommand import_;
+  SoupCommand soup;
   InspectCommand inspect;
   ReportCommand report;
   BenchStepCommand bench_step;
@@ -199,6 +207,7 @@ int Main(int argc, char** argv) {
   AddGenerate(app, generate, run);
   AddExport(app, export_, run);
   AddImport(app, import_, run);
+  AddSoup(app, soup, run);
   AddInspect(app, inspect, run);
   AddReport(app, report, run);
   AddBench(app, bench_step, bench_exchange, run);

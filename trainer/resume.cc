@@ -103,7 +103,6 @@ Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const s
 Status CheckLayouts(const CheckpointInfo& checkpoint, const RunSpec& run, int phase,
                     const std::string& path) {
   RETURN_IF_ERROR(CheckFactors(checkpoint, run, run.phases[phase], path));
-  if (!checkpoint.has_moments) return OkStatus();  // imported: dense weights fit any layout
   std::map<std::string, const SparseLayout*> stored;
   for (const Parameter& parameter : checkpoint.parameters) {
     stored[parameter.name] = &parameter.layout;
@@ -118,6 +117,8 @@ Status CheckLayouts(const CheckpointInfo& checkpoint, const RunSpec& run, int ph
     if (drawn.logical_count() == 0) continue;  // factors alone
     const auto found = stored.find(weight);
     if (found == stored.end()) return InvalidInput(path + ": holds no " + weight);
+    // An imported dense weight fits any layout.
+    if (!checkpoint.has_moments && found->second->kind() == LayoutKind::kDense) continue;
     if (Describe(*found->second) == Describe(drawn)) continue;
     // Rules other than a random draw move counts, within the kind.
     const bool moves = FindTopologyRule(sparsity.rule)->entry == PhaseEntry::kInherit &&

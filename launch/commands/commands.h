@@ -71,6 +71,13 @@ struct ImportCommand {
   Status Run() const;
 };
 
+// The average of checkpoints that share their layouts.
+struct SoupCommand {
+  std::vector<std::string> checkpoints;
+  std::string out;
+  Status Run() const;
+};
+
 struct InspectCommand {
   std::string path;
   Status Run() const;

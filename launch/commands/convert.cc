@@ -1,8 +1,9 @@
-// export, import, inspect, report: commands that move files and compute nothing.
+// export, import, soup, inspect, report: commands that move files and compute nothing.
 #include <cstdio>
 
 #include "kernels/base/log.h"
 #include "launch/commands/commands.h"
+#include "trainer/checkpoint/soup.h"
 #include "trainer/export/huggingface_export.h"
 #include "trainer/export/huggingface_import.h"
 #include "trainer/export/inspect.h"
@@ -29,6 +30,12 @@ Status ExportCommand::Run() const {
 Status ImportCommand::Run() const {
   RETURN_IF_ERROR(ImportHuggingFace(hf_dir, out));
   LogInfo("imported " + hf_dir + " to " + out);
+  return OkStatus();
+}
+
+Status SoupCommand::Run() const {
+  RETURN_IF_ERROR(AverageCheckpoints(checkpoints, out));
+  LogInfo("averaged " + std::to_string(checkpoints.size()) + " checkpoints into " + out);
   return OkStatus();
 }
 
