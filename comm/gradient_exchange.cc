@@ -121,12 +121,17 @@ double GradientExchange::ReduceOverShards(double value) {
   return value;
 }
 
-void GradientExchange::CountControl(int64_t bytes) {
-  if (communicator_.size() > 1) bytes_.control += bytes;
+void GradientExchange::CountGradients(int64_t times) {
+  ExchangedBytes once;
+  for (const Bucket& bucket : buffer_.layout().buckets()) {
+    CountGrads(bucket, buffer_.grads().dtype(), &once);
+  }
+  bytes_.sparsified_grads += times * once.sparsified_grads;
+  bytes_.dense_grads += times * once.dense_grads;
 }
 
-void GradientExchange::CountTopology(int64_t bytes) {
-  if (communicator_.size() > 1) bytes_.topology += bytes;
+void GradientExchange::CountControl(int64_t bytes) {
+  if (communicator_.size() > 1) bytes_.control += bytes;
 }
 
 ExchangedBytes GradientExchange::TakeBytes() { return std::exchange(bytes_, ExchangedBytes()); }

@@ -25,10 +25,9 @@ namespace filigree {
 struct ExchangedBytes {
   int64_t sparsified_grads = 0, dense_grads = 0;
   int64_t sparsified_values = 0, dense_values = 0;  // ZeRO-1's all-gather
-  int64_t control = 0;                              // norms, losses, fingerprints
-  int64_t topology = 0;  // gathered state and dense gradients of topology updates
+  int64_t control = 0;                              // norms, losses
   int64_t total() const {
-    return sparsified_grads + dense_grads + sparsified_values + dense_values + control + topology;
+    return sparsified_grads + dense_grads + sparsified_values + dense_values + control;
   }
 };
 
@@ -65,10 +64,10 @@ class GradientExchange {
 
   // Since the last call of TakeBytes.
   ExchangedBytes TakeBytes();
+  // Counts gradients that the caller exchanged itself, all of them, so many times.
+  void CountGradients(int64_t times);
   // Counts scalars that the caller exchanged itself (nothing where there is one rank).
   void CountControl(int64_t bytes);
-  // The same for what a topology update exchanged.
-  void CountTopology(int64_t bytes);
 
  private:
   void Reset();

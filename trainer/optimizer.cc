@@ -57,13 +57,19 @@ Optimizer::Optimizer(const std::vector<Parameter>& parameters, std::vector<int64
 double Optimizer::GradNorm(Stream& stream) {
   TensorView sum = scalars_.View(DType::kF64, 1);
   backend_.device().ZeroAsync(sum, stream);
-  for (const OwnedRange& run : runs_) {
-    backend_.SumOfSquares({.in = buffer_.grads().Range(run.flat_begin, run.count), .out = sum},
-                          stream);
+  const auto add = [&](TensorView grads) {
+    backend_.SumOfSquares({.in = grads, .out = sum}, stream);
+  };
+  if (whole_gradients_) {
+    for (size_t i = 0; i < parameters_.size(); ++i) add(buffer_.Grads(static_cast<int>(i)));
+  } else {
+    for (const OwnedRange& run : runs_) {
+      add(buffer_.grads().Range(run.flat_begin, run.count));
+    }
   }
   backend_.device().CopyAsync(TensorView(&host_sum_, DType::kF64, {1}), sum, stream);
   stream.Synchronize();
-  return std::sqrt(exchange_.ReduceOverShards(host_sum_));
+  return std::sqrt(whole_gradients_ ? host_sum_ : exchange_.ReduceOverShards(host_sum_));
 }
 
 Optimizer::Result Optimizer::Step(const OptimizerSpec& spec, double lr, int64_t step,

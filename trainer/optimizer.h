@@ -26,6 +26,10 @@ class Optimizer {
   Optimizer(const std::vector<Parameter>& parameters, std::vector<int64_t> growth_ramps,
             FlatBuffer& buffer, GradientExchange& exchange, Backend& backend);
 
+  // Every rank has the sums of all gradients (sample_tree.h), under ZeRO-1 too: the norm is taken
+  // parameter by parameter, the same bits however they are sharded, and nothing is exchanged.
+  void TakeWholeGradients() { whole_gradients_ = true; }
+
   struct Result {
     double grad_norm = 0;  // before clipping; may be non-finite
     bool skipped = false;  // a non-finite gradient on some rank: no value was changed
@@ -34,10 +38,10 @@ class Optimizer {
   // counts the updates since the moments were fresh, from 1. The values of other shards are still
   // old afterwards.
   Result Step(const OptimizerSpec& spec, double lr, int64_t step, Stream& stream);
-
- private:
+  // Of the exchanged gradients of all ranks. Collective.
   double GradNorm(Stream& stream);
 
+ private:
   // The owned pieces, neighbours joined to longer runs: each run is one launch. The padding between
   // segments joins them; it is zero in every array and an update leaves it so.
   std::vector<OwnedRange> runs_;         // what the norm sums
@@ -49,6 +53,7 @@ class Optimizer {
   GradientExchange& exchange_;
   Backend& backend_;
   DeviceBuffer scalars_;  // [0]: F64 sum of squares; [8]: F32 scale
+  bool whole_gradients_ = false;
   double host_sum_ = 0;
   float host_scale_ = 0;
 };

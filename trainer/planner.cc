@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "trainer/model/model.h"
+#include "trainer/sample_tree.h"
 #include "trainer/topology/plan.h"
 #include "trainer/training_state.h"
 
@@ -145,6 +146,13 @@ void FollowTopology(const Model& model, const std::vector<LinearSpec>& linears,
   }
 }
 
+// What an update holds beside what a step does. The old state has released its activations when the
+// new one is built.
+int64_t UpdateMemory(const TopologyTraffic& traffic, const PhasePlan& plan) {
+  const int64_t state = plan.memory_total() - plan.memory_bytes.at("activations");
+  return std::max(traffic.statistics_bytes, traffic.rebuilds ? state : 0);
+}
+
 PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) {
   const PhaseSpec& phase = run.phases[index];
   const std::vector<LinearSpec> linears = LinearSpecs(run.model);
@@ -169,13 +177,20 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   plan.flops = Scale(ForwardFlopsPerToken(*model, phase.batch.seq_len),
                      kForwardAndBackward * static_cast<double>(plan.tokens));
   FollowTopology(*model, linears, phase, fullest, &plan);
-  plan.exchanged =
-      PredictExchangedBytes(layout, ranks, backend.device().compute_dtype(), DType::kF32);
-  plan.exchanged.control = ControlBytesPerStep(run, ranks);
+  plan.exchanged = PredictStepBytes(run, index, ranks, layout, backend.device());
   plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks, DType::kF32);
   plan.buckets = static_cast<int>(layout.buckets().size());
   plan.memory_bytes = MemoryOf(*model, layout, phase.batch, backend.device());
   if (TracksAges(run, index)) plan.memory_bytes["moments"] += plan.memory_bytes["moments"] / 2;
+  if (SumsInTree(run, backend.device())) {
+    plan.memory_bytes["scratch"] +=
+        SampleTree::NodesHeld(phase.batch.sequences_per_step()) * plan.memory_bytes["grads"];
+  }
+  const TopologyTraffic traffic =
+      PlanTopologyTraffic(run, index, ranks, model->parameters(), backend.device());
+  plan.step_bytes = traffic.steps;
+  plan.update_bytes = traffic.updates;
+  plan.memory_bytes["topology"] = UpdateMemory(traffic, plan);
   return plan;
 }
 
@@ -223,14 +238,6 @@ const PhasePlan& RunPlan::largest() const {
   return *std::max_element(
       phases.begin(), phases.end(),
       [](const PhasePlan& a, const PhasePlan& b) { return a.memory_total() < b.memory_total(); });
-}
-
-int ScalarReductionsPerStep(const RunSpec& run) { return run.zero_stage == 1 ? 3 : 2; }
-
-int64_t ControlBytesPerStep(const RunSpec& run, int ranks) {
-  if (ranks == 1) return 0;
-  const int64_t scalars = 1 + ScalarReductionsPerStep(run);  // the first reduction has two
-  return scalars * static_cast<int64_t>(sizeof(double));
 }
 
 RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend) {

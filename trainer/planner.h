@@ -16,6 +16,8 @@
 #include "kernels/backend.h"
 #include "trainer/linear/linear.h"
 #include "trainer/spec.h"
+#include "trainer/step_traffic.h"
+#include "trainer/topology_traffic.h"
 
 namespace filigree {
 
@@ -37,10 +39,14 @@ struct PhasePlan {
   std::vector<DensityPoint> density;
   LinearFlops flops;         // of the whole phase: forward and backward, three kinds
   ExchangedBytes exchanged;  // of one step
+  // Of a topology that moves (topology_traffic.h): bytes of a step from that step of the run on,
+  // and of the update after that many steps.
+  std::vector<TopologyTraffic::Point> step_bytes, update_bytes;
   int64_t bucket_bytes = 0;  // of gradients, at most, unless one parameter has more
   int buckets = 0;
   // One rank's bytes by kind: values grads master moments layouts compute_copies activations
-  // scratch.
+  // scratch, and topology: what an update holds beside these, the dense gradients that it collects
+  // or the new state while the old one is there.
   std::map<std::string, int64_t> memory_bytes;
   int64_t memory_total() const;
 };
@@ -59,11 +65,5 @@ struct RunPlan {
 };
 
 RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend);
-
-// Reductions of scalars in a step: the tokens that count with the stop flag, the loss, under ZeRO-1
-// the norm.
-int ScalarReductionsPerStep(const RunSpec& run);
-// Their bytes.
-int64_t ControlBytesPerStep(const RunSpec& run, int ranks);
 
 }  // namespace filigree

@@ -26,14 +26,14 @@ Status StateSuccession::Build(int phase, const CheckpointReader* start) {
   return state_->Load(*start, /*moments=*/true, stream_);
 }
 
-void StateSuccession::Rebuild(int phase, const std::map<std::string, SparseLayout>& layouts,
-                              bool keep_moments, int64_t step) {
+int64_t StateSuccession::Rebuild(int phase, const std::map<std::string, SparseLayout>& layouts,
+                                 bool keep_moments, int64_t step) {
   state_->exchange().WaitAllValues(stream_);
   const std::unique_ptr<TrainingState> previous = std::move(state_);
   previous->model().ReleaseActivations();
   state_ = std::make_unique<TrainingState>(run_, phase, layouts, communicator_, backend_, stream_);
-  state_->TakeOver(*previous, keep_moments, UpdatesSinceFreshMoments(run_, phase, step) - 1,
-                   stream_);
+  return state_->TakeOver(*previous, keep_moments, UpdatesSinceFreshMoments(run_, phase, step) - 1,
+                          stream_);
 }
 
 void StateSuccession::EnterPhase(int phase, int64_t step) {
@@ -42,9 +42,9 @@ void StateSuccession::EnterPhase(int phase, int64_t step) {
           spec.moments == Moments::kKeep, step);
 }
 
-void StateSuccession::ChangeLayouts(const std::map<std::string, SparseLayout>& layouts,
-                                    int64_t step) {
-  Rebuild(state_->phase(), layouts, /*keep_moments=*/true, step);
+int64_t StateSuccession::ChangeLayouts(const std::map<std::string, SparseLayout>& layouts,
+                                       int64_t step) {
+  return Rebuild(state_->phase(), layouts, /*keep_moments=*/true, step);
 }
 
 Status StateSuccession::Rewind(const std::string& run_dir) {

@@ -32,13 +32,14 @@ class StateSuccession {
   // The state of the phase before becomes that of `phase`, which begins at step `step`.
   void EnterPhase(int phase, int64_t step);
   // Moves onto other layouts (by parameter name) within a phase, after `step` steps of the run.
-  void ChangeLayouts(const std::map<std::string, SparseLayout>& layouts, int64_t step);
+  // Returns the bytes exchanged.
+  int64_t ChangeLayouts(const std::map<std::string, SparseLayout>& layouts, int64_t step);
   // Survivors go back to where they were after the current phase's rewind_step steps of the run.
   Status Rewind(const std::string& run_dir);
 
  private:
-  void Rebuild(int phase, const std::map<std::string, SparseLayout>& layouts, bool keep_moments,
-               int64_t step);
+  int64_t Rebuild(int phase, const std::map<std::string, SparseLayout>& layouts, bool keep_moments,
+                  int64_t step);
 
   const RunSpec& run_;
   Communicator& communicator_;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "kernels/base/log.h"
 #include "trainer/topology/criterion.h"
 #include "trainer/topology/units.h"
 
@@ -30,6 +31,10 @@ double SumSquares(std::span<const float> values) {
 
 }  // namespace
 
+int64_t LayoutCheckBytes(const std::vector<Parameter>& parameters, int ranks) {
+  return ranks == 1 ? 0 : 2 * static_cast<int64_t>(parameters.size() * sizeof(int64_t));
+}
+
 void CheckLayoutsAgree(const std::vector<Parameter>& parameters, Communicator& communicator) {
   std::vector<int64_t> lowest;
   for (const Parameter& parameter : parameters) {
@@ -52,22 +57,13 @@ void TopologyUpdater::BeginPhase(int phase) {
   statistics_.clear();
 }
 
-TopologyUpdater::Needs TopologyUpdater::NeedsAt(int64_t step) const {
+StatisticsNeeds TopologyUpdater::NeedsAt(int64_t step) const {
   const PhaseSpec& phase = run_.phases[phase_];
-  Needs needs;
-  for (const TopologyEntry& entry : entries_) {
-    const auto action = entry.rule->action(entry.spec, TimelineOf(phase), step - phase.first_step);
-    if (!action) continue;
-    const Criterion& criterion = *FindCriterion(entry.spec.criterion);
-    needs.grads |= criterion.needs_grads || entry.rule->growth == Growth::kGradient;
-    needs.hessian |= criterion.needs_hessian;
-    needs.inputs |= criterion.needs_inputs;
-  }
-  return needs;
+  return NeedsOf(entries_, TimelineOf(phase), step - phase.first_step);
 }
 
 void TopologyUpdater::StartCollecting(Model& model, int64_t step, Stream& stream) {
-  const Needs needs = NeedsAt(step);
+  const StatisticsNeeds needs = NeedsAt(step);
   if (!needs.any()) return;
   std::map<std::string, LinearStatistics> requests;
   for (const TopologyEntry& entry : entries_) {
@@ -91,13 +87,34 @@ void TopologyUpdater::StartCollecting(Model& model, int64_t step, Stream& stream
   model.CollectStatistics(requests);
 }
 
-void TopologyUpdater::ReduceGrads(const std::string& name, Statistics* statistics, Stream& stream) {
+std::vector<TensorView> TopologyUpdater::Collected() {
+  std::vector<TensorView> arrays;
+  for (auto& [name, statistics] : statistics_) {
+    const auto cells = static_cast<int64_t>(statistics.device_grads.bytes() / sizeof(float));
+    if (cells > 0) arrays.push_back(statistics.device_grads.View(DType::kF32, cells));
+    if (statistics.input_squares.empty()) continue;
+    arrays.push_back(TensorView(statistics.input_squares.data(), DType::kF64,
+                                {static_cast<int64_t>(statistics.input_squares.size())}));
+  }
+  return arrays;
+}
+
+void TopologyUpdater::CountSummed(int64_t bytes) {
+  const int64_t samples = run_.phases[phase_].batch.sequences_per_step();
+  const int ranks = communicator_.size();
+  if (ranks == 1) return;
+  bytes_ += bytes * (sums_in_tree_ ? SampleTree::NodesSent(samples, ranks) : 1);
+}
+
+void TopologyUpdater::ReduceGrads(Statistics* statistics, Stream& stream) {
   const int64_t bytes = static_cast<int64_t>(statistics->device_grads.bytes());
   const int64_t cells = bytes / static_cast<int64_t>(sizeof(float));
   const TensorView grads = statistics->device_grads.View(DType::kF32, cells);
-  event_->Record(stream);
-  communicator_.AllReduce(grads, ReduceOp::kSum, *event_)->Wait(stream);
-  if (communicator_.size() > 1) bytes_ += bytes;
+  if (!sums_in_tree_) {
+    event_->Record(stream);
+    communicator_.AllReduce(grads, ReduceOp::kSum, *event_)->Wait(stream);
+  }
+  CountSummed(bytes);
   statistics->grads.resize(static_cast<size_t>(cells));
   backend_.device().CopyAsync(TensorView(statistics->grads.data(), DType::kF32, {cells}), grads,
                               stream);
@@ -109,12 +126,10 @@ void TopologyUpdater::FinishCollecting(Model& model, Stream& stream) {
   if (statistics_.empty()) return;
   model.CollectStatistics({});
   for (auto& [name, statistics] : statistics_) {
-    if (statistics.device_grads.bytes() > 0) ReduceGrads(name, &statistics, stream);
+    if (statistics.device_grads.bytes() > 0) ReduceGrads(&statistics, stream);
     if (statistics.input_squares.empty()) continue;
-    communicator_.AllReduceHost(statistics.input_squares, ReduceOp::kSum);
-    if (communicator_.size() > 1) {
-      bytes_ += static_cast<int64_t>(statistics.input_squares.size() * sizeof(double));
-    }
+    if (!sums_in_tree_) communicator_.AllReduceHost(statistics.input_squares, ReduceOp::kSum);
+    CountSummed(static_cast<int64_t>(statistics.input_squares.size() * sizeof(double)));
   }
 }
 
@@ -159,11 +174,18 @@ void TopologyUpdater::FinishHessian(TrainingState& state, Stream& stream) {
       statistics.grads[cell] = before[cell];
       before[cell] = static_cast<float>((moved - before[cell]) / perturbation_);
     }
+  }
+  for (const auto& [name, values] : unperturbed_) {
     ScatterSegment(state.buffer(), IndexOf(state.parameters(), name), StateKind::kMaster,
-                   std::as_bytes(std::span<const float>(unperturbed_[name])), stream);
+                   std::as_bytes(std::span<const float>(values)), stream);
   }
   unperturbed_.clear();
   state.model().ValuesChanged();
+}
+
+bool TopologyUpdater::LacksStatistics(const TopologyEntry& entry) const {
+  return statistics_.empty() && (FindCriterion(entry.spec.criterion)->needs_statistics() ||
+                                 entry.rule->growth == Growth::kGradient);
 }
 
 TopologyWeight TopologyUpdater::Weigh(const TrainingState& state, const TopologyEntry& entry,
@@ -171,7 +193,8 @@ TopologyWeight TopologyUpdater::Weigh(const TrainingState& state, const Topology
   const std::string name = linear.name + ".weight";
   const int index = IndexOf(state.parameters(), name);
   const Parameter& parameter = state.parameters()[index];
-  const Statistics& statistics = statistics_[name];
+  const auto found = statistics_.find(name);
+  const Statistics none, &statistics = found == statistics_.end() ? none : found->second;
   const std::vector<float> values = GatherMaster(state, index, stream);
   const ScoreInputs inputs = {.parameter = &parameter,
                               .seed = run_.seed,
@@ -179,11 +202,14 @@ TopologyWeight TopologyUpdater::Weigh(const TrainingState& state, const Topology
                               .grads = statistics.grads,
                               .hessian_grads = statistics.hessian_grads,
                               .input_squares = statistics.input_squares};
+  const Criterion& own = *FindCriterion(entry.spec.criterion);
+  const bool lacks = own.needs_statistics() && LacksStatistics(entry);
+  const Criterion& criterion = lacks ? *FindCriterion("magnitude") : own;
   TopologyWeight weight{.name = name,
                         .shape = ShapeOf(linear, entry.spec),
                         .layout = parameter.layout,
-                        .keep_scores = StoredScores(*FindCriterion(entry.spec.criterion), inputs)};
-  if (entry.rule->growth == Growth::kGradient) {
+                        .keep_scores = StoredScores(criterion, inputs)};
+  if (entry.rule->growth == Growth::kGradient && !LacksStatistics(entry)) {
     weight.grow_scores = GradientScores(parameter.layout, statistics.grads);
   }
   return weight;
@@ -194,8 +220,13 @@ TopologyUpdater::Update TopologyUpdater::Propose(const TrainingState& state, int
   const PhaseSpec& phase = run_.phases[phase_];
   Update update;
   for (const TopologyEntry& entry : entries_) {
-    const auto action = entry.rule->action(entry.spec, TimelineOf(phase), step - phase.first_step);
+    auto action = entry.rule->action(entry.spec, TimelineOf(phase), step - phase.first_step);
     if (!action) continue;
+    if (LacksStatistics(entry)) {
+      LogInfo("step " + std::to_string(step) + ": its gradients were not finite, so rule " +
+              entry.spec.rule + " prunes by magnitude and moves nothing by gradient");
+      if (entry.rule->growth == Growth::kGradient) action->drop_fraction = 0;
+    }
     if (!update.due) update.layouts = state.Layouts();
     update.due = true;
     if (update.rules.find(entry.rule->name) == std::string::npos) {

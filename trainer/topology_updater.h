@@ -13,6 +13,7 @@
 
 #include "comm/communicator.h"
 #include "kernels/backend.h"
+#include "trainer/sample_tree.h"
 #include "trainer/spec.h"
 #include "trainer/topology/plan.h"
 #include "trainer/topology/update.h"
@@ -23,18 +24,16 @@ namespace filigree {
 // Fatal where the ranks' layouts differ: names the first weight that does. Collective.
 void CheckLayoutsAgree(const std::vector<Parameter>& parameters, Communicator& communicator);
 
+// What that exchanges.
+int64_t LayoutCheckBytes(const std::vector<Parameter>& parameters, int ranks);
+
 class TopologyUpdater {
  public:
-  // What an event needs from the backward passes of the step before it.
-  struct Needs {
-    bool grads = false, hessian = false, inputs = false;
-    bool any() const { return grads || inputs; }
-  };
-
   // All must outlive the updater.
   TopologyUpdater(const RunSpec& run, Communicator& communicator, Backend& backend)
       : run_(run),
         linears_(LinearSpecs(run.model)),
+        sums_in_tree_(SumsInTree(run, backend.device())),
         communicator_(communicator),
         backend_(backend),
         event_(backend.device().NewEvent()) {}
@@ -42,13 +41,20 @@ class TopologyUpdater {
   // The rules of this phase are in force.
   void BeginPhase(int phase);
   // Of the event before step `step` of the run; nothing where none is due.
-  Needs NeedsAt(int64_t step) const;
+  StatisticsNeeds NeedsAt(int64_t step) const;
 
   // Backward passes of `model` from now on add to the statistics of the weights that the event at
   // `step` scores.
   void StartCollecting(Model& model, int64_t step, Stream& stream);
-  // Those passes are done: sums over ranks. Collective where something was collected.
+  // The arrays that they add to.
+  std::vector<TensorView> Collected();
+  // Those passes are done: sums over ranks, unless a SampleTree has made them (SumsInTree).
+  // Collective where something was collected.
   void FinishCollecting(Model& model, Stream& stream);
+  // The gradients of those passes were not finite: nothing that was collected is used. The next
+  // event still reaches its sparsity, by magnitude where the criterion reads statistics, and drops
+  // nothing that would be grown by gradient.
+  void DiscardStatistics() { statistics_.clear(); }
   // For GraSP: the gradients at the values moved a little along the gradient, of which
   // FinishCollecting was just called, are collected next; and then H g follows from both.
   void PerturbValues(TrainingState& state, Stream& stream);
@@ -77,12 +83,17 @@ class TopologyUpdater {
   };
 
   std::vector<float> GatherMaster(const TrainingState& state, int parameter, Stream& stream);
+  // Whether an event of `entry` lacks statistics that were discarded.
+  bool LacksStatistics(const TopologyEntry& entry) const;
   TopologyWeight Weigh(const TrainingState& state, const TopologyEntry& entry,
                        const LinearSpec& linear, Stream& stream);
-  void ReduceGrads(const std::string& name, Statistics* statistics, Stream& stream);
+  void ReduceGrads(Statistics* statistics, Stream& stream);
+  // Counts an array of so many bytes that was summed over the ranks.
+  void CountSummed(int64_t bytes);
 
   const RunSpec& run_;
   const std::vector<LinearSpec> linears_;
+  const bool sums_in_tree_;
   Communicator& communicator_;
   Backend& backend_;
   std::unique_ptr<Event> event_;

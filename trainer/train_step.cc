@@ -4,8 +4,15 @@
 #include <vector>
 
 #include "kernels/base/progress.h"
+#include "trainer/sample_tree.h"
 
 namespace filigree {
+namespace {
+
+// A step whose targets are all masked has zero gradients, whatever they are divided by.
+double LossScale(const StepSamples& samples) { return 1.0 / std::max(samples.valid_tokens, 1.0); }
+
+}  // namespace
 
 TrainStep::TrainStep(const BatchSpec& batch, Backend& backend, Stream& stream)
     : batch_(batch),
@@ -21,8 +28,6 @@ double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& sampl
   // A rank without samples runs one masked row: zero gradients, and the same order of collectives.
   const std::vector<int32_t> no_tokens(samples.sequences == 0 ? seq_len : 0, 0);
   const int64_t count = std::max<int64_t>(samples.sequences, 1);
-  // A step whose targets are all masked has zero gradients, whatever they are divided by.
-  const double loss_scale = 1.0 / std::max(samples.valid_tokens, 1.0);
   GradientExchange& exchange = state.exchange();
   ParameterHooks hooks;
   hooks.before_use = [&](int parameter) { exchange.WaitValues(parameter, stream_); };
@@ -40,7 +45,8 @@ double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& sampl
     const MicroBatch batch =
         feeder_.Feed(none ? no_tokens.data() : samples.tokens + done * seq_len,
                      none ? nullptr : samples.targets + done * seq_len, rows, seq_len, stream_);
-    state.model().ForwardBackward(batch, loss_scale, feeder_.Losses(rows, seq_len), stream_);
+    state.model().ForwardBackward(batch, LossScale(samples), feeder_.Losses(rows, seq_len),
+                                  stream_);
     loss_sum += feeder_.SumLosses(rows * seq_len, stream_);
     ReportProgress();
   }
@@ -49,8 +55,36 @@ double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& sampl
   return loss_sum;
 }
 
+double TrainStep::RunSequencesInTree(TrainingState& state, const StepSamples& samples) {
+  const int64_t seq_len = batch_.seq_len;
+  GradientExchange& exchange = state.exchange();
+  ParameterHooks hooks;
+  hooks.before_use = [&](int parameter) { exchange.WaitValues(parameter, stream_); };
+  state.model().set_hooks(hooks);
+  double loss_sum = 0;
+  std::vector<TensorView> summed = samples.statistics;
+  summed.push_back(state.buffer().grads());
+  summed.push_back(TensorView(&loss_sum, DType::kF64, {1}));
+  SampleTree tree(backend_.device(), summed, batch_.sequences_per_step(), *tree_ranks_);
+  for (int64_t i = 0; i < samples.sequences; ++i) {
+    const MicroBatch batch = feeder_.Feed(samples.tokens + i * seq_len,
+                                          samples.targets + i * seq_len, 1, seq_len, stream_);
+    state.model().ForwardBackward(batch, LossScale(samples), feeder_.Losses(1, seq_len), stream_);
+    loss_sum = feeder_.SumLosses(seq_len, stream_);
+    tree.TakeSample(stream_);
+    ReportProgress();
+  }
+  exchange.WaitAllValues(stream_);  // a rank without samples has not waited yet
+  tree.Complete(stream_);
+  const int64_t sent = SampleTree::NodesSent(batch_.sequences_per_step(), tree_ranks_->size());
+  exchange.CountGradients(sent);
+  exchange.CountControl(sent * static_cast<int64_t>(sizeof(loss_sum)));
+  return tree_ranks_->rank() == 0 ? loss_sum : 0;
+}
+
 double TrainStep::Gradients(TrainingState& state, const StepSamples& samples) {
   backend_.device().ZeroAsync(state.buffer().grads(), stream_);
+  if (tree_ranks_) return RunSequencesInTree(state, samples);
   const double loss_sum = RunMicroBatches(state, samples);
   state.exchange().WaitGrads(stream_);
   return loss_sum;

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
+#include "comm/communicator.h"
 #include "kernels/backend.h"
 #include "trainer/batch_feeder.h"
 #include "trainer/optimizer.h"
@@ -19,10 +21,15 @@ struct StepSamples {
   const int32_t* targets = nullptr;
   int64_t sequences = 0;
   double valid_tokens = 0;  // targets that count, over all ranks
+  // Arrays beside the gradients to which backward passes add (topology_updater.h); summed here only
+  // where SumInTree was called.
+  std::vector<TensorView> statistics = {};
 };
 
 struct StepResult {
-  double loss_sum = 0;  // over this rank's samples, divided by nothing
+  // Over this rank's samples, divided by nothing; after SumInTree rank 0 has that of all samples,
+  // the others nothing.
+  double loss_sum = 0;
   Optimizer::Result update;
 };
 
@@ -30,6 +37,10 @@ class TrainStep {
  public:
   // For micro-batches of `batch`. `backend` and `stream` must outlive it.
   TrainStep(const BatchSpec& batch, Backend& backend, Stream& stream);
+
+  // From now on each sequence's gradients are taken alone and added over the ranks in one tree
+  // (sample_tree.h). `communicator` must outlive the object.
+  void SumInTree(Communicator& communicator) { tree_ranks_ = &communicator; }
 
   // Runs the step on `state`: learning rate `lr`, `updates` counted as Optimizer::Step does. A rank
   // without samples takes part in every collective.
@@ -43,12 +54,14 @@ class TrainStep {
 
  private:
   double RunMicroBatches(TrainingState& state, const StepSamples& samples);
+  double RunSequencesInTree(TrainingState& state, const StepSamples& samples);
 
   const BatchSpec batch_;
   Backend& backend_;
   Stream& stream_;
   std::unique_ptr<Event> event_;
   BatchFeeder feeder_;
+  Communicator* tree_ranks_ = nullptr;  // of SumInTree
 };
 
 }  // namespace filigree

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -16,6 +17,7 @@
 #include "trainer/resume.h"
 #include "trainer/run_directory.h"
 #include "trainer/run_inputs.h"
+#include "trainer/sample_tree.h"
 #include "trainer/schedule.h"
 #include "trainer/state_succession.h"
 #include "trainer/stop_signal.h"
@@ -51,11 +53,12 @@ class Trainer {
   void UpdateTopology();
   Status RunPhase();
   bool TakeBatch();
-  StepSamples Samples() const {
+  StepSamples Samples() {
     return {.tokens = batch_->tokens.data(),
             .targets = batch_->targets.data(),
             .sequences = batch_->count,
-            .valid_tokens = valid_tokens_};
+            .valid_tokens = valid_tokens_,
+            .statistics = topology_.Collected()};
   }
   void RunStep(StepMetrics* metrics);
   Status AfterStep(const StepMetrics& metrics);
@@ -131,12 +134,17 @@ Status Trainer::Start() {
 void Trainer::UpdateTopology() {
   const TopologyUpdater::Update update = topology_.Propose(*state_, step_, *stream_);
   if (!update.due) return;
-  if (update.changed()) state_.ChangeLayouts(update.layouts, step_);
+  // Passes that collected statistics for this update alone belong to it.
+  int64_t bytes = state_->exchange().TakeBytes().total() + topology_.TakeBytes();
+  if (update.changed()) bytes += state_.ChangeLayouts(update.layouts, step_);
   CheckLayoutsAgree(state_->parameters(), communicator_);
-  state_->exchange().CountTopology(topology_.TakeBytes());
-  log_->Topology(
-      {.step = step_, .topology = update.rules, .dropped = update.dropped, .grown = update.grown},
-      state_->model());
+  bytes += LayoutCheckBytes(state_->parameters(), communicator_.size());
+  log_->Topology({.step = step_,
+                  .topology = update.rules,
+                  .dropped = update.dropped,
+                  .grown = update.grown,
+                  .exchanged_bytes = bytes},
+                 state_->model());
 }
 
 // Gradients of the coming step's batch, for a rule that scores before it.
@@ -145,11 +153,12 @@ void Trainer::ProbeGradients() {
   TakeBatch();
   train_step_->Gradients(*state_, Samples());
   topology_.FinishCollecting(state_->model(), *stream_);
+  if (!std::isfinite(state_->optimizer().GradNorm(*stream_))) topology_.DiscardStatistics();
 }
 
 // Once a phase, at its start: what its rules do there.
 Status Trainer::StartTopology() {
-  const TopologyUpdater::Needs needs = topology_.NeedsAt(step_);
+  const StatisticsNeeds needs = topology_.NeedsAt(step_);
   if (needs.any()) ProbeGradients();
   if (needs.hessian) {
     topology_.PerturbValues(*state_, *stream_);
@@ -173,6 +182,7 @@ Status Trainer::EnterPhase(int phase) {
   if (state_->phase() != phase) state_.EnterPhase(phase, step_);
   state_->model().set_hooks({});
   train_step_ = std::make_unique<TrainStep>(this->phase().batch, backend_, *stream_);
+  if (SumsInTree(run_, backend_.device())) train_step_->SumInTree(communicator_);
   topology_.BeginPhase(phase);
   if (begins) RETURN_IF_ERROR(StartTopology());
   trained_ = true;
@@ -211,6 +221,7 @@ void Trainer::RunStep(StepMetrics* metrics) {
                                              UpdatesSinceFreshMoments(run_, phase_, step_));
   topology_.FinishCollecting(state_->model(), *stream_);
   const Optimizer::Result& update = result.update;
+  if (update.skipped) topology_.DiscardStatistics();
   skipped_steps_ += update.skipped;
   consecutive_skips_ = update.skipped ? consecutive_skips_ + 1 : 0;
 

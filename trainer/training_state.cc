@@ -6,6 +6,7 @@
 
 #include "trainer/agree.h"
 #include "trainer/checkpoint/merged_weight.h"
+#include "trainer/sample_tree.h"
 #include "trainer/topology/plan.h"
 
 namespace filigree {
@@ -17,6 +18,14 @@ constexpr std::pair<StateKind, CheckpointArray> kArrays[] = {
     {StateKind::kM, CheckpointArray::kM},
     {StateKind::kV, CheckpointArray::kV},
     {StateKind::kBorn, CheckpointArray::kBorn}};
+
+int64_t BucketBytesOf(int64_t stored, const RunSpec& run, int world_size, DType grad_dtype) {
+  if (run.bucket_megabytes > 0) {
+    return static_cast<int64_t>(run.bucket_megabytes * kBytesPerMegabyte);
+  }
+  return ChooseBucketBytes(run.link, run.zero_stage == 1, world_size,
+                           stored * static_cast<int64_t>(SizeOf(grad_dtype)));
+}
 
 std::span<const float> AsFloats(const std::vector<std::byte>& bytes) {
   return {reinterpret_cast<const float*>(bytes.data()), bytes.size() / sizeof(float)};
@@ -92,26 +101,41 @@ SparsityCount CountSparsity(const std::vector<Parameter>& parameters) {
 
 int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size,
                     DType grad_dtype) {
-  if (run.bucket_megabytes > 0) {
-    return static_cast<int64_t>(run.bucket_megabytes * kBytesPerMegabyte);
-  }
   int64_t stored = 0;
-  for (const Parameter& parameter : parameters) stored += parameter.segment_count();
-  return ChooseBucketBytes(run.link, run.zero_stage == 1, world_size,
-                           stored * static_cast<int64_t>(SizeOf(grad_dtype)));
+  for (const int64_t count : SegmentCounts(parameters)) stored += count;
+  return BucketBytesOf(stored, run, world_size, grad_dtype);
+}
+
+std::vector<int64_t> SegmentCounts(const std::vector<Parameter>& parameters) {
+  std::vector<int64_t> counts;
+  for (const Parameter& parameter : parameters) counts.push_back(parameter.segment_count());
+  return counts;
+}
+
+std::vector<SegmentSpec> SegmentsOf(const std::vector<Parameter>& parameters,
+                                    const std::vector<int64_t>& counts) {
+  std::vector<SegmentSpec> segments;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const bool sparsified = parameters[i].layout.kind() != LayoutKind::kDense;
+    segments.push_back(
+        {.count = counts[i], .kind = sparsified ? TrafficKind::kSparsified : TrafficKind::kDense});
+  }
+  return segments;
+}
+
+FlatLayout LayOutSegments(const std::vector<SegmentSpec>& segments, const RunSpec& run,
+                          int world_size, DType grad_dtype) {
+  int64_t stored = 0;
+  for (const SegmentSpec& segment : segments) stored += segment.count;
+  const int64_t bucket_elements =
+      BucketBytesOf(stored, run, world_size, grad_dtype) / static_cast<int64_t>(SizeOf(grad_dtype));
+  return FlatLayout::Build(segments, run.zero_stage == 1 ? world_size : 1, bucket_elements);
 }
 
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
                             int world_size, DType grad_dtype) {
-  std::vector<SegmentSpec> specs;
-  for (const Parameter& parameter : parameters) {
-    const bool sparsified = parameter.layout.kind() != LayoutKind::kDense;
-    specs.push_back({.count = parameter.segment_count(),
-                     .kind = sparsified ? TrafficKind::kSparsified : TrafficKind::kDense});
-  }
-  const int64_t bucket_elements = BucketBytes(parameters, run, world_size, grad_dtype) /
-                                  static_cast<int64_t>(SizeOf(grad_dtype));
-  return FlatLayout::Build(specs, run.zero_stage == 1 ? world_size : 1, bucket_elements);
+  return LayOutSegments(SegmentsOf(parameters, SegmentCounts(parameters)), run, world_size,
+                        grad_dtype);
 }
 
 TrainingState::TrainingState(const RunSpec& run, int phase,
@@ -132,6 +156,7 @@ TrainingState::TrainingState(const RunSpec& run, int phase,
   exchange_ = std::make_unique<GradientExchange>(*buffer_, communicator);
   optimizer_ = std::make_unique<Optimizer>(model_->parameters(), GrowthRamps(parameters(), spec),
                                            *buffer_, *exchange_, backend);
+  if (SumsInTree(run, backend.device())) optimizer_->TakeWholeGradients();
 }
 
 void TrainingState::InitializeValues(Stream& stream) {
@@ -179,14 +204,22 @@ std::vector<float> TrainingState::Merged(const WeightParts& parts, Stream& strea
       .value();
 }
 
-void TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done,
-                             Stream& stream) {
+int64_t TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done,
+                                Stream& stream) {
+  int64_t gathered = 0;
+  const bool sharded = previous.buffer_->layout().shards() > 1;
   for (size_t i = 0; i < parameters().size(); ++i) {
     const Parameter& to = parameters()[i];
     const WeightParts parts = FindWeightParts(previous.parameters(), to.name);
     if (parts.has_factors() && !FindWeightParts(parameters(), to.name).has_factors()) {
       // Moments of factors say nothing about the weight's: they start at zero.
       const std::vector<float> merged = previous.Merged(parts, stream);
+      for (const int part : {parts.weight, parts.low_rank_a, parts.low_rank_b}) {
+        if (sharded && part >= 0) {
+          gathered +=
+              previous.parameters()[part].segment_count() * static_cast<int64_t>(sizeof(float));
+        }
+      }
       ScatterFloats(*buffer_, static_cast<int>(i), StateKind::kMaster, SegmentOfDense(to, merged),
                     stream);
       continue;
@@ -203,12 +236,14 @@ void TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int64_t
         const std::vector<std::byte> bytes =
             GatherSegment(*previous.buffer_, source, kind, communicator_, stream);
         std::ranges::copy(AsFloats(bytes), values.begin());
+        if (sharded) gathered += static_cast<int64_t>(bytes.size());
       }
       const auto fresh = static_cast<float>(kind == StateKind::kBorn ? updates_done : 0);
       ScatterFloats(*buffer_, static_cast<int>(i), kind, remap.Apply(values, fresh), stream);
     }
   }
   model_->ValuesChanged();
+  return gathered;
 }
 
 std::map<std::string, SparseLayout> TrainingState::Layouts() const {

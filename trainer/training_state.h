@@ -54,7 +54,9 @@ class TrainingState {
   // theirs, new ones start at zero. A weight that was stored as factors is merged where this state
   // has none; its moments start at zero. Collective.
   // With `keep_moments` also moments (and ages); cells that join are `updates_done` updates young.
-  void TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done, Stream& stream);
+  // Returns the bytes exchanged.
+  int64_t TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done,
+                   Stream& stream);
   // The layouts of all weights, by parameter name.
   std::map<std::string, SparseLayout> Layouts() const;
   // Writes RUN/checkpoints/step_... ; collective, all ranks return the same status.
@@ -79,6 +81,12 @@ class TrainingState {
 // Bytes of gradients a bucket: the run's choice, else ChooseBucketBytes over what is stored.
 int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size,
                     DType grad_dtype);
+// The segments of parameters of which `counts` elements are stored (segment_count() of each).
+std::vector<SegmentSpec> SegmentsOf(const std::vector<Parameter>& parameters,
+                                    const std::vector<int64_t>& counts);
+std::vector<int64_t> SegmentCounts(const std::vector<Parameter>& parameters);
+FlatLayout LayOutSegments(const std::vector<SegmentSpec>& segments, const RunSpec& run,
+                          int world_size, DType grad_dtype);
 // The flat layout of a model's parameters under the run's ZeRO stage and bucket size.
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
                             int world_size, DType grad_dtype);

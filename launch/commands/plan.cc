@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -16,6 +17,11 @@ nlohmann::json ToJson(const PhasePlan& phase) {
   memory["total"] = phase.memory_total();
   nlohmann::json density = nlohmann::json::array();
   for (const auto& point : phase.density) density.push_back({point.step, point.density});
+  const auto points = [](const std::vector<TopologyTraffic::Point>& list) {
+    nlohmann::json json = nlohmann::json::array();
+    for (const auto& point : list) json.push_back({point.step, point.bytes});
+    return json;
+  };
   return {{"name", phase.name},
           {"steps", phase.steps},
           {"tokens", phase.tokens},
@@ -34,6 +40,8 @@ nlohmann::json ToJson(const PhasePlan& phase) {
             {"sparsified_values", phase.exchanged.sparsified_values},
             {"dense_values", phase.exchanged.dense_values},
             {"control", phase.exchanged.control}}},
+          {"exchanged_bytes_by_step", points(phase.step_bytes)},
+          {"update_bytes_by_step", points(phase.update_bytes)},
           {"bucket_bytes", phase.bucket_bytes},
           {"buckets", phase.buckets},
           {"dense_control_parameters", static_cast<int64_t>(phase.average_parameters)},
@@ -44,8 +52,8 @@ nlohmann::json ToJson(const PhasePlan& phase) {
 // memory.
 nlohmann::json ToJson(const RunPlan& plan) {
   nlohmann::json json = ToJson(plan.phases.front());
-  for (const char* field :
-       {"name", "steps", "exchanged_bytes", "density_by_step", "bucket_bytes", "buckets"}) {
+  for (const char* field : {"name", "steps", "exchanged_bytes", "exchanged_bytes_by_step",
+                            "update_bytes_by_step", "density_by_step", "bucket_bytes", "buckets"}) {
     json.erase(field);
   }
   const LinearFlops flops = plan.flops();
@@ -76,6 +84,14 @@ void PrintPhase(const PhasePlan& phase) {
               size(phase.exchanged.total()).c_str(),
               size(phase.exchanged.sparsified_grads + phase.exchanged.sparsified_values).c_str(),
               size(phase.exchanged.dense_grads + phase.exchanged.dense_values).c_str());
+  if (!phase.update_bytes.empty()) {
+    std::printf(
+        "  updates      %zu of the topology, the largest exchanges %s\n", phase.update_bytes.size(),
+        size(std::max_element(phase.update_bytes.begin(), phase.update_bytes.end(),
+                              [](const auto& a, const auto& b) { return a.bytes < b.bytes; })
+                 ->bytes)
+            .c_str());
+  }
   std::printf("  buckets      %d of at most %s of gradients (a larger parameter has its own)\n",
               phase.buckets, size(phase.bucket_bytes).c_str());
   std::printf("  memory       %s a rank:", size(phase.memory_total()).c_str());

@@ -84,8 +84,10 @@ Status OpenGpu(DeviceChoice choice, Session* session) {
 }  // namespace
 
 SessionOptions SessionOptionsOf(const RunSpec& run) {
-  return {
-      .cpu_threads = run.cpu_threads, .device = run.device, .timeout_seconds = run.timeout_seconds};
+  return {.cpu_threads = run.cpu_threads,
+          .device = run.device,
+          .deterministic = run.deterministic,
+          .timeout_seconds = run.timeout_seconds};
 }
 
 StatusOr<Session> OpenSession(const SessionOptions& options) {
@@ -102,6 +104,10 @@ StatusOr<Session> OpenSession(const SessionOptions& options) {
     OpenCpu(&session);
   } else {
     opened = OpenGpu(options.device, &session);
+  }
+  const bool chosen = options.cpu_threads > 0 || std::getenv("OMP_NUM_THREADS");
+  if (options.deterministic && !chosen && session.device && session.device->name() == "cpu") {
+    SetCpuThreads(1);
   }
   // One rank without a GPU ends all of them.
   opened = AgreeOnStatus(opened, *session.communicator);

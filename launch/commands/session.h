@@ -24,6 +24,9 @@ struct SessionOptions {
   // this host.
   int cpu_threads = 0;
   DeviceChoice device = DeviceChoice::kAuto;
+  // A rank on a CPU takes one thread, unless cpu_threads or OMP_NUM_THREADS says otherwise: its
+  // share of the cores would change with the number of ranks, and the bits of products with it.
+  bool deterministic = false;
   // Without progress, until all ranks are ended (comm/watchdog.h); 0: no watchdog.
   double timeout_seconds = 0;
 };

@@ -89,9 +89,14 @@ TEST(MetricsWriterTest, OtherLines) {
   EXPECT_EQ(ToJsonLine(EvaluationMetrics{
                 .step = 5, .val_loss = 2.5, .val_tokens = 100, .val_unigram_entropy = 5.5}),
             R"({"step":5,"val_loss":2.5,"val_tokens":100,"val_unigram_entropy":5.5})");
-  EXPECT_EQ(ToJsonLine(TopologyMetrics{
-                .step = 7, .topology = "rigl", .dropped = 1, .grown = 2, .stored_values = 3}),
-            R"({"step":7,"topology":"rigl","dropped":1,"grown":2,"stored_values":3})");
+  EXPECT_EQ(
+      ToJsonLine(TopologyMetrics{.step = 7,
+                                 .topology = "rigl",
+                                 .dropped = 1,
+                                 .grown = 2,
+                                 .stored_values = 3,
+                                 .exchanged_bytes = 4}),
+      R"({"step":7,"topology":"rigl","dropped":1,"grown":2,"stored_values":3,"exchanged_bytes":4})");
   EXPECT_EQ(ToJsonLine(PhaseMetrics{.step = 7, .phase = "a \"b\"\n\\"}),
             R"({"step":7,"phase":"a \u0022b\u0022\u000a\u005c"})");
 }

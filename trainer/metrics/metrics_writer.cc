@@ -103,6 +103,7 @@ std::string ToJsonLine(const TopologyMetrics& m) {
       .Add("dropped", m.dropped)
       .Add("grown", m.grown)
       .Add("stored_values", m.stored_values)
+      .Add("exchanged_bytes", m.exchanged_bytes)
       .Finish();
 }
 

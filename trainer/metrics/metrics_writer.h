@@ -3,7 +3,7 @@
 //   training    step tokens loss lr grad_norm sparsity tokens_per_second step_ms
 //               mfu_dense_equivalent mfu_executed exchanged_bytes memory_bytes skipped_steps
 //   evaluation  step val_loss val_tokens, and val_unigram_entropy where it is known
-//   topology    step topology dropped grown stored_values
+//   topology    step topology dropped grown stored_values exchanged_bytes
 //   phase       step phase
 //
 // `step` counts the optimizer steps done. What is unknown is null. A number that is not finite is
@@ -49,6 +49,7 @@ struct TopologyMetrics {
   int64_t step = 0;
   std::string topology;  // the rule, or what brought the change
   int64_t dropped = 0, grown = 0, stored_values = 0;
+  int64_t exchanged_bytes = 0;  // for this update; step lines do not have them
 };
 
 // A phase begins after `step` steps. Reports mark it; a line that repeats does no harm.

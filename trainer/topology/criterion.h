@@ -27,6 +27,7 @@ struct Criterion {
   std::string_view name;
   std::string_view summary;
   bool needs_grads = false, needs_hessian = false, needs_inputs = false;
+  bool needs_statistics() const { return needs_grads || needs_hessian || needs_inputs; }
   // The score of stored slot `slot`, which is the logical cell `cell`.
   float (*score)(const ScoreInputs& inputs, int64_t slot, int64_t cell);
 };

@@ -77,8 +77,14 @@ std::vector<int64_t> ErdosRenyiCounts(std::span<const WeightShape> weights, doub
 
 }  // namespace
 
+bool StoresBlocks(const SparsitySpec& spec) {
+  return spec.parameterisation == "block_sparse" ||
+         (spec.parameterisation == "sparse_plus_low_rank" &&
+          spec.sparse_part == SparsePart::kBlocks);
+}
+
 WeightShape ShapeOf(const LinearSpec& linear, const SparsitySpec& spec) {
-  const bool blocked = spec.parameterisation == "block_sparse";
+  const bool blocked = StoresBlocks(spec);
   const int64_t height = blocked ? spec.block_out : 1, width = blocked ? spec.block_in : 1;
   return {linear.out, linear.in, CeilDiv(linear.out, height) * CeilDiv(linear.in, width)};
 }
@@ -110,10 +116,15 @@ std::vector<int64_t> GlobalFloors(std::span<const WeightShape> weights, const Sp
   return floors;
 }
 
+bool SharesAlike(const SparsitySpec& spec) {
+  const Distribution* row = FindDistribution(spec.distribution);
+  return !row || !row->counts || row->counts == &UniformCounts;
+}
+
 std::vector<int64_t> DrawnCounts(std::span<const WeightShape> weights, const SparsitySpec& spec,
                                  double sparsity) {
-  const Distribution* row = FindDistribution(spec.distribution);
-  return row && row->counts ? row->counts(weights, sparsity) : UniformCounts(weights, sparsity);
+  return SharesAlike(spec) ? UniformCounts(weights, sparsity)
+                           : FindDistribution(spec.distribution)->counts(weights, sparsity);
 }
 
 }  // namespace filigree

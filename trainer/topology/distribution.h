@@ -18,6 +18,8 @@ struct WeightShape {
   int64_t units = 0;  // cells, or blocks of the padded grid
 };
 
+// Whether weights of this spec are stored in blocks, rather than one by one.
+bool StoresBlocks(const SparsitySpec& spec);
 // The units that a weight of this spec has.
 WeightShape ShapeOf(const LinearSpec& linear, const SparsitySpec& spec);
 
@@ -42,8 +44,11 @@ const Distribution* FindDistribution(std::string_view name);
 // itself.
 std::vector<int64_t> GlobalFloors(std::span<const WeightShape> weights, const SparsitySpec& spec);
 
-// Units of each weight that a layout drawn at `sparsity` stores; `global` is uniform here, since
-// there is no score yet.
+// Whether every weight is drawn at the entry's own sparsity: uniform, and global, for which there
+// is no score yet.
+bool SharesAlike(const SparsitySpec& spec);
+
+// Units of each weight that a layout drawn at `sparsity` stores.
 std::vector<int64_t> DrawnCounts(std::span<const WeightShape> weights, const SparsitySpec& spec,
                                  double sparsity);
 

@@ -4,14 +4,14 @@
 #include <sstream>
 
 #include "trainer/topology/criterion.h"
-#include "trainer/topology/distribution.h"
 
 namespace filigree {
 namespace {
 
 std::string WeightName(const LinearSpec& linear) { return linear.name + ".weight"; }
 
-// The sparsity that an entry's layouts are drawn at.
+}  // namespace
+
 double DrawnSparsity(const TopologyEntry& entry) {
   return entry.rule->entry == PhaseEntry::kDraw ? entry.spec.sparsity : entry.spec.initial_sparsity;
 }
@@ -22,7 +22,18 @@ std::vector<WeightShape> ShapesOf(const TopologyEntry& entry) {
   return shapes;
 }
 
-}  // namespace
+StatisticsNeeds NeedsOf(std::span<const TopologyEntry> entries, const Timeline& timeline,
+                        int64_t step) {
+  StatisticsNeeds needs;
+  for (const TopologyEntry& entry : entries) {
+    if (!entry.rule->action(entry.spec, timeline, step)) continue;
+    const Criterion& criterion = *FindCriterion(entry.spec.criterion);
+    needs.grads |= criterion.needs_grads || entry.rule->growth == Growth::kGradient;
+    needs.hessian |= criterion.needs_hessian;
+    needs.inputs |= criterion.needs_inputs;
+  }
+  return needs;
+}
 
 Timeline TimelineOf(const PhaseSpec& phase) {
   return {.steps = phase.steps, .tokens_per_step = phase.batch.tokens_per_step};
@@ -57,7 +68,10 @@ std::vector<SparsitySpec> InitialSparsity(std::span<const LinearSpec> linears,
       SparsitySpec own = entry.spec;
       own.include = {WeightName(entry.linears[i])};
       own.exclude = {};
-      own.sparsity = 1 - static_cast<double>(counts[i]) / static_cast<double>(shapes[i].units);
+      // Alike for all, each parameterisation rounds it in its own way.
+      own.sparsity = SharesAlike(entry.spec) ? DrawnSparsity(entry)
+                                             : 1 - static_cast<double>(counts[i]) /
+                                                       static_cast<double>(shapes[i].units);
       expanded.push_back(std::move(own));
     }
   }
@@ -65,7 +79,7 @@ std::vector<SparsitySpec> InitialSparsity(std::span<const LinearSpec> linears,
 }
 
 bool SameKind(const SparseLayout& layout, const SparsitySpec& spec) {
-  if (spec.parameterisation != "block_sparse") return layout.kind() == LayoutKind::kUnstructured;
+  if (!StoresBlocks(spec)) return layout.kind() == LayoutKind::kUnstructured;
   return layout.kind() == LayoutKind::kBlocked && layout.block_out() == spec.block_out &&
          layout.block_in() == spec.block_in;
 }

@@ -10,6 +10,7 @@
 
 #include "kernels/base/status.h"
 #include "trainer/linear/linear.h"
+#include "trainer/topology/distribution.h"
 #include "trainer/topology/rule.h"
 
 namespace filigree {
@@ -43,6 +44,19 @@ bool SameKind(const SparseLayout& layout, const SparsitySpec& spec);
 // Whether slots of this phase need an age of their own: some rule grows, or cells that the phase
 // before did not store join others that keep their moments.
 bool TracksAges(const RunSpec& run, int phase);
+
+// What an event needs from the backward passes of the step before it.
+struct StatisticsNeeds {
+  bool grads = false, hessian = false, inputs = false;
+  bool any() const { return grads || inputs; }
+};
+// Of what is due before step `step` of the phase; nothing where no event is.
+StatisticsNeeds NeedsOf(std::span<const TopologyEntry> entries, const Timeline& timeline,
+                        int64_t step);
+
+// The sparsity that an entry's layouts are drawn at when its phase begins.
+double DrawnSparsity(const TopologyEntry& entry);
+std::vector<WeightShape> ShapesOf(const TopologyEntry& entry);
 
 // Whether the topology changes after the phase's start.
 bool MovesTopology(const PhaseSpec& phase);
