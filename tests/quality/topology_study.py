@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Every topology rule at 75 % on the quickstart's text, at equal tokens, with dense controls.
 
-    python3 tests/quality/topology_study.py                 # what docs/results holds; about an hour
+    python3 tests/quality/topology_study.py                 # the quickstart's model; about an hour
     python3 tests/quality/topology_study.py --steps 20      # a try of the command itself
 
 Trains one run a rule under mpirun, a dense model of the same shape, and for each average number of
@@ -22,7 +22,7 @@ import shlex
 import subprocess
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
-LAYERS, WIDTH, HEADS, FEED_FORWARD = 4, 256, 4, 704
+LAYERS, HEADS = 4, 4
 SPARSITY = 0.75
 
 
@@ -72,8 +72,13 @@ def rules(steps):
     return runs
 
 
-def config(arguments, phases, shape=(WIDTH, FEED_FORWARD)):
-    width, feed_forward = shape
+def shape_of(arguments):
+    """Width and feed-forward of the sparse models: the quickstart's at 256."""
+    return arguments.width, arguments.width * 11 // 4
+
+
+def config(arguments, phases, shape=None):
+    width, feed_forward = shape or shape_of(arguments)
     return f"""
 seed: {arguments.seed}
 model {{
@@ -81,7 +86,7 @@ model {{
   feed_forward: {feed_forward} tied_head: true
 }}
 data {{ prepared: "{arguments.data}" }}
-batch {{ seq_len: 256 tokens_per_step: 8192 micro_batch_sequences: 8 }}
+batch {{ seq_len: 256 tokens_per_step: {arguments.tokens_per_step} micro_batch_sequences: 8 }}
 optimizer {{ weight_decay: 0.1 }}
 schedule {{ lr: {arguments.lr} warmup_fraction: 0.05 }}
 evaluation {{ every_steps: 0 tokens: 65536 }}
@@ -122,12 +127,13 @@ def train(arguments, name, path):
 def control_shape(arguments, parameters):
     """Width and feed-forward of the dense model whose size is nearest to `parameters`."""
     reference = plan(arguments, write_config(arguments, "shape", config(arguments, [phase(1)])))
-    vocabulary = (reference["parameters_logical"] - WIDTH
-                  - LAYERS * (2 * WIDTH + 3 * WIDTH * WIDTH + 3 * WIDTH * FEED_FORWARD)) // WIDTH
+    widest, most = shape_of(arguments)
+    vocabulary = (reference["parameters_logical"] - widest
+                  - LAYERS * (2 * widest + 3 * widest * widest + 3 * widest * most)) // widest
     best = None
-    for width in range(8 * HEADS, WIDTH + 1, 2 * HEADS):
-        near = FEED_FORWARD * width // WIDTH  # the reference's proportions, to a tenth
-        for feed_forward in range(near * 9 // 10, near * 11 // 10 + 1):
+    for width in range(8 * HEADS, widest + 1, 2 * HEADS):
+        near = most * width // widest  # the reference's proportions, to a fifth
+        for feed_forward in range(near * 4 // 5, near * 6 // 5 + 1):
             size = (vocabulary * width + width
                     + LAYERS * (2 * width + 3 * width * width + 3 * width * feed_forward))
             gap = abs(size - parameters)
@@ -138,9 +144,10 @@ def control_shape(arguments, parameters):
 
 def record(name, loss, planned, arguments):
     return {"name": f"quality/topology_rules_75/{name}/val_loss", "value": round(loss, 5),
-            "unit": "nats a token", "samples": 1,
-            "run_id": f"seed{arguments.seed}-steps{arguments.steps}",
+            "unit": "nats a token", "ours_ms": None, "peer_ms": None, "samples": 1,
+            "run_id": arguments.run_id,
             "settings": {"tokens": planned["tokens"], "lr": arguments.lr,
+                         "width": arguments.width, "tokens_per_step": arguments.tokens_per_step,
                          "parameters": planned["parameters_logical"],
                          "average_parameters": planned["dense_control_parameters"],
                          "average_density": round(planned["average_density"], 5),
@@ -148,7 +155,9 @@ def record(name, loss, planned, arguments):
                          "flops_method": planned["flops_method"]},
             "device": f"CPU ({platform.machine()})", "date": datetime.date.today().isoformat(),
             "commit": call(["git", "rev-parse", "--short", "HEAD"]).strip(),
-            "command": f"python3 tests/quality/topology_study.py --steps {arguments.steps}"}
+            "command": "python3 tests/quality/topology_study.py "
+                       f"--width {arguments.width} --tokens-per-step {arguments.tokens_per_step} "
+                       f"--steps {arguments.steps} --seed {arguments.seed} --lr {arguments.lr}"}
 
 
 def table(records, arguments):
@@ -160,7 +169,8 @@ def table(records, arguments):
     lines = [
         "# Topology rules at 75 %, equal tokens", "",
         f"Held-out loss in nats a token after {first['settings']['tokens']:,} tokens of "
-        f"{os.path.relpath(arguments.data, ROOT)}, seed {arguments.seed}, learning rate {arguments.lr}, not tuned for any "
+        f"{os.path.relpath(arguments.data, ROOT)}, a llama of {LAYERS} layers of width "
+        f"{arguments.width}, seed {arguments.seed}, learning rate {arguments.lr}, not tuned for any "
         "run. *Control*: a dense model with as many parameters as the run has on average. "
         f"Device {first['device']}, {first['date']}, commit {first['commit']}. One seed: "
         "differences of a hundredth mean nothing.", "",
@@ -185,7 +195,9 @@ def table(records, arguments):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="of 8192 tokens, each run")
+    parser.add_argument("--steps", type=int, default=400, help="of each run")
+    parser.add_argument("--width", type=int, default=256, help="of the sparse models")
+    parser.add_argument("--tokens-per-step", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--only", default="", help="comma-separated parts of run names")
@@ -199,7 +211,9 @@ def parse():
         setattr(arguments, field, os.path.abspath(getattr(arguments, field)))
     if arguments.steps < 20:
         parser.error("--steps below 20 leaves phases without steps")
-    arguments.out = os.path.join(arguments.out, f"seed{arguments.seed}-steps{arguments.steps}")
+    arguments.run_id = (f"width{arguments.width}-{arguments.tokens_per_step}x{arguments.steps}-"
+                        f"lr{arguments.lr}-seed{arguments.seed}")
+    arguments.out = os.path.join(arguments.out, arguments.run_id)
     return arguments
 
 
