@@ -151,6 +151,39 @@ class TopologyTest(SystemTest):
         self.assertAlmostEqual(plan["average_density"], average, places=9)
         self.assertEqual(plan["final_sparsity"], 0.75)
 
+    def test_every_byte_of_updates_was_planned(self):
+        """Topology lines and the steps between them, by rule, ZeRO stage and mode."""
+        cases = {
+            "set": rule("set", "update_interval: 3"),
+            "rigl-blocks": rule("rigl", "update_interval: 3", parameterisation="block_sparse"),
+            "taylor": rule("gradual_magnitude", 'criterion: "taylor"', "update_interval: 2"),
+            "wanda-erk": rule("gradual_magnitude", 'criterion: "wanda"', 'distribution: "erk"',
+                              "update_interval: 2", parameterisation="block_sparse"),
+            "dense": rule("sparse_to_dense", "initial_sparsity: 0.75", "update_interval: 2",
+                          sparsity=0.5),
+            "granet": rule("granet", "update_interval: 3", 'distribution: "uniform"'),
+            "snip": rule("one_shot", 'criterion: "snip"', 'distribution: "uniform"'),
+            "grasp": rule("one_shot", 'criterion: "grasp"', 'distribution: "er"'),
+        }
+        for name, sparsity in cases.items():
+            for parallel in ("zero_stage: 0", "zero_stage: 1", "zero_stage: 1 deterministic: true"):
+                with self.subTest(rule=name, parallel=parallel):
+                    label = f"bytes-{name}-{parallel.count(':')}{parallel[12]}"
+                    run = self.train(label, self.run_config(
+                        sparsity, steps=8, parallel=f"{parallel} bucket_megabytes: 0.02"), ranks=2)
+                    plan = json.loads(self.filigree(
+                        "plan", self.path(label + ".textproto"), "--ranks", 2,
+                        "--json").stdout)["phases"][0]
+                    lines = topology(run)
+                    self.assertEqual([[line["step"], line["exchanged_bytes"]] for line in lines],
+                                     plan["update_bytes_by_step"])
+                    self.assertGreater(min(line["exchanged_bytes"] for line in lines), 0)
+                    points, sent, planned = dict(plan["exchanged_bytes_by_step"]), [], []
+                    for step, line in enumerate(metrics(run)[0]):
+                        sent.append(line["exchanged_bytes"])
+                        planned.append(points.get(step, planned[-1] if planned else None))
+                    self.assertEqual(sent, planned)
+
     def test_bad_input_is_refused(self):
         for fields, words in (
                 (["drop_fraction: 1.5"], "drop_fraction must lie in [0, 1], is 1.5"),
