@@ -184,6 +184,25 @@ class TopologyTest(SystemTest):
                         planned.append(points.get(step, planned[-1] if planned else None))
                     self.assertEqual(sent, planned)
 
+    def test_skipped_steps_lend_no_gradients(self):
+        """After one update of this size nothing is finite any more, and steps are skipped."""
+        explodes = "schedule { warmup_steps: 0 lr: 1e38 }"
+        for name, fields, moves in (("rigl", (), False),
+                                    ("granet", ("begin: 0.1 end: 0.7",), True),
+                                    ("gradual_magnitude", ('criterion: "taylor"',), True),
+                                    ("gradual_magnitude", ('criterion: "wanda"',), True)):
+            with self.subTest(rule=name, fields=fields):
+                text = config(self.data, phase(8, explodes,
+                                               rule(name, "update_interval: 2", *fields)))
+                run = self.train(f"skip-{name}-{len(str(fields))}", text, ranks=2)
+                lines = metrics(run)[0]
+                self.assertEqual(lines[-1]["skipped_steps"], 7)
+                self.assertEqual(lines[-1]["sparsity"], 0.75)
+                self.assertEqual(any(line["dropped"] for line in topology(run)), moves)
+                self.assertEqual({line["grown"] for line in topology(run)}, {0})
+                with open(os.path.join(run, "log.txt"), encoding="utf-8") as file:
+                    self.assertIn("its gradients were not finite, so rule " + name, file.read())
+
     def test_bad_input_is_refused(self):
         for fields, words in (
                 (["drop_fraction: 1.5"], "drop_fraction must lie in [0, 1], is 1.5"),
