@@ -147,8 +147,18 @@ class PreparedLayout {
   SparseLayout layout_;
 };
 
+// A product of thin factors beside a blocked weight: W grows by B A for every part that the weight
+// was joined from (PrepareGroup), or for itself. Without factors it is nothing.
+struct LowRankTerm {
+  // What lies between the factors, the parts' side by side [T, sum of ranks]: x A^T going forward,
+  // dy B going back (times whatever scales B A).
+  ConstTensorView inner = {};
+  // A part each: B [out, r] going forward, A [r, in] going back. Read during the call only.
+  std::span<const ConstTensorView> factors = {};
+};
+
 // Blocked products. W is the weight [out, in] that `weight` (blocked) and `values` [stored]
-// describe. y = x * W^T + bias; rows of W without blocks give y = bias (or zero).
+// describe. y = x * W^T + inner * B^T + bias; rows of W without blocks add nothing.
 struct SpmmArgs {
   const PreparedLayout* weight = nullptr;
   ConstTensorView values;     // [stored_count]
@@ -156,8 +166,9 @@ struct SpmmArgs {
   TensorView y;               // [T, out]; overwrites
   ConstTensorView bias = {};  // [out] or empty
   ProductEpilogue epilogue = {};
+  LowRankTerm low_rank = {};
 };
-// dx (+)= dy * W, from the same stored blocks.
+// dx (+)= dy * W + inner * A, from the same stored blocks.
 struct SpmmTransposedArgs {
   const PreparedLayout* weight = nullptr;
   ConstTensorView values;  // [stored_count]
@@ -165,6 +176,7 @@ struct SpmmTransposedArgs {
   TensorView dx;           // [T, in]
   bool accumulate = false;
   ProductEpilogue epilogue = {};
+  LowRankTerm low_rank = {};
 };
 // dvalues += the stored cells of dy^T * x (SDDMM); edge padding receives zero.
 struct SddmmArgs {
@@ -174,11 +186,13 @@ struct SddmmArgs {
   TensorView dvalues;  // [stored_count], gradient dtype
 };
 
-// dense[out, in] = stored values at their cells, zero elsewhere. Any layout kind.
+// dense[out, in] = stored values at their cells, zero elsewhere; or dense += stored values, other
+// cells untouched. Any layout kind.
 struct ScatterStoredArgs {
   const PreparedLayout* weight = nullptr;
   ConstTensorView values;  // [stored_count]
   TensorView dense;        // [out, in]
+  bool accumulate = false;
 };
 // values (+)= the stored cells of dense; padding receives zero.
 struct GatherStoredArgs {

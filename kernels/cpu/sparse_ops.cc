@@ -18,9 +18,9 @@ void ScatterOf(const ScatterStoredArgs& args) {
   ParallelFor(layout.out(), RowGrain(layout.in()), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       T* row = dense.row(i);
-      std::fill(row, row + layout.in(), T(0));
+      if (!args.accumulate) std::fill(row, row + layout.in(), T(0));
       ForEachStoredRun(layout, i, [&](int64_t slot, int64_t column, int64_t count) {
-        std::copy(values + slot, values + slot + count, row + column);
+        for (int64_t j = 0; j < count; ++j) row[column + j] += values[slot + j];
       });
     }
   });

@@ -5,6 +5,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/product_epilogue.h"
+#include "kernels/low_rank_term.h"
 
 namespace filigree {
 namespace {
@@ -174,11 +175,13 @@ void SpmmTransposedOf(const SpmmTransposedArgs& args, TensorView dx) {
 }  // namespace
 
 void CpuBackend::Spmm(const SpmmArgs& args, Stream& stream) {
+  if (!args.low_rank.factors.empty()) return SpmmThenFactors(*this, args, stream);
   const TensorView result = ProductResult(args.y, args.epilogue);
   DispatchFloat(result.dtype(), [&](auto t) { SpmmOf<decltype(t)>(args, result); });
   FinishProduct(*this, args.y, args.epilogue, stream);
 }
 void CpuBackend::SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) {
+  if (!args.low_rank.factors.empty()) return SpmmTransposedThenFactors(*this, args, stream);
   const TensorView result = ProductResult(args.dx, args.epilogue);
   DispatchFloat(result.dtype(), [&](auto t) { SpmmTransposedOf<decltype(t)>(args, result); });
   FinishProduct(*this, args.dx, args.epilogue, stream);

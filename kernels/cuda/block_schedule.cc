@@ -38,12 +38,35 @@ void CheckPattern(const BsrPattern& pattern) {
   }
 }
 
+using StepLists = std::vector<std::vector<SpmmStep>>;
+
+// The steps with factors of every output block row (or, transposed, block column).
+void ListFactorSteps(const BsrPattern& pattern, bool transposed,
+                     std::span<const FactorPart> factors, StepLists* lists) {
+  const auto [rows, cols] = pattern.block;
+  for (const FactorPart& part : factors) {
+    CHECK(part.rank % kChunk == 0 && part.inner_begin % kChunk == 0) << "rank " << part.rank;
+    CHECK(part.out_begin % rows == 0 && part.out_count % rows == 0);
+    CHECK_LE((part.inner_begin + part.rank) / kChunk, 32768);
+    const int first = transposed ? 0 : part.out_begin / rows;
+    const int count = transposed ? pattern.block_col_count : part.out_count / rows;
+    for (int i = 0; i < count; ++i) {
+      for (int c = 0; c < part.rank / kChunk; ++c) {
+        (*lists)[first + i].push_back(
+            {.weight_row = part.row_begin + (transposed ? c * kChunk : i * rows),
+             .weight_chunk = static_cast<int16_t>(transposed ? i * (cols / kChunk) : c),
+             .input_chunk = SpmmStep::InnerChunk(part.inner_begin / kChunk + c)});
+      }
+    }
+  }
+}
+
 // The steps of every output block row (or, transposed, block column); ranges[i] .. ranges[i + 1].
 std::vector<int> AppendSteps(const BsrPattern& pattern, bool transposed,
-                             std::vector<SpmmStep>* steps) {
+                             std::span<const FactorPart> factors, std::vector<SpmmStep>* steps) {
   const auto [rows, cols] = pattern.block;
-  std::vector<std::vector<SpmmStep>> lists(transposed ? pattern.block_col_count
-                                                      : pattern.block_row_count);
+  StepLists lists(transposed ? pattern.block_col_count : pattern.block_row_count);
+  ListFactorSteps(pattern, transposed, factors, &lists);
   for (int i = 0; i < pattern.block_row_count; ++i) {
     for (int p = pattern.row_begin[i]; p < pattern.row_begin[i + 1]; ++p) {
       const int j = pattern.col[p];
@@ -94,11 +117,11 @@ std::pair<std::vector<Item>, std::vector<int32_t>> Deal(const std::vector<Item>&
 }  // namespace
 
 SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64_t tokens,
-                               const SpmmTiling& tiling) {
+                               const SpmmTiling& tiling, std::span<const FactorPart> factors) {
   CheckPattern(pattern);
   CHECK(tokens > 0 && tokens < (int64_t{1} << 31) - tiling.tile_tokens);
   SpmmSchedule schedule;
-  const std::vector<int> ranges = AppendSteps(pattern, transposed, &schedule.steps);
+  const std::vector<int> ranges = AppendSteps(pattern, transposed, factors, &schedule.steps);
   const int rows = static_cast<int>(ranges.size()) - 1;
   const int tile_features = transposed ? pattern.block.cols : pattern.block.rows;
 

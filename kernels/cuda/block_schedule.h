@@ -52,11 +52,28 @@ struct BsrPattern {
 
 // ---- Forward product and input gradient ----
 
-// One 64-deep reduction step: an operand slice of one block times 64 columns of the input.
+// One 64-deep reduction step: an operand slice of one block times 64 columns of the input; or a slice
+// of a thin factor beside the weight times 64 columns of what lies between the factors ("inner").
 struct SpmmStep {
-  int32_t weight_row;    // first row of the slice among the stored rows of block.cols values
-  int16_t weight_chunk;  // which 64 columns of the block (forward; the transposed product reads all)
-  int16_t input_chunk;   // which 64 columns of the input
+  int32_t weight_row;  // first row of the slice among the stored rows of block.cols values, or of the
+                       // factors' rows
+  // Of the slice's 64 columns, the first (transposed: of all its columns): within the block, or the
+  // factor.
+  int16_t weight_chunk;
+  int16_t input_chunk;  // which 64 columns of the input; ~c: 64 columns c of inner, and a factor
+
+  static int16_t InnerChunk(int64_t chunk) { return static_cast<int16_t>(~chunk); }
+};
+
+// The factors beside the weight: B [out_count, rank] of output features out_begin .. (forward), or A
+// [rank, in_features] (transposed; the sum takes every part's). One operand holds all of them, as rows
+// of `rank` (B) or `in_features` (A) values.
+struct FactorPart {
+  int32_t out_begin = 0, out_count = 0;  // multiples of block.rows
+  int32_t row_begin = 0;                 // the factor's first row in the operand
+  int32_t inner_begin = 0;               // its first column of inner, a multiple of 64
+  int32_t rank = 0;                      // a multiple of 64
+  bool operator==(const FactorPart&) const = default;
 };
 
 // One output tile: all tokens from token_begin that a worker covers, one block's worth of features.
@@ -81,9 +98,9 @@ struct SpmmTiling {
 
 // Tiles are dealt in order of (token group, longest row first, token) to whichever worker is free
 // first: neighbours work on the same block row, the input panel of a group stays in L2, and the
-// shortest tiles come last.
+// shortest tiles come last. A tile's steps with factors come before those with blocks.
 SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64_t tokens,
-                               const SpmmTiling& tiling);
+                               const SpmmTiling& tiling, std::span<const FactorPart> factors = {});
 
 // ---- Weight gradient ----
 

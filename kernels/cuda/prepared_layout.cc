@@ -143,22 +143,25 @@ CudaPreparedLayout::HostPattern CudaPreparedLayout::Pattern() const {
 }
 
 const DeviceSpmmSchedule& CudaPreparedLayout::SpmmScheduleFor(bool transposed, int64_t tokens,
-                                                              const SpmmTiling& tiling) const {
+                                                              const SpmmTiling& tiling,
+                                                              std::span<const FactorPart> factors) const {
   std::list<DeviceSpmmSchedule>& cache = transposed ? transposed_ : forward_;
   const auto matches = [&](const DeviceSpmmSchedule& entry) {
     return entry.tokens == tokens && entry.tiling.workers == tiling.workers &&
            entry.tiling.tile_tokens == tiling.tile_tokens &&
-           entry.tiling.token_group == tiling.token_group;
+           entry.tiling.token_group == tiling.token_group &&
+           std::equal(entry.factors.begin(), entry.factors.end(), factors.begin(), factors.end());
   };
   if (const DeviceSpmmSchedule* found = Find(cache, matches)) return *found;
   const HostPattern pattern = Pattern();
-  const SpmmSchedule host = BuildSpmmSchedule(pattern.view, transposed, tokens, tiling);
+  const SpmmSchedule host = BuildSpmmSchedule(pattern.view, transposed, tokens, tiling, factors);
   Uploader uploader;
   const size_t steps = uploader.Add(host.steps), tiles = uploader.Add(host.tiles);
   const size_t begins = uploader.Add(host.worker_begin);
   DeviceSpmmSchedule entry;
   entry.tokens = tokens;
   entry.tiling = tiling;
+  entry.factors.assign(factors.begin(), factors.end());
   entry.buffer = uploader.Upload(device_);
   entry.steps = At<SpmmStep>(entry.buffer, steps);
   entry.tiles = At<SpmmTile>(entry.buffer, tiles);

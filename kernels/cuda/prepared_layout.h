@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <list>
+#include <span>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -40,6 +41,7 @@ struct BlockIndex {
 struct DeviceSpmmSchedule {
   int64_t tokens = 0;
   SpmmTiling tiling;
+  std::vector<FactorPart> factors;
   DeviceBuffer buffer;
   const SpmmStep* steps = nullptr;
   const SpmmTile* tiles = nullptr;
@@ -86,7 +88,8 @@ class CudaPreparedLayout final : public PreparedLayout {
   const BlockIndex& block_index() const;
   // Blocked layouts only. Valid until a later call for the same product.
   const DeviceSpmmSchedule& SpmmScheduleFor(bool transposed, int64_t tokens,
-                                            const SpmmTiling& tiling) const;
+                                            const SpmmTiling& tiling,
+                                            std::span<const FactorPart> factors) const;
   const DeviceSddmmSchedule& SddmmScheduleFor(int64_t tokens, int workers) const;
 
  private:

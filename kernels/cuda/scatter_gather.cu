@@ -5,6 +5,7 @@
 // ((first block + e / width) * height + i % height) * width + e % width.
 #include <type_traits>
 
+#include "kernels/base/math.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/device_rows.h"
@@ -85,34 +86,99 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One CTA a padded row. Reads of the dense row are as dense as the stored cells are; values are
-// written in order. Edge padding receives zero, or keeps what it has when accumulating.
-template <typename Column, typename Dense, typename Value, int kVec>
-__global__ void __launch_bounds__(kThreads)
-    GatherKernel(Index<Column> index, Rows<const Dense> dense, Value* values, bool accumulate) {
-  const int64_t row = blockIdx.x;
+// Calls fn(columns, slots, count) for a thread's entries of row `row`, up to kBatch at a time so that
+// their loads overlap. kRowThreads threads share the row, of which this is number `thread`.
+template <int kVec, int kRowThreads, int kBatch, typename Column, typename Fn>
+__device__ __forceinline__ void ForEntries(const Index<Column>& index, int64_t row, int thread,
+                                           const Fn& fn) {
   const int64_t grid_row = row / index.height;
   const uint32_t begin = index.row_offsets[grid_row], end = index.row_offsets[grid_row + 1];
   const uint32_t per_block = index.width / kVec;
   const uint32_t entries = (end - begin) * per_block;
-  for (uint32_t e = threadIdx.x; e < entries; e += kThreads) {
-    const uint32_t block = begin + e / per_block;
-    const int inside = static_cast<int>(e % per_block) * kVec;
-    const int64_t slot =
-        (int64_t{block} * index.height + row % index.height) * index.width + inside;
-    const int64_t column = int64_t{index.columns[block]} * index.width + inside;
-    float sum[kVec] = {};
-    // Where vectors are used the weight's width is a multiple of them: a vector is inside or
-    // outside.
-    if (row < index.out && column < index.in) LoadValues(dense.row(row) + column, sum);
-    if (accumulate) {
-      float old[kVec];
-      LoadValues(values + slot, old);
+  for (uint32_t first = thread; first < entries; first += kRowThreads * kBatch) {
+    int64_t columns[kBatch], slots[kBatch];
+    int count = 0;
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) sum[i] += old[i];
+    for (int b = 0; b < kBatch; ++b) {
+      const uint32_t e = first + b * kRowThreads;
+      if (e >= entries) continue;
+      const uint32_t block = begin + e / per_block;
+      const int inside = static_cast<int>(e % per_block) * kVec;
+      slots[b] = (int64_t{block} * index.height + row % index.height) * index.width + inside;
+      columns[b] = int64_t{index.columns[block]} * index.width + inside;
+      count = b + 1;
     }
-    StoreValues(values + slot, sum);
+    fn(columns, slots, count);
   }
+}
+
+// Rows with few entries are a warp's, others a CTA's.
+constexpr int kWarpRowEntries = 512;
+template <int kRowThreads>
+constexpr int kCtaRows = kThreads / kRowThreads;
+
+// kRowThreads threads a padded row. Reads of the dense row are as dense as the stored cells are: of
+// one that a product has just written, most are hits in the L2. Values are written in order. Edge
+// padding receives zero, or keeps what it has when accumulating.
+template <typename Column, typename Dense, typename Value, int kVec, int kRowThreads>
+__global__ void __launch_bounds__(kThreads)
+    GatherKernel(Index<Column> index, Rows<const Dense> dense, Value* values, int64_t rows,
+                 bool accumulate) {
+  constexpr int kBatch = kVec == 1 ? 4 : 1;
+  const int64_t row = int64_t{blockIdx.x} * kCtaRows<kRowThreads> + threadIdx.x / kRowThreads;
+  if (row >= rows) return;
+  const auto gather = [&](const int64_t(&columns)[kBatch], const int64_t(&slots)[kBatch],
+                          int count) {
+    float sum[kBatch][kVec] = {};
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (b >= count) continue;
+      // Where vectors are used the weight's width is a multiple of them: a vector is inside or
+      // outside.
+      if (row < index.out && columns[b] < index.in) {
+        LoadValues(dense.row(row) + columns[b], sum[b]);
+      }
+      if (accumulate) {
+        float old[kVec];
+        LoadValues(values + slots[b], old);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) sum[b][i] += old[i];
+      }
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (b < count) StoreValues(values + slots[b], sum[b]);
+    }
+  };
+  ForEntries<kVec, kRowThreads, kBatch>(index, row, threadIdx.x % kRowThreads, gather);
+}
+
+// Adds the stored cells to a dense weight in place, kRowThreads threads a row. Bytes: 2 a stored cell
+// and its index, and two sectors of 32 for each that holds one; of a weight that a product has just
+// written, most are hits in the L2.
+template <typename Column, int kVec, int kRowThreads>
+__global__ void __launch_bounds__(kThreads)
+    AddKernel(Index<Column> index, const bf16* values, Rows<bf16> dense) {
+  constexpr int kBatch = kVec == 1 ? 4 : 1;
+  const int64_t row = int64_t{blockIdx.x} * kCtaRows<kRowThreads> + threadIdx.x / kRowThreads;
+  if (row >= index.out) return;
+  const auto add = [&](const int64_t(&columns)[kBatch], const int64_t(&slots)[kBatch], int count) {
+    float sum[kBatch][kVec];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (b >= count || columns[b] >= index.in) continue;
+      float value[kVec];
+      LoadValues(values + slots[b], value);
+      LoadValues(dense.row(row) + columns[b], sum[b]);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) sum[b][i] += value[i];
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (b < count && columns[b] < index.in) StoreValues(dense.row(row) + columns[b], sum[b]);
+    }
+  };
+  ForEntries<kVec, kRowThreads, kBatch>(index, row, threadIdx.x % kRowThreads, add);
 }
 
 // Calls fn(Index) with the column type of the layout.
@@ -132,6 +198,23 @@ void WithIndex(const CudaPreparedLayout& prepared, const Fn& fn) {
   }
 }
 
+// Calls fn with kVec and kRowThreads, as types, for entries of single cells or of vectors.
+template <typename Fn>
+void WithRowShape(const SparseLayout& layout, bool vectors, const Fn& fn) {
+  using std::integral_constant;
+  const int64_t entries =
+      layout.block_count() * layout.block_in() / (vectors ? 8 : 1) / layout.grid_rows();
+  const auto with_vectors = [&](auto vec) {
+    entries <= kWarpRowEntries ? fn(vec, integral_constant<int, 32>{})
+                               : fn(vec, integral_constant<int, kThreads>{});
+  };
+  vectors ? with_vectors(integral_constant<int, 8>{}) : with_vectors(integral_constant<int, 1>{});
+}
+
+unsigned GridOf(int64_t rows, int row_threads) {
+  return static_cast<unsigned>(CeilDiv(rows, int64_t{kThreads / row_threads}));
+}
+
 // The dense matrix that a dense layout's values are.
 template <typename View>
 View Matrix(View values, const SparseLayout& layout) {
@@ -146,16 +229,33 @@ void Gather(const GatherStoredArgs& args, cudaStream_t stream) {
   Value* values = AsElements<Value>(args.values, layout.stored_count(), "values");
   const bool vectors = layout.block_in() % 8 == 0 && TakesVectors(args.dense) &&
                        reinterpret_cast<uintptr_t>(values) % 16 == 0;
-  const auto grid = static_cast<unsigned>(layout.grid_rows() * layout.block_out());
+  const int64_t rows = layout.grid_rows() * layout.block_out();
   WithIndex(prepared, [&](auto index) {
     using Column = std::remove_cvref_t<decltype(*index.columns)>;
-    if (vectors) {
-      GatherKernel<Column, Dense, Value, 8>
-          <<<grid, kThreads, 0, stream>>>(index, dense, values, args.accumulate);
-    } else {
-      GatherKernel<Column, Dense, Value, 1>
-          <<<grid, kThreads, 0, stream>>>(index, dense, values, args.accumulate);
-    }
+    WithRowShape(layout, vectors, [&](auto vec, auto row_threads) {
+      constexpr int kVec = decltype(vec)::value, kRowThreads = decltype(row_threads)::value;
+      GatherKernel<Column, Dense, Value, kVec, kRowThreads>
+          <<<GridOf(rows, kRowThreads), kThreads, 0, stream>>>(index, dense, values, rows,
+                                                               args.accumulate);
+    });
+  });
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void AddStored(const ScatterStoredArgs& args, cudaStream_t stream) {
+  const CudaPreparedLayout& prepared = Prepared(args.weight);
+  const SparseLayout& layout = prepared.layout();
+  const auto dense = AsRows<bf16>(args.dense, layout.out(), layout.in(), "dense");
+  const bf16* values = AsElements<bf16>(args.values, layout.stored_count(), "values");
+  const bool vectors = layout.block_in() % 8 == 0 && TakesVectors(args.dense) &&
+                       reinterpret_cast<uintptr_t>(values) % 16 == 0;
+  WithIndex(prepared, [&](auto index) {
+    using Column = std::remove_cvref_t<decltype(*index.columns)>;
+    WithRowShape(layout, vectors, [&](auto vec, auto row_threads) {
+      constexpr int kVec = decltype(vec)::value, kRowThreads = decltype(row_threads)::value;
+      AddKernel<Column, kVec, kRowThreads>
+          <<<GridOf(layout.out(), kRowThreads), kThreads, 0, stream>>>(index, values, dense);
+    });
   });
   CUDA_CHECK(cudaGetLastError());
 }
@@ -198,7 +298,12 @@ void CudaBackend::ScatterStored(const ScatterStoredArgs& args, Stream& stream) {
   const bf16* values = AsElements<bf16>(args.values, layout.stored_count(), "values");
   if (layout.logical_count() == 0) return;
   if (layout.kind() == LayoutKind::kDense) {
-    return device_.CopyAsync(args.dense, Matrix(args.values, layout), stream);
+    const ConstTensorView matrix = Matrix(args.values, layout);
+    if (args.accumulate) return Add({.a = args.dense, .b = matrix, .out = args.dense}, stream);
+    return device_.CopyAsync(args.dense, matrix, stream);
+  }
+  if (args.accumulate) {
+    return layout.stored_count() == 0 ? void() : AddStored(args, NativeStream(stream));
   }
   const bool vector_values =
       layout.block_in() % 8 == 0 && reinterpret_cast<uintptr_t>(values) % 16 == 0;

@@ -1,10 +1,12 @@
 // Blocked products: which kernel serves which call.
+#include <algorithm>
 #include <array>
 #include <string>
 
 #include "kernels/cuda/product_finish.h"
 #include "kernels/cuda/sparse_variants.h"
 #include "kernels/cuda/trace.h"
+#include "kernels/low_rank_term.h"
 
 namespace filigree {
 namespace {
@@ -25,6 +27,24 @@ void CheckMatrix(ConstTensorView view, int64_t rows, int64_t cols, const char* n
   CHECK(view.dtype() == DType::kBF16) << name << " holds " << NameOf(view.dtype());
 }
 
+// One factor for the weight, or for each of its parts, and inner as wide as all of them.
+void CheckLowRank(const BlockProduct& product) {
+  const LowRankTerm& term = product.low_rank;
+  if (term.factors.empty()) return;
+  const auto& parts = product.weight->parts();
+  CHECK_EQ(term.factors.size(), std::max<size_t>(parts.size(), 1));
+  int64_t width = 0;
+  for (size_t i = 0; i < term.factors.size(); ++i) {
+    const ConstTensorView factor = term.factors[i];
+    const int64_t out = parts.empty() ? product.layout().out() : parts[i].weight->layout().out();
+    const int64_t rank = product.transposed ? factor.rows() : factor.cols();
+    product.transposed ? CheckMatrix(factor, rank, product.layout().in(), "a factor")
+                       : CheckMatrix(factor, out, rank, "a factor");
+    width += rank;
+  }
+  CheckMatrix(term.inner, product.tokens(), width, "inner");
+}
+
 void Multiply(CudaBackend& backend, const char* operation, const BlockProduct& product,
               Stream& stream) {
   const SparseLayout& layout = product.layout();
@@ -33,6 +53,7 @@ void Multiply(CudaBackend& backend, const char* operation, const BlockProduct& p
   CheckMatrix(product.in, tokens, product.transposed ? layout.out() : layout.in(), "the input");
   CheckMatrix(product.out, tokens, product.transposed ? layout.in() : layout.out(), "the output");
   CheckFinish(product.out, product.bias, product.epilogue);
+  CheckLowRank(product);
   if (tokens == 0) return;
   for (const BlockProductVariant& variant : BlockProductVariants()) {
     if (!variant.can_implement(product)) continue;
@@ -43,9 +64,35 @@ void Multiply(CudaBackend& backend, const char* operation, const BlockProduct& p
 
 }  // namespace
 
+bool HasLowRankTerm(const BlockProduct& product) { return !product.low_rank.factors.empty(); }
+
+void MultiplyThenFactors(CudaBackend& backend, const BlockProduct& product, Stream& stream) {
+  if (product.transposed) {
+    return SpmmTransposedThenFactors(backend,
+                                     {.weight = product.weight,
+                                      .values = product.values,
+                                      .dy = product.in,
+                                      .dx = product.out,
+                                      .accumulate = product.accumulate,
+                                      .epilogue = product.epilogue,
+                                      .low_rank = product.low_rank},
+                                     stream);
+  }
+  SpmmThenFactors(backend,
+                  {.weight = product.weight,
+                   .values = product.values,
+                   .x = product.in,
+                   .y = product.out,
+                   .bias = product.bias,
+                   .epilogue = product.epilogue,
+                   .low_rank = product.low_rank},
+                  stream);
+}
+
 std::span<const BlockProductVariant> BlockProductVariants() {
   static constexpr std::array kVariants = {
       BlockProductVariant{"spmm_bsr_sm90", &CanMultiplySm90, &MultiplySm90},
+      BlockProductVariant{"factors apart", &HasLowRankTerm, &MultiplyThenFactors},
       BlockProductVariant{"part by part", &CanMultiplyParts, &MultiplyParts},
       BlockProductVariant{"spmm_bsr_mma", &CanMultiplyMma, &MultiplyMma},
       BlockProductVariant{"dense", &Always, &MultiplyDense},
@@ -74,7 +121,8 @@ void CudaBackend::Spmm(const SpmmArgs& args, Stream& stream) {
             .in = args.x,
             .out = args.y,
             .bias = args.bias,
-            .epilogue = args.epilogue},
+            .epilogue = args.epilogue,
+            .low_rank = args.low_rank},
            stream);
 }
 
@@ -86,7 +134,8 @@ void CudaBackend::SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream)
             .values = args.values,
             .in = args.dy,
             .out = args.dx,
-            .epilogue = args.epilogue},
+            .epilogue = args.epilogue,
+            .low_rank = args.low_rank},
            stream);
 }
 

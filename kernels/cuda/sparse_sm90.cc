@@ -1,5 +1,9 @@
 // The Hopper kernels as rows of the variant tables: what they take, their schedules, and what is
 // left to do after them.
+#include <algorithm>
+#include <optional>
+#include <vector>
+
 #include "kernels/cuda/product_finish.h"
 #include "kernels/cuda/sddmm_bsr_sm90.h"
 #include "kernels/cuda/sparse_variants.h"
@@ -42,8 +46,43 @@ SpmmFinish FinishOf(const BlockProduct& product) {
   return SpmmFinish::kStore;
 }
 
-SpmmDesc DescOf(const BlockProduct& product) {
+// The factors of a product as one operand of the kernel.
+struct FactorOperand {
+  std::vector<FactorPart> parts;
+  int64_t rows = 0, cols = 0;  // of the operand, which begins at the first factor
+};
+
+// Nothing where the kernel cannot take them: they must be rows of one matrix, as those of weights of
+// equal rank and neighbouring segments are, and as deep as whole steps.
+std::optional<FactorOperand> FactorsOf(const BlockProduct& product) {
+  FactorOperand operand;
+  if (product.low_rank.factors.empty()) return operand;
+  const ConstTensorView first = product.low_rank.factors.front();
+  operand.cols = first.cols();
+  if (!IsAligned(first) || !IsAligned(product.low_rank.inner)) return std::nullopt;
+  const auto& joined = product.weight->parts();
+  FactorPart part;
+  for (size_t i = 0; i < product.low_rank.factors.size(); ++i) {
+    const ConstTensorView factor = product.low_rank.factors[i];
+    const int64_t begin = Data(factor) - Data(first);
+    if (factor.cols() != operand.cols || factor.row_stride() != operand.cols) return std::nullopt;
+    if (begin < 0 || begin % operand.cols != 0) return std::nullopt;
+    part.row_begin = static_cast<int32_t>(begin / operand.cols);
+    part.rank = static_cast<int32_t>(product.transposed ? factor.rows() : factor.cols());
+    if (part.rank % kChunk != 0) return std::nullopt;
+    part.out_count = static_cast<int32_t>(
+        joined.empty() ? product.layout().out() : joined[i].weight->layout().out());
+    operand.rows = std::max(operand.rows, begin / operand.cols + factor.rows());
+    operand.parts.push_back(part);
+    part.out_begin += part.out_count;
+    part.inner_begin += part.rank;
+  }
+  return operand;
+}
+
+SpmmDesc DescOf(const BlockProduct& product, const FactorOperand& factors) {
   const SparseLayout& layout = product.layout();
+  const int64_t inner_width = factors.parts.empty() ? 0 : product.low_rank.inner.cols();
   return {.block = BlockOf(layout),
           .transposed = product.transposed,
           .tokens = product.tokens(),
@@ -51,16 +90,20 @@ SpmmDesc DescOf(const BlockProduct& product) {
           .in_features = layout.in(),
           .block_count = layout.block_count(),
           .stored_rows = product.weight->value_count() / layout.block_in(),
-          .finish = FinishOf(product)};
+          .finish = FinishOf(product),
+          .factor_depth = product.transposed || inner_width == 0 ? inner_width : factors.cols,
+          .inner_width = inner_width,
+          .factor_rows = factors.rows,
+          .factor_cols = factors.cols};
 }
 
 // Runs the kernel with its output in `out`.
-void Launch(const BlockProduct& product, const SpmmDesc& desc, TensorView out,
-            cudaStream_t stream) {
+void Launch(const BlockProduct& product, const FactorOperand& factors, const SpmmDesc& desc,
+            TensorView out, cudaStream_t stream) {
   const CudaDevice& device = product.weight->device();
   const SpmmConfig config = ConfigSpmmBsrSm90(desc, device.multiprocessors());
   const DeviceSpmmSchedule& schedule =
-      product.weight->SpmmScheduleFor(desc.transposed, desc.tokens, config.tiling);
+      product.weight->SpmmScheduleFor(desc.transposed, desc.tokens, config.tiling, factors.parts);
   SpmmKernelArgs args = {.values = Data(product.values),
                          .input = Data(product.in),
                          .output = Data(out),
@@ -69,6 +112,11 @@ void Launch(const BlockProduct& product, const SpmmDesc& desc, TensorView out,
                          .steps = schedule.steps,
                          .tiles = schedule.tiles,
                          .worker_begin = schedule.worker_begin};
+  if (desc.factor_depth > 0) {
+    args.factors = Data(product.low_rank.factors.front());
+    args.inner = Data(product.low_rank.inner);
+    args.inner_stride = product.low_rank.inner.row_stride();
+  }
   const ProductEpilogue& epilogue = product.epilogue;
   if (!product.bias.empty()) args.bias = Data(product.bias);
   if (desc.finish == SpmmFinish::kResidual || desc.finish == SpmmFinish::kGeluBackward) {
@@ -99,26 +147,29 @@ bool CanMultiplySm90(const BlockProduct& product) {
   if (product.layout().kind() != LayoutKind::kBlocked || product.layout().block_count() == 0) {
     return false;
   }
+  const std::optional<FactorOperand> factors = FactorsOf(product);
+  if (!factors) return false;
   const bool bias_fits =
       product.bias.empty() || reinterpret_cast<uintptr_t>(product.bias.data()) % 16 == 0;
-  return CanImplementSpmmBsrSm90(DescOf(product)) && IsAligned(product.values) &&
+  return CanImplementSpmmBsrSm90(DescOf(product, *factors)) && IsAligned(product.values) &&
          IsAligned(product.in) && IsAligned(FinishInput(product.out, product.epilogue)) &&
          IsAligned(product.out) && bias_fits;
 }
 
 void MultiplySm90(CudaBackend& backend, const BlockProduct& product, Stream& stream) {
-  const SpmmDesc desc = DescOf(product);
+  const FactorOperand factors = *FactorsOf(product);
+  const SpmmDesc desc = DescOf(product, factors);
   const cudaStream_t native = NativeStream(stream);
-  if (desc.finish != SpmmFinish::kStore) return Launch(product, desc, product.out, native);
+  if (desc.finish != SpmmFinish::kStore) return Launch(product, factors, desc, product.out, native);
   TensorView result = FinishInput(product.out, product.epilogue);
   if (!product.accumulate) {
-    Launch(product, desc, result, native);
+    Launch(product, factors, desc, result, native);
     return FinishProduct(backend, result, product.out, {}, product.epilogue, stream);
   }
   // The kernel overwrites its output: the sum is made from a product beside it.
   std::byte* memory = backend.Workspace(result.bytes());
   const TensorView beside(memory, DType::kBF16, {result.rows(), result.cols()});
-  Launch(product, desc, beside, native);
+  Launch(product, factors, desc, beside, native);
   FinishProduct(backend, beside, result, {}, {.residual = result}, stream);
   FinishProduct(backend, result, product.out, {}, product.epilogue, stream);
 }

@@ -19,6 +19,7 @@ struct BlockProduct {
   TensorView out;      // [T, out], or [T, in]
   ConstTensorView bias = {};
   ProductEpilogue epilogue = {};
+  LowRankTerm low_rank = {};
 
   const SparseLayout& layout() const { return weight->layout(); }
   int64_t tokens() const { return in.rows(); }
@@ -46,6 +47,10 @@ bool CanSampleSm90(const SddmmArgs& args);
 void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream);
 // Whether weights of this joined layout would be served, given well-aligned operands.
 bool GainsByJoiningSm90(const SparseLayout& layout, const CudaDevice& device);
+// sparse_ops.cc: a low-rank term as products of its own (kernels/low_rank_term.h).
+bool HasLowRankTerm(const BlockProduct& product);
+void MultiplyThenFactors(CudaBackend& backend, const BlockProduct& product, Stream& stream);
+// The rest takes no low-rank term.
 // sparse_group.cc: joined weights part by part.
 bool CanMultiplyParts(const BlockProduct& product);
 void MultiplyParts(CudaBackend& backend, const BlockProduct& product, Stream& stream);

@@ -14,6 +14,8 @@ namespace filigree {
 bool CanImplementSpmmBsrSm90(const SpmmDesc& desc) {
   const auto valid = [](int extent) { return extent == 64 || extent == 128; };
   return valid(desc.block.rows) && valid(desc.block.cols) && desc.tokens > 0 &&
+         desc.factor_depth % kChunk == 0 && desc.inner_width % kChunk == 0 &&
+         desc.factor_cols % kChunk == 0 &&
          desc.out_features % desc.block.rows == 0 && desc.in_features % desc.block.cols == 0;
 }
 
@@ -23,7 +25,8 @@ SpmmConfig ConfigSpmmBsrSm90(const SpmmDesc& desc, int multiprocessors) {
   // Tuned on an H100 at 16,384 tokens: sharing weights in pairs gains 10 % at half the blocks, nothing
   // with 64 features or few blocks, where the lock-step costs as much.
   const double density = static_cast<double>(desc.block_count) * desc.block.rows * desc.block.cols /
-                         (static_cast<double>(desc.out_features) * desc.in_features);
+                             (static_cast<double>(desc.out_features) * desc.in_features) +
+                         static_cast<double>(desc.factor_depth) / desc.input_width();
   config.cluster = cta_tokens == 256 && density > 0.15 && desc.tokens > cta_tokens ? 2 : 1;
   config.tiling.workers = multiprocessors / config.cluster;
   config.tiling.tile_tokens = cta_tokens * config.cluster;
@@ -47,6 +50,13 @@ void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const Spm
                                  std::min(64, features / config.cluster));
   params.input =
       EncodeChunkMap(args.input, desc.tokens, desc.input_width(), args.input_stride, 256);
+  params.factors = params.weight;
+  params.inner = params.input;
+  if (desc.factor_depth > 0) {
+    params.factors = EncodeChunkMap(args.factors, desc.factor_rows, desc.factor_cols,
+                                    desc.factor_cols, std::min(64, features / config.cluster));
+    params.inner = EncodeChunkMap(args.inner, desc.tokens, desc.inner_width, args.inner_stride, 256);
+  }
   params.output = store_map(args.output, args.output_stride);
   params.bias = args.bias;
   params.operand = args.operand;

@@ -1,4 +1,5 @@
-// Block-sparse products Y = X W^T and dX = dY W on Hopper, from the same stored blocks.
+// Block-sparse products Y = X W^T and dX = dY W on Hopper, from the same stored blocks; thin factors
+// beside the weight are summed into the same accumulators: Y += U B^T, dX += U A.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -27,6 +28,11 @@ struct SpmmDesc {
   int64_t block_count = 0;
   int64_t stored_rows = 0;  // BsrPattern::value_extent() / block.cols
   SpmmFinish finish = SpmmFinish::kStore;
+  // Thin factors beside the weight; 0 where there are none. Multiples of 64.
+  int64_t factor_depth = 0;  // that they add to each output's sum
+  int64_t inner_width = 0;   // columns of what is between the factors
+  int64_t factor_rows = 0;   // of the operand that holds the factors, and its columns
+  int64_t factor_cols = 0;
 
   int64_t input_width() const { return transposed ? out_features : in_features; }
   int64_t output_width() const { return transposed ? in_features : out_features; }
@@ -46,12 +52,15 @@ struct SpmmKernelArgs {
   __nv_bfloat16* output = nullptr;        // [tokens, output_width], written whole
   int64_t input_stride = 0;
   int64_t output_stride = 0;
+  const __nv_bfloat16* factors = nullptr;  // [factor_rows, factor_cols], contiguous
+  const __nv_bfloat16* inner = nullptr;    // [tokens, inner_width]
+  int64_t inner_stride = 0;
   const __nv_bfloat16* bias = nullptr;     // [output_width] or none
   const __nv_bfloat16* operand = nullptr;  // [tokens, output_width], where the finish has one; rows
   int64_t operand_stride = 0;              // begin at multiples of 16 bytes
   __nv_bfloat16* pre_activation = nullptr;  // [tokens, output_width], where the finish has one
   int64_t pre_activation_stride = 0;
-  const SpmmStep* steps = nullptr;  // BuildSpmmSchedule(pattern, transposed, tokens, tiling)
+  const SpmmStep* steps = nullptr;  // BuildSpmmSchedule(pattern, transposed, tokens, tiling, factors)
   const SpmmTile* tiles = nullptr;
   const int32_t* worker_begin = nullptr;
 };

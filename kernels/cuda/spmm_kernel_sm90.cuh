@@ -1,4 +1,5 @@
-// SpmmBsrKernel: Y = X W^T (kTransposed = 0) or dX = dY W (kTransposed = 1), W in stored blocks.
+// SpmmBsrKernel: Y = X W^T (kTransposed = 0) or dX = dY W (kTransposed = 1), W in stored blocks. Thin
+// factors beside W, Y += U B^T or dX += U A, are more steps of the same sums, from other maps.
 //
 // It computes the transposed tile D^T = A B^T with A a slice of a weight block (M = output features)
 // and B rows of the input (N = tokens): sparsity then lies on M, where a warpgroup is 64 wide, and
@@ -35,9 +36,10 @@ __device__ __forceinline__ SpmmStep LoadStep(const SpmmStep* steps, int index) {
 }
 
 // This CTA's share of a weight slice, kFeatures / kCluster lines, sent to the whole cluster. Line q
-// of the slice is stored row q (forward), or row q % 64 of the block's chunk q / 64 (transposed).
+// of the slice is stored row q (forward), or row q % 64 of chunk q / 64 (transposed). A slice of a
+// factor differs by its map alone.
 template <bool kTransposed, int kFeatures, int kCluster>
-__device__ __forceinline__ void LoadWeight(const SpmmParams& params, uint8_t* destination,
+__device__ __forceinline__ void LoadWeight(const CUtensorMap* map, uint8_t* destination,
                                            uint64_t* barrier, uint64_t policy, uint32_t rank,
                                            const SpmmStep& step) {
   constexpr int kLines = kFeatures / kCluster;
@@ -46,13 +48,13 @@ __device__ __forceinline__ void LoadWeight(const SpmmParams& params, uint8_t* de
   for (int i = 0; i < kLines; i += kBoxLines) {
     const int line = static_cast<int>(rank) * kLines + i;
     const int row = step.weight_row + (kTransposed ? line % 64 : line);
-    const int chunk = kTransposed ? line / 64 : step.weight_chunk;
+    const int chunk = step.weight_chunk + (kTransposed ? line / 64 : 0);
     uint8_t* target = destination + line * kLineBytes;
     if constexpr (kCluster == 1) {
-      TmaLoad3D(target, &params.weight, barrier, policy, 0, row, chunk);
+      TmaLoad3D(target, map, barrier, policy, 0, row, chunk);
     } else {
       constexpr uint16_t kEveryCta = (1 << kCluster) - 1;
-      TmaLoadMulticast3D(target, &params.weight, barrier, kEveryCta, policy, 0, row, chunk);
+      TmaLoadMulticast3D(target, map, barrier, kEveryCta, policy, 0, row, chunk);
     }
   }
 }
@@ -77,13 +79,17 @@ __device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
       uint64_t* full = &barriers.full[position.slot];
       uint8_t* weight = ring + position.slot * Shape::kStageBytes;
       uint8_t* input = weight + Shape::kWeightBytes;
+      const bool factor = step.input_chunk < 0;
+      const CUtensorMap* input_map = factor ? &params.inner : &params.input;
+      const int input_chunk = factor ? ~step.input_chunk : step.input_chunk;
       BarrierWait(&barriers.empty[position.slot], position.parity);
       BarrierExpectBytes(full, Shape::kStageBytes);
-      LoadWeight<kTransposed, kFeatures, kCluster>(params, weight, full, weight_policy, rank, step);
+      LoadWeight<kTransposed, kFeatures, kCluster>(factor ? &params.factors : &params.weight, weight,
+                                                   full, weight_policy, rank, step);
 #pragma unroll
       for (int t = 0; t < Shape::kTokens; t += 256) {
-        TmaLoad3D(input + t * kLineBytes, &params.input, full, input_policy, 0, token + t,
-                  step.input_chunk);
+        TmaLoad3D(input + t * kLineBytes, input_map, full, input_policy, 0, token + t,
+                  input_chunk);
       }
       step = next;
       position.Advance();

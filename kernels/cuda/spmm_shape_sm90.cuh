@@ -36,6 +36,8 @@ struct SpmmShape {
 struct SpmmParams {
   CUtensorMap weight;  // [chunks of 64 block columns][stored rows][64]
   CUtensorMap input;   // [chunks][tokens][64]
+  CUtensorMap factors; // as `weight`, of the factors' operand; `weight` itself where there is none
+  CUtensorMap inner;   // as `input`, of what is between the factors; `input` itself
   CUtensorMap output;  // [tokens][features]
   CUtensorMap pre_activation;   // [tokens][features], kGelu only
   const __nv_bfloat16* bias;    // [features] or nullptr

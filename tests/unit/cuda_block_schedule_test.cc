@@ -100,6 +100,54 @@ TEST(SpmmSchedule, EveryTileOnceAndEveryBlockChunkInIt) {
   }
 }
 
+// Two parts one under the other, with factors that lie apart: every tile of a part takes its factor
+// (transposed: every tile all of them), and the steps with blocks are those without factors.
+TEST(SpmmSchedule, FactorsAddStepsToTheirOutputs) {
+  for (const Pattern& pattern : Patterns()) {
+    const auto [rows, cols] = pattern.block;
+    const int half = pattern.rows / 2;
+    std::vector<FactorPart> parts;
+    if (half > 0) parts.push_back({0, half * rows, 0, 0, 128});
+    parts.push_back({half * rows, (pattern.rows - half) * rows, 5000, half > 0 ? 128 : 0, 64});
+    for (const bool transposed : {false, true}) {
+      const SpmmTiling tiling{.workers = 7, .tile_tokens = 256, .token_group = 2};
+      const SpmmSchedule plain = BuildSpmmSchedule(pattern.view(), transposed, 700, tiling);
+      const SpmmSchedule both = BuildSpmmSchedule(pattern.view(), transposed, 700, tiling, parts);
+      using Step = std::tuple<int, int, int>;
+      std::map<int, std::vector<Step>> blocks;  // by feature
+      for (const SpmmTile& tile : plain.tiles) {
+        auto& steps = blocks[tile.feature_begin];
+        steps.clear();
+        for (int s = tile.step_begin; s < tile.step_begin + tile.step_count; ++s) {
+          const SpmmStep& step = plain.steps[s];
+          steps.push_back({step.weight_row, step.weight_chunk, step.input_chunk});
+        }
+      }
+      EXPECT_EQ(both.tiles.size(), plain.tiles.size());
+      for (const SpmmTile& tile : both.tiles) {
+        std::vector<Step> found, expected;
+        for (const FactorPart& part : parts) {
+          const int line = tile.feature_begin - part.out_begin;
+          if (!transposed && (line < 0 || line >= part.out_count)) continue;
+          for (int c = 0; c < part.rank / kChunk; ++c) {
+            const int inner = ~(part.inner_begin / kChunk + c);
+            expected.push_back(
+                transposed ? Step{part.row_begin + c * kChunk, tile.feature_begin / kChunk, inner}
+                           : Step{part.row_begin + line, c, inner});
+          }
+        }
+        const auto& own = blocks[tile.feature_begin];
+        expected.insert(expected.end(), own.begin(), own.end());
+        for (int s = tile.step_begin; s < tile.step_begin + tile.step_count; ++s) {
+          const SpmmStep& step = both.steps[s];
+          found.push_back({step.weight_row, step.weight_chunk, step.input_chunk});
+        }
+        EXPECT_EQ(found, expected);
+      }
+    }
+  }
+}
+
 TEST(SpmmSchedule, LongRowsAreSpreadOverWorkers) {
   Pattern pattern{.block = {128, 128}, .rows = 16, .cols = 64, .row_begin = {0}, .col = {}};
   for (int i = 0; i < 16; ++i) {

@@ -78,11 +78,15 @@ struct InnerActivations {
   TensorView grads;        // memory for Backward
 };
 
-// A linear that is one product with a blocked weight, as a group joins it to its neighbours.
+class LowRankFactors;
+
+// A linear that is one product with a blocked weight, and maybe with factors beside it, as a group
+// joins it to its neighbours.
 struct BlockedProduct {
   const PreparedLayout* weight = nullptr;
   BoundParameter values;  // and gradients, [stored_count]
   BoundParameter bias;    // [out], or empty views
+  const LowRankFactors* factors = nullptr;
 };
 
 class Linear {
@@ -156,7 +160,8 @@ struct LinearStatistics {
 // A sequence of linears that share their input (q, k, v; gate, up): y's columns are the parts'
 // outputs side by side, each with its padding, dx is the sum of the parts'. Topology, checkpoints
 // and export see only the parts.
-// Where all parts are blocked products and the backend gains by it, they are computed as one.
+// Where all parts are blocked products, all with factors beside them or none, and the backend gains
+// by it, they are computed as one.
 class LinearGroup {
  public:
   // `specs` are what the parts were made for.
@@ -196,8 +201,10 @@ class LinearGroup {
     const int64_t width = inner_offsets_[i + 1] - inner_offsets_[i];
     return width == 0 ? View() : inner.Cols(inner_offsets_[i], width);
   }
-  void BackwardJoined(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
-                      Stream& stream);
+  void ForwardJoined(ConstTensorView x, TensorView y, TensorView inner,
+                     const ProductEpilogue& epilogue, Stream& stream);
+  void BackwardJoined(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
+                      const InputGrad& input_grad, Stream& stream);
   // What part i takes of the group's views, and zeroes for what it leaves of an output's padding.
   template <typename View>
   View InputOf(View x, int i) const {
@@ -218,6 +225,7 @@ class LinearGroup {
   // The parts as one product; nullptr where they are computed one by one.
   std::unique_ptr<PreparedLayout> joined_;
   std::vector<BlockedProduct> products_;
+  std::vector<ConstTensorView> factors_a_, factors_b_;  // the parts', or none
   TensorView joined_values_, joined_grads_;
   DeviceBuffer joined_bias_;  // a copy of the parts' biases, one after the other
   TensorView bias_;

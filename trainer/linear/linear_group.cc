@@ -2,6 +2,7 @@
 
 #include "trainer/linear/linear.h"
 #include "trainer/linear/linear_parts.h"
+#include "trainer/linear/low_rank_factors.h"
 
 namespace filigree {
 namespace {
@@ -42,6 +43,8 @@ LinearGroup::LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector
 void LinearGroup::JoinParts() {
   joined_.reset();
   products_.clear();
+  factors_a_.clear();
+  factors_b_.clear();
   if (parts_.size() < 2) return;
   for (const LinearSpec& spec : specs_) {
     if (spec.padded_out() != spec.out || spec.padded_in() != spec.in) return;
@@ -52,11 +55,16 @@ void LinearGroup::JoinParts() {
     const std::optional<BlockedProduct> product = part->blocked_product();
     if (!product) return;
     products_.push_back(*product);
+    if (const LowRankFactors* factors = product->factors) {
+      factors_a_.push_back(factors->a());
+      factors_b_.push_back(factors->b());
+    }
     const BlockedProduct& first = products_.front();
     weights.push_back(product->weight);
     value_begin.push_back(ElementsBetween(first.values.values, product->values.values));
     grad_begin.push_back(ElementsBetween(first.values.grads, product->values.grads));
   }
+  if (!factors_a_.empty() && factors_a_.size() != parts_.size()) return;
   const bool trains = !products_.front().values.grads.empty();
   if (trains && grad_begin != value_begin) return;
   if (!std::is_sorted(value_begin.begin(), value_begin.end())) return;
@@ -85,16 +93,7 @@ void LinearGroup::Materialize(Stream& stream) {
 
 void LinearGroup::Forward(ConstTensorView x, TensorView y, TensorView inner,
                           const ProductEpilogue& epilogue, Stream& stream) {
-  if (joined_) {
-    backend_.Spmm({.weight = joined_.get(),
-                   .values = joined_values_,
-                   .x = x,
-                   .y = y,
-                   .bias = bias_,
-                   .epilogue = epilogue},
-                  stream);
-    return;
-  }
+  if (joined_) return ForwardJoined(x, y, inner, epilogue, stream);
   for (size_t i = 0; i < parts_.size(); ++i) {
     const int part = static_cast<int>(i);
     parts_[i]->Forward(InputOf(x, part), OutputOf(y, part), InnerPart(inner, part),
@@ -109,7 +108,7 @@ void LinearGroup::Forward(ConstTensorView x, TensorView y, TensorView inner,
 void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
                            const InputGrad& input_grad, Stream& stream) {
   if (!statistics_.empty()) AddStatistics(x.Cols(0, specs_[0].in), dy, stream);
-  if (joined_) return BackwardJoined(x, dy, input_grad, stream);
+  if (joined_) return BackwardJoined(x, dy, inner, input_grad, stream);
   for (size_t i = 0; i < parts_.size(); ++i) {
     const int part = static_cast<int>(i);
     InputGrad part_grad = {.dx = InputOf(input_grad.dx, part),
@@ -159,9 +158,32 @@ void LinearGroup::PadInputGrad(const InputGrad& input_grad, int i, Stream& strea
   ZeroPadding(backend_.device(), input_grad.dx, input_grad.dx.rows(), specs_[i].in, stream);
 }
 
-void LinearGroup::BackwardJoined(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
+void LinearGroup::ForwardJoined(ConstTensorView x, TensorView y, TensorView inner,
+                                const ProductEpilogue& epilogue, Stream& stream) {
+  for (size_t i = 0; i < factors_b_.size(); ++i) {
+    products_[i].factors->Shrink(x, InnerPart(inner, static_cast<int>(i)), stream);
+  }
+  backend_.Spmm({.weight = joined_.get(),
+                 .values = joined_values_,
+                 .x = x,
+                 .y = y,
+                 .bias = bias_,
+                 .epilogue = epilogue,
+                 .low_rank = {inner, factors_b_}},
+                stream);
+}
+
+void LinearGroup::BackwardJoined(ConstTensorView x, ConstTensorView dy,
+                                 const InnerActivations& inner, const InputGrad& input_grad,
                                  Stream& stream) {
   backend_.Sddmm({.weight = joined_.get(), .dy = dy, .x = x, .dvalues = joined_grads_}, stream);
+  for (size_t i = 0; i < factors_a_.size(); ++i) {
+    const int part = static_cast<int>(i);
+    const TensorView dinner = InnerPart(inner.grads, part);
+    products_[i].factors->ExpandBackward(InnerPart(inner.values, part), Part(dy, part), dinner,
+                                         stream);
+    products_[i].factors->ShrinkBackward(x, dinner, {}, stream);
+  }
   for (size_t i = 0; i < parts_.size() && !bias_.empty(); ++i) {
     backend_.ColumnSum({.in = Part(dy, static_cast<int>(i)), .out = products_[i].bias.grads},
                        stream);
@@ -172,7 +194,8 @@ void LinearGroup::BackwardJoined(ConstTensorView x, ConstTensorView dy, const In
                            .dy = dy,
                            .dx = input_grad.dx,
                            .accumulate = input_grad.accumulate,
-                           .epilogue = {.gelu_input = input_grad.gelu_input}},
+                           .epilogue = {.gelu_input = input_grad.gelu_input},
+                           .low_rank = {inner.grads, factors_a_}},
                           stream);
 }
 

@@ -38,12 +38,12 @@ void LowRankFactors::Bind(std::span<const BoundParameter> factors) {
   b_grads_ = AsMatrix(factors[1].grads, spec_.padded_out(), rank_);
 }
 
-void LowRankFactors::Shrink(ConstTensorView x, TensorView inner, Stream& stream) {
+void LowRankFactors::Shrink(ConstTensorView x, TensorView inner, Stream& stream) const {
   backend_.MatMul({.a = x, .b = a_, .out = inner, .transpose_b = true, .scale = scale_}, stream);
 }
 
 void LowRankFactors::Expand(ConstTensorView inner, TensorView y, bool accumulate,
-                            ConstTensorView bias, const ProductEpilogue& epilogue, Stream& stream) {
+                            ConstTensorView bias, const ProductEpilogue& epilogue, Stream& stream) const {
   backend_.MatMul({.a = inner,
                    .b = b_,
                    .out = y,
@@ -55,36 +55,34 @@ void LowRankFactors::Expand(ConstTensorView inner, TensorView y, bool accumulate
 }
 
 void LowRankFactors::ExpandBackward(ConstTensorView inner, ConstTensorView dy, TensorView dinner,
-                                    Stream& stream) {
+                                    Stream& stream) const {
   backend_.MatMul({.a = dy, .b = inner, .out = b_grads_, .transpose_a = true, .accumulate = true},
                   stream);
-  backend_.MatMul({.a = dy, .b = b_, .out = dinner}, stream);
+  backend_.MatMul({.a = dy, .b = b_, .out = dinner, .scale = scale_}, stream);
 }
 
 void LowRankFactors::ShrinkBackward(ConstTensorView x, ConstTensorView dinner,
-                                    const InputGrad& input_grad, Stream& stream) {
+                                    const InputGrad& input_grad, Stream& stream) const {
   backend_.MatMul({.a = dinner,
                    .b = x,
                    .out = a_grads_,
                    .transpose_a = true,
-                   .accumulate = true,
-                   .scale = scale_},
+                   .accumulate = true},
                   stream);
   if (input_grad.dx.empty()) return;
   backend_.MatMul({.a = dinner,
                    .b = a_,
                    .out = input_grad.dx,
                    .accumulate = input_grad.accumulate,
-                   .scale = scale_,
                    .epilogue = {.gelu_input = input_grad.gelu_input}},
                   stream);
 }
 
-void LowRankFactors::AddTo(TensorView weight, Stream& stream) {
-  backend_.MatMul({.a = b_, .b = a_, .out = weight, .accumulate = true, .scale = scale_}, stream);
+void LowRankFactors::Form(TensorView weight, Stream& stream) const {
+  backend_.MatMul({.a = b_, .b = a_, .out = weight, .scale = scale_}, stream);
 }
 
-void LowRankFactors::AddGradients(ConstTensorView dense_grads, Stream& stream) {
+void LowRankFactors::AddGradients(ConstTensorView dense_grads, Stream& stream) const {
   backend_.MatMul({.a = b_,
                    .b = dense_grads,
                    .out = a_grads_,

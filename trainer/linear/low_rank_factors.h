@@ -33,21 +33,27 @@ class LowRankFactors {
   void Bind(std::span<const BoundParameter> factors);
 
   // inner [T, r] = scale * x A^T.
-  void Shrink(ConstTensorView x, TensorView inner, Stream& stream);
+  void Shrink(ConstTensorView x, TensorView inner, Stream& stream) const;
   // y [T, out] (+)= inner B^T + bias, then `epilogue`.
   void Expand(ConstTensorView inner, TensorView y, bool accumulate, ConstTensorView bias,
-              const ProductEpilogue& epilogue, Stream& stream);
-  // The gradients of the two: Expand's adds to B's and writes dinner = dy B, Shrink's adds to A's
-  // and computes the input's from dinner.
-  void ExpandBackward(ConstTensorView inner, ConstTensorView dy, TensorView dinner, Stream& stream);
+              const ProductEpilogue& epilogue, Stream& stream) const;
+  // The gradients of the two: Expand's adds to B's and writes dinner = scale * dy B, Shrink's adds
+  // dinner^T x to A's and computes the input's, dinner A. (The scale is Shrink's; it comes first so
+  // that kernels which sum dinner A beside another product need not know of it.)
+  void ExpandBackward(ConstTensorView inner, ConstTensorView dy, TensorView dinner,
+                      Stream& stream) const;
   void ShrinkBackward(ConstTensorView x, ConstTensorView dinner, const InputGrad& input_grad,
-                      Stream& stream);
+                      Stream& stream) const;
 
-  // weight [out, in] += scale * B A.
-  void AddTo(TensorView weight, Stream& stream);
+  // What kernels that multiply by the factors beside another product read.
+  ConstTensorView a() const { return a_; }  // [r, padded in]
+  ConstTensorView b() const { return b_; }  // [padded out, r]
+
+  // weight [out, in] = scale * B A, padding zero.
+  void Form(TensorView weight, Stream& stream) const;
   // Adds the gradients of A and B, given the dense gradient G [out, in] of W: scale * B^T G and
   // scale * G A^T.
-  void AddGradients(ConstTensorView dense_grads, Stream& stream);
+  void AddGradients(ConstTensorView dense_grads, Stream& stream) const;
 
  private:
   const LinearSpec spec_;

@@ -3,14 +3,15 @@
 //
 // As published: S holds floor(density * cells) single weights, uniform without replacement; A and S
 // start as U(+-1/sqrt(in)), B as zeros. Two forms compute the same function:
-//   rebuilt   W is formed by a scatter and one product that accumulates onto it (S and B A are
-//             summed before anything is rounded), then used as a dense weight. The dense gradient G
+//   rebuilt   W is formed by one product, and S is added to it in place, at its cells alone, while W
+//             is in the cache (a scatter first, with the product adding to it, moves three times the
+//             bytes); then it is used as a dense weight. The dense gradient G
 //             lives in the scratch for one linear: dV is gathered from it, dB = scale G A^T,
 //             dA = scale B^T G. Without keep_rebuilt W is formed in the scratch too, for each use.
-//   factored  y = (scale x A^T) B^T + x S^T, the second product accumulating onto the first; needs
-//   S
-//             in blocks. Nothing dense is formed.
+//   factored  y = (scale x A^T) B^T + x S^T, both products summed into one output, where the backend
+//             can in one kernel; needs S in blocks. Nothing dense is formed.
 #include <algorithm>
+#include <optional>
 #include <string>
 
 #include "kernels/sparse/random_layout.h"
@@ -138,12 +139,12 @@ class RebuiltLinear final : public SparsePlusLowRankLinear {
 
  private:
   void Rebuild(Stream& stream) {
+    factors_.Form(weight_, stream);
     backend_.ScatterStored({.weight = layout_.get(),
                             .values = sparse_.values,
-                            .dense = Unpadded(weight_, spec_.out, spec_.in)},
+                            .dense = Unpadded(weight_, spec_.out, spec_.in),
+                            .accumulate = true},
                            stream);
-    ZeroPadding(backend_.device(), weight_, spec_.out, spec_.in, stream);
-    factors_.AddTo(weight_, stream);
   }
 
   bool kept_ = false;
@@ -164,35 +165,38 @@ class FactoredLinear final : public SparsePlusLowRankLinear {
 
   void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
                Stream& stream) override {
-    const TensorView sum = epilogue.pre_activation.empty() ? y : epilogue.pre_activation;
+    factors_.Shrink(x, inner, stream);
+    const ConstTensorView b = factors_.b();
     backend_.Spmm({.weight = layout_.get(),
                    .values = sparse_.values,
                    .x = x,
-                   .y = sum,
+                   .y = y,
                    .bias = bias_.values(),
-                   .epilogue = {.residual = epilogue.residual}},
+                   .epilogue = epilogue,
+                   .low_rank = {inner, {&b, 1}}},
                   stream);
-    factors_.Shrink(x, inner, stream);
-    factors_.Expand(inner, sum, /*accumulate=*/true, {}, {}, stream);
-    if (!epilogue.pre_activation.empty()) backend_.Gelu({.x = sum, .y = y}, stream);
   }
 
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
                 const InputGrad& input_grad, Stream& stream) override {
     backend_.Sddmm({.weight = layout_.get(), .dy = dy, .x = x, .dvalues = sparse_.grads}, stream);
     factors_.ExpandBackward(inner.values, dy, inner.grads, stream);
+    factors_.ShrinkBackward(x, inner.grads, {}, stream);
     bias_.Backward(dy, stream);
-    InputGrad rest = input_grad;
-    if (!input_grad.dx.empty()) {
-      backend_.SpmmTransposed({.weight = layout_.get(),
-                               .values = sparse_.values,
-                               .dy = dy,
-                               .dx = input_grad.dx,
-                               .accumulate = input_grad.accumulate},
-                              stream);
-      rest.accumulate = true;
-    }
-    factors_.ShrinkBackward(x, inner.grads, rest, stream);
+    if (input_grad.dx.empty()) return;
+    const ConstTensorView a = factors_.a();
+    backend_.SpmmTransposed({.weight = layout_.get(),
+                             .values = sparse_.values,
+                             .dy = dy,
+                             .dx = input_grad.dx,
+                             .accumulate = input_grad.accumulate,
+                             .epilogue = {.gelu_input = input_grad.gelu_input},
+                             .low_rank = {inner.grads, {&a, 1}}},
+                            stream);
+  }
+
+  std::optional<BlockedProduct> blocked_product() const override {
+    return BlockedProduct{layout_.get(), sparse_, bias_.bound(), &factors_};
   }
 
   static double StepFlops(const LinearSpec& spec, const SparsitySpec& sparsity,
