@@ -58,6 +58,27 @@ TEST_F(GpuActivationTest, SwiGluBackwardApartAndOverItsInputs) {
   }
 }
 
+TEST_F(GpuActivationTest, SiluAloneApartAndInPlace) {
+  for (const Shape& s : kShapes) {
+    auto x = Mirror::Random(s.rows, s.cols, DType::kBF16, 1, 3, s.gap);
+    auto dy = Mirror::Random(s.rows, s.cols, DType::kBF16, 2, 1, s.gap);
+    auto y = Mirror::Output(s.rows, s.cols, DType::kBF16, s.gap);
+    auto dx = Mirror::Output(s.rows, s.cols, DType::kBF16, s.gap);
+    const auto run = [&](Backend& backend, Stream& on, TensorView in, TensorView out, TensorView d,
+                         TensorView din) {
+      backend.SwiGlu({.gate = in, .y = out}, on);
+      backend.SwiGluBackward({.gate = in, .dy = d, .dgate = din}, on);
+    };
+    run(gpu(), stream(), x.gpu(), y.gpu(), dy.gpu(), dx.gpu());
+    run(cpu(), cpu_stream(), x.cpu(), y.cpu(), dy.cpu(), dx.cpu());
+    gpu().SwiGluBackward({.gate = x.gpu(), .dy = dy.gpu(), .dgate = dy.gpu()}, stream());
+    stream().Synchronize();
+    ExpectParity(y, Name("Silu", s));
+    ExpectParity(dx, Name("SiluBackward", s));
+    EXPECT_EQ(dy.Download(), dx.Download()) << Name("SiluBackward in place", s);
+  }
+}
+
 TEST_F(GpuActivationTest, Gelu) {
   for (const Shape& s : kShapes) {
     auto x = Mirror::Random(s.rows, s.cols, DType::kBF16, 1, 3, s.gap);

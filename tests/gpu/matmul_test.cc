@@ -14,12 +14,13 @@ struct Case {
   bool transpose_a = false, transpose_b = false, accumulate = false, bias = false;
   DType out = DType::kBF16;
   int64_t gap = 0;
+  double scale = 1;
 
   std::string Name() const {
     std::ostringstream text;
     text << shape.m << "x" << shape.n << "x" << shape.k << (transpose_a ? " a^T" : "")
          << (transpose_b ? " b^T" : "") << (accumulate ? " accumulate" : "")
-         << (bias ? " bias" : "") << " to " << NameOf(out) << ", gap " << gap;
+         << (bias ? " bias" : "") << " to " << NameOf(out) << ", gap " << gap << ", scale " << scale;
     return text.str();
   }
 };
@@ -50,7 +51,8 @@ class GpuMatMulTest : public GpuTest {
                          .out = view(out),
                          .transpose_a = c.transpose_a,
                          .transpose_b = c.transpose_b,
-                         .accumulate = c.accumulate};
+                         .accumulate = c.accumulate,
+                         .scale = c.scale};
       if (c.bias) args.bias = gpu ? bias.gpu_flat() : bias.cpu_flat();
       if (epilogue == Epilogue::kResidual) args.epilogue.residual = view(operand);
       if (epilogue == Epilogue::kGelu) args.epilogue.pre_activation = view(pre);
@@ -124,6 +126,15 @@ TEST_F(GpuMatMulTest, EpiloguesFusedAndNot) {
   }
   Run({.shape = {256, 512, 384}, .accumulate = true}, Epilogue::kResidual, false);
   Run({.shape = {256, 512, 384}, .accumulate = true}, Epilogue::kGeluBackward, false);
+}
+
+// 0.5 is exact and leaves bias and what is added to alone, so integers show whether it was applied once.
+TEST_F(GpuMatMulTest, ScaleIsOfTheProductAlone) {
+  for (const Shape& shape : kShapes) {
+    Run({.shape = shape, .transpose_b = true, .accumulate = true, .out = DType::kF32, .scale = 0.5},
+        Epilogue::kNone, true);
+    Run({.shape = shape, .transpose_b = true, .bias = true, .scale = -2.75}, Epilogue::kNone, false);
+  }
 }
 
 TEST_F(GpuMatMulTest, NoTermsLeaveBiasOrZero) {
