@@ -80,6 +80,8 @@ void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const Spm
       return LaunchSpmmGelu(features, config.cluster, params, workers, stream);
     case SpmmFinish::kGeluBackward:
       CHECK(desc.transposed);
+      params.sums = args.sums;
+      params.features = static_cast<int32_t>(desc.output_width());
       return LaunchSpmmTransposedGeluBackward(features, config.cluster, params, workers, stream);
   }
 }

@@ -7,6 +7,10 @@
 // features, swizzled as the copy engine expects; the copy engine stores it and drops tokens beyond the
 // end. The tile passes through two small buffers in chunks of kStoreTokens tokens.
 //
+// The gradient of a bias is the column sums of GELU's gradient: each thread sums its two features over
+// its tokens as they pass, and writes one number for the four lanes that share them; the tiles'
+// numbers are added up in order afterwards (SumColumnPartials).
+//
 // An operand of the output's shape (residual, gelu's input) comes the same way back: coalesced loads
 // one chunk ahead, shared memory, ldmatrix, which hands each thread the very elements it is to write.
 #pragma once
@@ -103,6 +107,32 @@ __device__ __forceinline__ void Combine(float (&value)[8], const uint32_t (&oper
   }
 }
 
+// Sums over the tokens of a tile, for a thread's features f and f + 8.
+struct FeatureSums {
+  float low = 0, high = 0;
+
+  // `packed` as StoreMatrixTransposed takes it.
+  __device__ __forceinline__ void Add(const uint32_t (&packed)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = UnpackBf16(packed[i]);
+      (i % 2 == 0 ? low : high) += pair.x + pair.y;
+    }
+  }
+  // Tokens beyond the end have added zeros: their products are zero.
+  __device__ __forceinline__ void Write(const SpmmParams& params, int feature, int token) {
+#pragma unroll
+    for (int offset = 1; offset < 4; offset *= 2) {
+      low += __shfl_xor_sync(0xffffffffu, low, offset);
+      high += __shfl_xor_sync(0xffffffffu, high, offset);
+    }
+    if (threadIdx.x % 4 != 0 || token >= params.tokens) return;
+    float* row = params.sums + int64_t{token / 256} * params.features + feature;
+    row[0] = low;
+    row[8] = high;
+  }
+};
+
 // One warpgroup's part of a tile. `buffers`: two of Shape::kStoreBytes, its own.
 template <int kFeatures, SpmmFinish kFinish>
 __device__ __forceinline__ void StoreTile(const SpmmParams& params, const float (&acc)[128],
@@ -126,6 +156,7 @@ __device__ __forceinline__ void StoreTile(const SpmmParams& params, const float 
     bias[0] = __bfloat162float(params.bias[feature_begin + 16 * warp + lane / 4]);
     bias[1] = __bfloat162float(params.bias[feature_begin + 16 * warp + lane / 4 + 8]);
   }
+  FeatureSums sums;
   OperandChunk<Shape::kStoreTokens> operand;
   if constexpr (kHasOperand) operand.Load(params, feature_begin, token_begin, thread);
 #pragma unroll
@@ -159,6 +190,7 @@ __device__ __forceinline__ void StoreTile(const SpmmParams& params, const float 
       }
       const uint32_t packed[4] = {PackBf16(value[0], value[1]), PackBf16(value[2], value[3]),
                                   PackBf16(value[4], value[5]), PackBf16(value[6], value[7])};
+      if constexpr (kFinish == SpmmFinish::kGeluBackward) sums.Add(packed);
       StoreMatrixTransposed(address + t * kLineBytes, packed);
     }
     FenceProxyAsync();
@@ -168,6 +200,11 @@ __device__ __forceinline__ void StoreTile(const SpmmParams& params, const float 
       TmaStore2D(first_of_two ? &params.pre_activation : &params.output, buffer, policy,
                  feature_begin, token_begin + chunk * Shape::kStoreTokens);
       TmaStoreCommit();
+    }
+  }
+  if constexpr (kFinish == SpmmFinish::kGeluBackward) {
+    if (params.sums != nullptr) {
+      sums.Write(params, feature_begin + 16 * warp + lane / 4, token_begin);
     }
   }
 }

@@ -43,7 +43,9 @@ struct SpmmParams {
   const __nv_bfloat16* bias;    // [features] or nullptr
   const __nv_bfloat16* operand; // [tokens, features]: the residual or gelu's input
   int64_t operand_stride;
+  float* sums;  // [ceil(tokens / 256), features], kGeluBackward only, or nullptr
   int32_t tokens;
+  int32_t features;  // of the output
   const SpmmStep* steps;
   const SpmmTile* tiles;
   const int32_t* worker_begin;

@@ -210,6 +210,48 @@ TEST_F(GpuNormTest, GainGradientsOfIntegersAreExact) {
   }
 }
 
+// Gradients over NaN, and the sums of dx, which are those of what was stored, in the same pass.
+TEST_F(GpuNormTest, GradientsOverwriteAndSumsOfInputGradients) {
+  for (const Shape& s : kShapes) {
+    for (bool added : {false, true}) {
+      auto x = Mirror::Random(s.rows, s.cols, DType::kBF16, 1, 2, s.gap);
+      auto dy = Mirror::Random(s.rows, s.cols, DType::kBF16, 2, 1, s.gap);
+      auto gain = Mirror::Random(1, s.cols, DType::kBF16, 3);
+      auto mean = Mirror::Random(1, s.rows, DType::kF32, 6), rstd = Scales(s.rows);
+      auto dx = Mirror::Random(s.rows, s.cols, DType::kBF16, 4, 1, s.gap);
+      auto dgain = Mirror::Output(1, s.cols, DType::kF32);
+      auto dbias = Mirror::Output(1, s.cols, DType::kF32);
+      const auto sums_before = [&] {
+        return added ? Mirror::Random(1, s.cols, DType::kF32, 7)
+                     : Mirror::Output(1, s.cols, DType::kF32);
+      };
+      auto sums = sums_before(), rms_sums = sums_before();
+      gpu().LayerNormBackward({x.gpu(), dy.gpu(), gain.gpu_flat(), mean.gpu_flat(), rstd.gpu_flat(),
+                               dx.gpu(), dgain.gpu_flat(), dbias.gpu_flat(), false,
+                               sums.gpu_flat(), added},
+                              stream());
+      cpu().LayerNormBackward({x.cpu(), dy.cpu(), gain.cpu_flat(), mean.cpu_flat(), rstd.cpu_flat(),
+                               dx.cpu(), dgain.cpu_flat(), dbias.cpu_flat(), false},
+                              cpu_stream());
+      stream().Synchronize();
+      ExpectParity(dx, Name("dx beside its sums", s));
+      ExpectParity(dgain, Name("overwritten dgain", s), 1e-5);
+      ExpectParity(dbias, Name("overwritten dbias", s), 1e-5);
+      ExpectColumnSums(sums, dx, s.rows, s.cols, added, Name("sums of LayerNorm's dx", s));
+      auto rms_dgain = Mirror::Output(1, s.cols, DType::kF32);
+      gpu().RmsNormBackward({x.gpu(), dy.gpu(), gain.gpu_flat(), rstd.gpu_flat(), dx.gpu(),
+                             rms_dgain.gpu_flat(), false, rms_sums.gpu_flat(), added},
+                            stream());
+      cpu().RmsNormBackward({x.cpu(), dy.cpu(), gain.cpu_flat(), rstd.cpu_flat(), dx.cpu(),
+                             rms_dgain.cpu_flat(), false},
+                            cpu_stream());
+      stream().Synchronize();
+      ExpectParity(rms_dgain, Name("overwritten dgain of RmsNorm", s), 1e-5);
+      ExpectColumnSums(rms_sums, dx, s.rows, s.cols, added, Name("sums of RmsNorm's dx", s));
+    }
+  }
+}
+
 TEST_F(GpuNormTest, GradientsRepeatBitForBit) {
   std::vector<double> results[2];
   for (auto& result : results) {

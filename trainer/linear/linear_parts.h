@@ -40,18 +40,27 @@ class LinearBias {
   // Takes the last of a linear's parameters.
   void Bind(std::span<const BoundParameter> parameters) {
     if (spec_.bias) bound_ = parameters.back();
+    released_ = false;
   }
   // [padded out], or an empty view.
   ConstTensorView values() const { return bound_.values; }
   const BoundParameter& bound() const { return bound_; }
+  // The gradient, unless it was released.
   void Backward(ConstTensorView dy, Stream& stream) {
-    if (spec_.bias) backend_.ColumnSum({.in = dy, .out = bound_.grads}, stream);
+    if (!spec_.bias || released_) return;
+    backend_.ColumnSum({.in = dy, .out = bound_.grads, .accumulate = bound_.adds()}, stream);
+  }
+  // Linear::ReleaseBiasGrad.
+  BoundParameter Release() {
+    released_ = spec_.bias;
+    return bound_;
   }
 
  private:
   const LinearSpec spec_;
   Backend& backend_;
   BoundParameter bound_;
+  bool released_ = false;
 };
 
 // Operations per token of one product with the whole weight, as asked for and as run with padding.
