@@ -55,17 +55,14 @@ struct ColumnSumArgs {
 };
 
 // y = x * rsqrt(mean(x^2) + epsilon) * gain. `rstd` [T] F32 (F64 for F64) is kept for backward.
-// Where `residual` is not empty, the sum of the residual stream comes first, in the same pass:
-// sum = x + residual, rounded to the compute dtype, and y is the norm of `sum` (which backward
-// takes as x).
+// (The residual stream's sum is a product's epilogue, which has the summand in registers: four
+// passes over [T, D] for sum and norm, where a norm that added would take five.)
 struct RmsNormArgs {
   ConstTensorView x;     // [T, D]
   ConstTensorView gain;  // [D]
   TensorView y;          // [T, D]
   TensorView rstd;       // [T]
   double epsilon = 1e-6;
-  ConstTensorView residual = {};  // [T, D] or empty
-  TensorView sum = {};            // [T, D] beside a residual; may alias x or residual
 };
 struct RmsNormBackwardArgs {
   ConstTensorView x, dy;  // [T, D]
@@ -78,15 +75,13 @@ struct RmsNormBackwardArgs {
   bool accumulate_dx_sums = true;
 };
 
-// y = (x - mean) * rstd * gain + bias. `residual` and `sum` as for RmsNorm.
+// y = (x - mean) * rstd * gain + bias.
 struct LayerNormArgs {
   ConstTensorView x;           // [T, D]
   ConstTensorView gain, bias;  // [D]
   TensorView y;                // [T, D]
   TensorView mean, rstd;       // [T]
   double epsilon = 1e-5;
-  ConstTensorView residual = {};  // [T, D] or empty
-  TensorView sum = {};            // [T, D] beside a residual; may alias x or residual
 };
 struct LayerNormBackwardArgs {
   ConstTensorView x, dy;       // [T, D]

@@ -84,16 +84,6 @@ void LayerNormBackwardOf(const LayerNormBackwardArgs& args) {
   Simd<T>().add(dbias, sums + cols, dbias, cols);
 }
 
-// The arguments whose x is the sum of x and the residual, once that is taken.
-template <typename Args>
-Args Summed(const Args& args, CpuBackend& backend, Stream& stream) {
-  if (args.residual.empty()) return args;
-  backend.Add({.a = args.x, .b = args.residual, .out = args.sum}, stream);
-  Args summed = args;
-  summed.x = args.sum;
-  return summed;
-}
-
 template <typename Args>
 void SumOfInputGrads(const Args& args, CpuBackend& backend, Stream& stream) {
   if (args.dx_sums.empty()) return;
@@ -103,17 +93,15 @@ void SumOfInputGrads(const Args& args, CpuBackend& backend, Stream& stream) {
 
 }  // namespace
 
-void CpuBackend::RmsNorm(const RmsNormArgs& args, Stream& stream) {
-  const RmsNormArgs summed = Summed(args, *this, stream);
-  DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormOf<decltype(t)>(summed); });
+void CpuBackend::RmsNorm(const RmsNormArgs& args, Stream&) {
+  DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormOf<decltype(t)>(args); });
 }
 void CpuBackend::RmsNormBackward(const RmsNormBackwardArgs& args, Stream& stream) {
   DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormBackwardOf<decltype(t)>(args); });
   SumOfInputGrads(args, *this, stream);
 }
-void CpuBackend::LayerNorm(const LayerNormArgs& args, Stream& stream) {
-  const LayerNormArgs summed = Summed(args, *this, stream);
-  DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormOf<decltype(t)>(summed); });
+void CpuBackend::LayerNorm(const LayerNormArgs& args, Stream&) {
+  DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormOf<decltype(t)>(args); });
 }
 void CpuBackend::LayerNormBackward(const LayerNormBackwardArgs& args, Stream& stream) {
   DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormBackwardOf<decltype(t)>(args); });

@@ -1,4 +1,4 @@
-// RMSNorm and LayerNorm on the GPU, alone and with the residual's sum, and their gradients.
+// RMSNorm and LayerNorm on the GPU, and their gradients.
 #include <cmath>
 #include <string>
 
@@ -91,56 +91,6 @@ TEST_F(GpuNormTest, LayerNormOfAFarMean) {
     ExpectParity(y, "LayerNorm of a far mean");
     ExpectParity(rstd, "its rstd");
   }
-}
-
-// Integers, so that the sum is exact and both backends take the norm of the same numbers.
-TEST_F(GpuNormTest, ResidualIsAddedFirst) {
-  for (const Shape& s : kShapes) {
-    for (int alias = 0; alias < 3; ++alias) {
-      auto x = Mirror::Integers(s.rows, s.cols, DType::kBF16, 1, s.gap);
-      auto residual = Mirror::Integers(s.rows, s.cols, DType::kBF16, 2, s.gap);
-      auto apart = Mirror::Output(s.rows, s.cols, DType::kBF16, s.gap);
-      Mirror& sum = alias == 0 ? apart : alias == 1 ? x : residual;
-      auto gain = Mirror::Random(1, s.cols, DType::kBF16, 3);
-      auto bias = Mirror::Random(1, s.cols, DType::kBF16, 4);
-      auto y = Mirror::Output(s.rows, s.cols, DType::kBF16, s.gap);
-      auto mean = Mirror::Output(1, s.rows, DType::kF32);
-      auto rstd = Mirror::Output(1, s.rows, DType::kF32);
-      gpu().RmsNorm(
-          {x.gpu(), gain.gpu_flat(), y.gpu(), rstd.gpu_flat(), 1e-5, residual.gpu(), sum.gpu()},
-          stream());
-      cpu().RmsNorm(
-          {x.cpu(), gain.cpu_flat(), y.cpu(), rstd.cpu_flat(), 1e-5, residual.cpu(), sum.cpu()},
-          cpu_stream());
-      stream().Synchronize();
-      ExpectParity(y, Name("RmsNorm of a sum", s));
-      ExpectEqual(sum, Name("RmsNorm's sum", s));
-      gpu().LayerNorm({x.gpu(), gain.gpu_flat(), bias.gpu_flat(), y.gpu(), mean.gpu_flat(),
-                       rstd.gpu_flat(), 1e-2, residual.gpu(), sum.gpu()},
-                      stream());
-      cpu().LayerNorm({x.cpu(), gain.cpu_flat(), bias.cpu_flat(), y.cpu(), mean.cpu_flat(),
-                       rstd.cpu_flat(), 1e-2, residual.cpu(), sum.cpu()},
-                      cpu_stream());
-      stream().Synchronize();
-      ExpectParity(y, Name("LayerNorm of a sum", s));
-      ExpectEqual(sum, Name("LayerNorm's sum", s));
-    }
-  }
-}
-
-// The norm reads the rounded sum, which backward will read too.
-TEST_F(GpuNormTest, NormOfTheRoundedSum) {
-  auto x = Mirror::Random(37, 2048, DType::kBF16, 1),
-       residual = Mirror::Random(37, 2048, DType::kBF16, 2, 3);
-  auto gain = Mirror::Random(1, 2048, DType::kBF16, 3);
-  auto sum = Mirror::Output(37, 2048, DType::kBF16), y = Mirror::Output(37, 2048, DType::kBF16);
-  auto rstd = Mirror::Output(1, 37, DType::kF32), again = Mirror::Output(37, 2048, DType::kBF16);
-  gpu().RmsNorm(
-      {x.gpu(), gain.gpu_flat(), y.gpu(), rstd.gpu_flat(), 1e-5, residual.gpu(), sum.gpu()},
-      stream());
-  gpu().RmsNorm({sum.gpu(), gain.gpu_flat(), again.gpu(), rstd.gpu_flat(), 1e-5}, stream());
-  stream().Synchronize();
-  EXPECT_EQ(y.Download(), again.Download());
 }
 
 TEST_F(GpuNormTest, RmsNormBackward) {
