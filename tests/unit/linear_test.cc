@@ -28,6 +28,8 @@ std::vector<SparsitySpec> Variants(std::string_view name) {
   spec.sparsity = 0.6;
   spec.block_out = 4;
   spec.block_in = 3;
+  spec.n = 2;
+  spec.m = 5;
   spec.rank = 3;
   spec.alpha = 6;
   spec.micro_batch_tokens = kTokens;

@@ -35,6 +35,8 @@ std::vector<SparsitySpec> HalfOf(std::string_view parameterisation) {
   sparsity.block_out = 8;
   sparsity.block_in = 6;
   sparsity.rank = 3;
+  sparsity.n = 1;
+  sparsity.m = 2;
   return {sparsity};
 }
 

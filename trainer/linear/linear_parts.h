@@ -2,6 +2,7 @@
 // registry.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -74,6 +75,11 @@ inline double PaddedProductFlops(const LinearSpec& spec) {
 // The weight's parameter over its layout.
 Parameter WeightParameter(const LinearSpec& spec, SparseLayout layout);
 
+// A linear that stores single weights and multiplies the dense matrix that they are scattered to;
+// `layout` is unstructured or n:m.
+std::unique_ptr<Linear> MakeMaskedLinear(const LinearSpec& linear, SparseLayout layout,
+                                         Backend& backend);
+
 // The rows of the registry, one file each.
 extern const Parameterisation kDenseParameterisation;
 extern const Parameterisation kMaskedParameterisation;
@@ -81,5 +87,6 @@ extern const Parameterisation kBlockSparseParameterisation;
 extern const Parameterisation kLowRankParameterisation;
 extern const Parameterisation kSparsePlusLowRankParameterisation;
 extern const Parameterisation kColaParameterisation;
+extern const Parameterisation kNMParameterisation;
 
 }  // namespace filigree

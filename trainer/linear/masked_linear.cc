@@ -113,10 +113,15 @@ SparseLayout DrawLayout(const LinearSpec& linear, const SparsitySpec& sparsity, 
 std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& sparsity,
                                SparseLayout layout, Backend& backend) {
   CHECK(layout.kind() == LayoutKind::kUnstructured) << linear.name << ": " << NameOf(layout.kind());
-  return std::make_unique<MaskedLinear>(linear, std::move(layout), backend);
+  return MakeMaskedLinear(linear, std::move(layout), backend);
 }
 
 }  // namespace
+
+std::unique_ptr<Linear> MakeMaskedLinear(const LinearSpec& linear, SparseLayout layout,
+                                         Backend& backend) {
+  return std::make_unique<MaskedLinear>(linear, std::move(layout), backend);
+}
 
 const Parameterisation kMaskedParameterisation = {
     "masked", "single weights stored, computed densely", false, &Validate, &DrawLayout, &Create};
