@@ -27,6 +27,10 @@ struct ProductEpilogue {
   ConstTensorView residual = {};    // is added to the result
   TensorView pre_activation = {};   // receives the result, and the output gelu(result)
   ConstTensorView gelu_input = {};  // the output is result * gelu'(gelu_input)
+  // [N] or empty: as ColumnSum of the output, the gradient of the bias that was added where the
+  // output's own argument was made.
+  TensorView column_sums = {};
+  bool accumulate_sums = true;
 };
 
 // out[M, N] (+)= scale * op(a) * op(b) + bias, where op transposes its operand if asked. `bias` [N]
@@ -43,49 +47,51 @@ struct MatMulArgs {
   ProductEpilogue epilogue = {};
 };
 
-// out[n] += sum over rows of in[:, n].
+// out[n] (+)= sum over rows of in[:, n].
 struct ColumnSumArgs {
   ConstTensorView in;  // [T, N]
   TensorView out;      // [N], gradient dtype
+  bool accumulate = true;
 };
 
 // y = x * rsqrt(mean(x^2) + epsilon) * gain. `rstd` [T] F32 (F64 for F64) is kept for backward.
-// Where `residual` is not empty, the sum of the residual stream comes first, in the same pass:
-// sum = x + residual, rounded to the compute dtype, and y is the norm of `sum` (which backward
-// takes as x).
+// (The residual stream's sum is a product's epilogue, which has the summand in registers: four
+// passes over [T, D] for sum and norm, where a norm that added would take five.)
 struct RmsNormArgs {
   ConstTensorView x;     // [T, D]
   ConstTensorView gain;  // [D]
   TensorView y;          // [T, D]
   TensorView rstd;       // [T]
   double epsilon = 1e-6;
-  ConstTensorView residual = {};  // [T, D] or empty
-  TensorView sum = {};            // [T, D] beside a residual; may alias x or residual
 };
 struct RmsNormBackwardArgs {
   ConstTensorView x, dy;  // [T, D]
   ConstTensorView gain;   // [D]
   ConstTensorView rstd;   // [T]
   TensorView dx;          // [T, D]; adds (the residual's gradient is there already)
-  TensorView dgain;       // [D]; adds
+  TensorView dgain;       // [D]; adds if `accumulate`
+  bool accumulate = true;
+  TensorView dx_sums = {};  // [D] or empty: as ColumnSum of dx as it leaves, in the same pass
+  bool accumulate_dx_sums = true;
 };
 
-// y = (x - mean) * rstd * gain + bias. `residual` and `sum` as for RmsNorm.
+// y = (x - mean) * rstd * gain + bias.
 struct LayerNormArgs {
   ConstTensorView x;           // [T, D]
   ConstTensorView gain, bias;  // [D]
   TensorView y;                // [T, D]
   TensorView mean, rstd;       // [T]
   double epsilon = 1e-5;
-  ConstTensorView residual = {};  // [T, D] or empty
-  TensorView sum = {};            // [T, D] beside a residual; may alias x or residual
 };
 struct LayerNormBackwardArgs {
   ConstTensorView x, dy;       // [T, D]
   ConstTensorView gain;        // [D]
   ConstTensorView mean, rstd;  // [T]
   TensorView dx;               // [T, D]; adds
-  TensorView dgain, dbias;     // [D]; adds
+  TensorView dgain, dbias;     // [D]; add if `accumulate`
+  bool accumulate = true;
+  TensorView dx_sums = {};  // as for RmsNormBackward
+  bool accumulate_dx_sums = true;
 };
 
 // y = silu(gate) * up; silu(gate) where `up` is empty.
@@ -178,12 +184,13 @@ struct SpmmTransposedArgs {
   ProductEpilogue epilogue = {};
   LowRankTerm low_rank = {};
 };
-// dvalues += the stored cells of dy^T * x (SDDMM); edge padding receives zero.
+// dvalues (+)= the stored cells of dy^T * x (SDDMM); edge padding receives zero.
 struct SddmmArgs {
   const PreparedLayout* weight = nullptr;
   ConstTensorView dy;  // [T, out]
   ConstTensorView x;   // [T, in]
   TensorView dvalues;  // [stored_count], gradient dtype
+  bool accumulate = true;
 };
 
 // dense[out, in] = stored values at their cells, zero elsewhere; or dense += stored values, other

@@ -76,6 +76,9 @@ struct SparsitySpec {
   SparsePart sparse_part = SparsePart::kUnstructured;
   LowRankCompute compute = LowRankCompute::kAuto;
   bool keep_rebuilt = false;
+  // n_m.
+  int64_t n = 2, m = 4;
+  bool transposable = false;
   int64_t micro_batch_tokens = 0;  // of the phase: what kAuto counts with
 
   double low_rank_scale() const { return alpha == 0 ? 1.0 : alpha / static_cast<double>(rank); }

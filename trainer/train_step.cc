@@ -83,8 +83,11 @@ double TrainStep::RunSequencesInTree(TrainingState& state, const StepSamples& sa
 }
 
 double TrainStep::Gradients(TrainingState& state, const StepSamples& samples) {
-  backend_.device().ZeroAsync(state.buffer().grads(), stream_);
-  if (tree_ranks_) return RunSequencesInTree(state, samples);
+  if (tree_ranks_) {
+    backend_.device().ZeroAsync(state.buffer().grads(), stream_);
+    return RunSequencesInTree(state, samples);
+  }
+  state.model().StartGradients();
   const double loss_sum = RunMicroBatches(state, samples);
   state.exchange().WaitGrads(stream_);
   return loss_sum;

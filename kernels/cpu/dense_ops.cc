@@ -61,7 +61,7 @@ void ColumnSumOf(const ColumnSumArgs& args) {
   const int64_t rows = args.in.rows(), cols = args.in.cols();
   const auto in = AsMatrix<T>(args.in, rows, cols, "in");
   const auto& simd = Simd<T>();
-  SumOverRows(rows, cols, AsVector<T>(args.out, cols, "out"),
+  SumOverRows(rows, cols, AsVector<T>(args.out, cols, "out"), args.accumulate,
               [&](int64_t begin, int64_t end, T* partial) {
                 for (int64_t i = begin; i < end; ++i) simd.add(partial, in.row(i), partial, cols);
               });

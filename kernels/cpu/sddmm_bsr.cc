@@ -60,6 +60,7 @@ void SddmmOf(const SddmmArgs& args) {
   const auto dy = AsMatrix<T>(args.dy, tokens, layout.out(), "dy");
   const auto x = AsMatrix<T>(args.x, tokens, layout.in(), "x");
   T* dvalues = AsVector<T>(args.dvalues, layout.stored_count(), "dvalues");
+  if (!args.accumulate) std::fill(dvalues, dvalues + layout.stored_count(), T(0));
   // Chunks do not depend on the number of threads, so neither do the sums.
   for (int64_t first = 0; first < tokens; first += kChunkTokens) {
     const int64_t count = std::min(kChunkTokens, tokens - first);

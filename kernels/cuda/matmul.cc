@@ -89,18 +89,21 @@ bool Fuse(const MatMulArgs& args, MatMulCall* call) {
 
 void CudaBackend::MatMul(const MatMulArgs& args, Stream& stream) {
   CheckShapes(args);
-  if (args.out.size() == 0) return;
+  if (args.out.size() == 0) return SumColumns(*this, args.out, args.epilogue, stream);
   const cudaStream_t native = NativeStream(stream);
   const bool tune = !deterministic_;
   TensorView result = FinishInput(args.out, args.epilogue);
   const bool has_terms = (args.transpose_a ? args.a.rows() : args.a.cols()) > 0;
   if (has_terms) {
     MatMulCall fused = CallOf(args, args.out);
-    if (Fuse(args, &fused) && matmul_plans_->Run(fused, tune, native)) return;
+    if (Fuse(args, &fused) && matmul_plans_->Run(fused, tune, native)) {
+      return SumColumns(*this, args.out, args.epilogue, stream);
+    }
     if (!args.accumulate && result.dtype() == DType::kBF16) {
       // Rounded once, at the end, as where it is fused.
       const size_t bytes = static_cast<size_t>(result.size()) * sizeof(float);
-      result = TensorView(Workspace(bytes), DType::kF32, {result.rows(), result.cols()});
+      result =
+          TensorView(Reserve(&product_, bytes), DType::kF32, {result.rows(), result.cols()});
     }
     CHECK(matmul_plans_->Run(CallOf(args, result), tune, native))
         << "cuBLASLt has no algorithm for " << args.out.rows() << " x " << args.out.cols();

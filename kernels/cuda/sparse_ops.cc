@@ -54,7 +54,7 @@ void Multiply(CudaBackend& backend, const char* operation, const BlockProduct& p
   CheckMatrix(product.out, tokens, product.transposed ? layout.in() : layout.out(), "the output");
   CheckFinish(product.out, product.bias, product.epilogue);
   CheckLowRank(product);
-  if (tokens == 0) return;
+  if (tokens == 0) return SumColumns(backend, product.out, product.epilogue, stream);
   for (const BlockProductVariant& variant : BlockProductVariants()) {
     if (!variant.can_implement(product)) continue;
     if (TraceKernels()) TraceChoice(operation, ShapeText(layout, tokens), variant.name);
@@ -145,7 +145,10 @@ void CudaBackend::Sddmm(const SddmmArgs& args, Stream& stream) {
   CheckMatrix(args.x, tokens, layout.in(), "x");
   CheckMatrix(args.dy, tokens, layout.out(), "dy");
   CHECK_EQ(args.dvalues.size(), Prepared(args.weight).value_count());
-  if (tokens == 0) return;
+  if (tokens == 0 && args.accumulate) return;
+  if (tokens == 0 && Prepared(args.weight).parts().empty()) {
+    return device_.ZeroAsync(args.dvalues, stream);
+  }
   for (const BlockGradVariant& variant : BlockGradVariants()) {
     if (!variant.can_implement(args)) continue;
     if (TraceKernels()) TraceChoice("sddmm", ShapeText(layout, tokens), variant.name);

@@ -44,6 +44,9 @@ class GpuMatMulTest : public GpuTest {
         integers ? Mirror::Integers(1, n, DType::kBF16, 4) : Mirror::Random(1, n, DType::kBF16, 4);
     Mirror operand = draw(m, n, c.out, 5, 1);
     Mirror pre = Mirror::Output(m, n, c.out, c.gap);
+    const bool sums_output = epilogue != Epilogue::kNone && c.out == DType::kBF16;
+    Mirror sums = c.accumulate ? Mirror::Random(1, n, DType::kF32, 6)
+                               : Mirror::Output(1, n, DType::kF32);
     const auto args = [&](bool gpu) {
       const auto view = [&](Mirror& mirror) { return gpu ? mirror.gpu() : mirror.cpu(); };
       MatMulArgs args = {.a = view(a),
@@ -57,6 +60,10 @@ class GpuMatMulTest : public GpuTest {
       if (epilogue == Epilogue::kResidual) args.epilogue.residual = view(operand);
       if (epilogue == Epilogue::kGelu) args.epilogue.pre_activation = view(pre);
       if (epilogue == Epilogue::kGeluBackward) args.epilogue.gelu_input = view(operand);
+      if (gpu && sums_output) {
+        args.epilogue.column_sums = sums.gpu_flat();
+        args.epilogue.accumulate_sums = c.accumulate;
+      }
       return args;
     };
     gpu().MatMul(args(true), stream());
@@ -68,6 +75,7 @@ class GpuMatMulTest : public GpuTest {
       ExpectParity(out, c.Name(), epilogue == Epilogue::kNone ? 1e-4 : 5e-4);
     }
     if (epilogue == Epilogue::kGelu) ExpectParity(pre, c.Name() + ", before gelu");
+    if (sums_output) ExpectColumnSums(sums, out, m, n, c.accumulate, c.Name() + ", column sums");
   }
 };
 
@@ -169,12 +177,15 @@ TEST_F(GpuMatMulTest, ColumnSums) {
                                    {4097, 8}}) {
     for (DType dtype : {DType::kF32, DType::kBF16}) {
       for (int64_t gap : {0, 5}) {
-        Mirror in = Mirror::Random(rows, cols, DType::kBF16, 1, 1, gap);
-        Mirror out = Mirror::Random(1, cols, dtype, 2);
-        gpu().ColumnSum({.in = in.gpu(), .out = out.gpu_flat()}, stream());
-        stream().Synchronize();
-        cpu().ColumnSum({.in = in.cpu(), .out = out.cpu_flat()}, cpu_stream());
-        ExpectParity(out, std::to_string(rows) + " x " + std::to_string(cols), 1e-5);
+        for (bool accumulate : {true, false}) {
+          Mirror in = Mirror::Random(rows, cols, DType::kBF16, 1, 1, gap);
+          Mirror out =
+              accumulate ? Mirror::Random(1, cols, dtype, 2) : Mirror::Output(1, cols, dtype);
+          gpu().ColumnSum({in.gpu(), out.gpu_flat(), accumulate}, stream());
+          stream().Synchronize();
+          cpu().ColumnSum({in.cpu(), out.cpu_flat(), accumulate}, cpu_stream());
+          ExpectParity(out, std::to_string(rows) + " x " + std::to_string(cols), 1e-5);
+        }
       }
     }
   }

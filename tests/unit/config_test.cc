@@ -175,6 +175,9 @@ sparsity {
   sparse_part: UNSTRUCTURED
   compute: AUTO
   keep_rebuilt: false
+  n: 2
+  m: 4
+  transposable: false
 }
 evaluation {
   every_steps: 250

@@ -28,6 +28,8 @@ std::vector<SparsitySpec> Variants(std::string_view name) {
   spec.sparsity = 0.6;
   spec.block_out = 4;
   spec.block_in = 3;
+  spec.n = 2;
+  spec.m = 5;
   spec.rank = 3;
   spec.alpha = 6;
   spec.micro_batch_tokens = kTokens;
@@ -62,7 +64,7 @@ class BoundLinear {
       grads_.emplace_back(1, count);
     }
     for (size_t i = 0; i < values_.size(); ++i) {
-      bound.push_back({values_[i].flat(), grads_[i].flat()});
+      bound.push_back({values_[i].flat(), grads_[i].flat(), &overwrite_});
     }
     const int64_t scratch = linear_->memory(DType::kF64).scratch_bytes / sizeof(double);
     scratch_ = Matrix::Constant(1, std::max<int64_t>(scratch, 1), NAN);
@@ -88,8 +90,10 @@ class BoundLinear {
   const std::vector<std::string>& names() const { return names_; }
   std::vector<Matrix>& values() { return values_; }
   std::vector<Matrix>& grads() { return grads_; }
+  void set_overwrite(bool overwrite) { overwrite_ = overwrite; }
 
  private:
+  bool overwrite_ = false;
   std::unique_ptr<Linear> linear_;
   std::vector<std::string> names_;
   std::vector<Matrix> values_, grads_;
@@ -137,6 +141,46 @@ TEST_F(LinearTest, GradientsOfEveryParameterisation) {
         ExpectIsGradient(loss, bound.values()[p], once[p], bound.names()[p].c_str());
       }
     }
+  }
+}
+
+// Linears that say so overwrite their gradients, sum the input's and let go of the bias's.
+TEST_F(LinearTest, GradientsOverwriteAndBiasGradientsAreReleased) {
+  for (const Parameterisation& row : Parameterisations()) {
+    SCOPED_TRACE(row.name);
+    BoundLinear bound(Spec(), Variants(row.name)[0], backend_);
+    Matrix x = Matrix::Random(kTokens, kIn, 1), dy = Matrix::Random(kTokens, kOut, 2);
+    Matrix y(kTokens, kOut), dx(kTokens, kIn), gelu_input = Matrix::Random(kTokens, kIn, 3);
+    bound.Forward(x, y, {}, *stream_);
+    bound.Backward(x, dy, {.dx = dx.view(), .gelu_input = gelu_input.view()}, *stream_);
+    const std::vector<Matrix> added = bound.grads();
+    if (bound.linear().overwrites_grads()) {
+      for (Matrix& grads : bound.grads()) grads.Fill([](int64_t, int64_t) { return NAN; });
+      bound.set_overwrite(true);
+      bound.Backward(x, dy, {}, *stream_);
+      for (size_t p = 0; p < added.size(); ++p) {
+        Matrix expected = added[p];
+        EXPECT_EQ(bound.grads()[p].data(), expected.data()) << bound.names()[p];
+      }
+    }
+    if (bound.linear().sums_input_grad()) {
+      Matrix sums = Matrix::Constant(1, kIn, NAN), expected(1, kIn);
+      bound.Backward(x, dy,
+                     {.dx = dx.view(),
+                      .gelu_input = gelu_input.view(),
+                      .column_sums = sums.flat(),
+                      .accumulate_sums = false},
+                     *stream_);
+      backend_.ColumnSum({dx.view(), expected.flat()}, *stream_);
+      EXPECT_EQ(sums.data(), expected.data());
+    }
+    const BoundParameter released = bound.linear().ReleaseBiasGrad();
+    if (released.grads.empty()) continue;
+    EXPECT_EQ(released.grads.data(), bound.grads().back().flat().data());
+    bound.grads().back().Fill([](int64_t, int64_t) { return 5.0; });
+    bound.Backward(x, dy, {}, *stream_);
+    ExpectNear(
+        std::as_const(bound.grads().back()), [](int64_t, int64_t) { return 5.0; }, 0.0);
   }
 }
 

@@ -35,6 +35,8 @@ std::vector<SparsitySpec> HalfOf(std::string_view parameterisation) {
   sparsity.block_out = 8;
   sparsity.block_in = 6;
   sparsity.rank = 3;
+  sparsity.n = 1;
+  sparsity.m = 2;
   return {sparsity};
 }
 
@@ -61,6 +63,11 @@ class Problem {
     double sum = 0;
     for (const TestBatch& batch : batches_) sum += kScale * tested_.LossAndGradients(batch, kScale);
     return sum;
+  }
+  // The same gradients, over those that are there.
+  void GradientsFromAStart() {
+    tested_.model().StartGradients();
+    for (const TestBatch& batch : batches_) tested_.LossAndGradients(batch, kScale);
   }
 
  private:
@@ -161,6 +168,30 @@ TEST_P(GradientTest, IsTheSameAtEveryLevelOfRecomputation) {
                              reference.tested().grads(index) + count,
                              problem.tested().grads(index)))
           << problem.tested().parameters()[i].name << " at level " << static_cast<int>(level);
+    }
+  }
+}
+
+// The first micro-batch of a step overwrites every gradient, padding included, the others add: the
+// same as adding all of them to zeros.
+TEST_P(GradientTest, StartOverwritesWhateverWasThere) {
+  for (const Parameterisation& row : Parameterisations()) {
+    SCOPED_TRACE(row.name);
+    Problem problem(spec(), HalfOf(row.name));
+    problem.LossAndGradients();
+    TestModel& tested = problem.tested();
+    std::vector<std::vector<double>> expected;
+    for (size_t i = 0; i < tested.parameters().size(); ++i) {
+      double* grads = tested.grads(static_cast<int>(i));
+      const int64_t count = tested.parameters()[i].segment_count();
+      expected.emplace_back(grads, grads + count);
+      std::fill(grads, grads + count, NAN);
+    }
+    problem.GradientsFromAStart();
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const double* grads = tested.grads(static_cast<int>(i));
+      EXPECT_TRUE(std::equal(expected[i].begin(), expected[i].end(), grads))
+          << tested.parameters()[i].name;
     }
   }
 }

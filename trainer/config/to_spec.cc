@@ -95,6 +95,9 @@ SparsitySpec ToSparsitySpec(const SparsityConfig& config, const BatchConfig& bat
       .sparse_part = static_cast<SparsePart>(config.sparse_part()),
       .compute = static_cast<LowRankCompute>(config.compute()),
       .keep_rebuilt = config.keep_rebuilt(),
+      .n = config.n(),
+      .m = config.m(),
+      .transposable = config.transposable(),
       .micro_batch_tokens = int64_t{batch.micro_batch_sequences()} * batch.seq_len()};
   for (const auto& point : config.point()) spec.points.push_back({point.at(), point.sparsity()});
   return spec;

@@ -48,14 +48,29 @@ struct LinearSpec {
 struct BoundParameter {
   TensorView values;  // [segment_count], compute dtype
   TensorView grads;   // [segment_count], gradient dtype
+  // The model's word on gradients, read at each backward pass: the first contribution overwrites
+  // them, whatever they hold. Null: always added.
+  const bool* overwrite = nullptr;
+
+  bool adds() const { return overwrite == nullptr || !*overwrite; }
 };
 
 // Where the gradient of a linear's input goes: dx [T, in] (+)= dy W, times gelu'(gelu_input) if
-// that is given. An empty dx is not computed.
+// that is given. An empty dx is not computed. `column_sums` [in], where given, receives dx's sums over
+// rows: the gradient of the bias that was added in making the linear's input.
 struct InputGrad {
   TensorView dx;
   bool accumulate = false;
   ConstTensorView gelu_input = {};
+  TensorView column_sums = {};
+  bool accumulate_sums = true;
+
+  // What the product that makes dx is to do with it.
+  ProductEpilogue epilogue() const {
+    return {.gelu_input = gelu_input,
+            .column_sums = column_sums,
+            .accumulate_sums = accumulate_sums};
+  }
 };
 
 // Floating-point operations per token of one forward pass; a training step takes three times as
@@ -111,7 +126,16 @@ class Linear {
   // [T, inner_width()]. Views may be strided.
   virtual void Forward(ConstTensorView x, TensorView y, TensorView inner,
                        const ProductEpilogue& epilogue, Stream& stream) = 0;
-  // Adds the gradients of all parameters into grads, and computes the input's.
+  // Whether Backward overwrites gradients where BoundParameter::adds() is false; else its caller
+  // sets them to zero beforehand.
+  virtual bool overwrites_grads() const { return false; }
+  // Whether Backward sees to InputGrad::column_sums; else its caller does.
+  virtual bool sums_input_grad() const { return false; }
+  // From now on someone else writes the bias's gradient, with another pass over dy, and Backward
+  // leaves it alone. Empty, and nothing changed, where there is no bias or the linear cannot do so.
+  // Valid after Bind, until the next.
+  virtual BoundParameter ReleaseBiasGrad() { return {}; }
+  // Adds the gradients of all parameters into grads (or overwrites them), and computes the input's.
   virtual void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
                         const InputGrad& input_grad, Stream& stream) = 0;
 
@@ -185,6 +209,10 @@ class LinearGroup {
 
   // Call once the parts are bound.
   void JoinParts();
+  // As Linear's, of a group of one.
+  BoundParameter ReleaseBiasGrad() {
+    return parts_.size() == 1 ? parts_[0]->ReleaseBiasGrad() : BoundParameter();
+  }
   void Materialize(Stream& stream);
   // As Linear's, over the parts.
   void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
@@ -195,6 +223,7 @@ class LinearGroup {
   void Collect(std::vector<LinearStatistics> statistics) { statistics_ = std::move(statistics); }
 
  private:
+  void JoinBiasGrads();
   void AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& stream);
   template <typename View>
   View InnerPart(View inner, int i) const {
@@ -216,6 +245,11 @@ class LinearGroup {
   }
   void PadOutput(TensorView y, int i, Stream& stream);
   void PadInputGrad(const InputGrad& input_grad, int i, Stream& stream);
+  // Whether the one part takes the whole of dx and its sums.
+  bool SumsInputGrad() const {
+    return parts_.size() == 1 && parts_[0]->sums_input_grad() &&
+           specs_[0].padded_in() == specs_[0].in;
+  }
 
   std::vector<std::unique_ptr<Linear>> parts_;
   std::vector<LinearSpec> specs_;
@@ -229,6 +263,7 @@ class LinearGroup {
   TensorView joined_values_, joined_grads_;
   DeviceBuffer joined_bias_;  // a copy of the parts' biases, one after the other
   TensorView bias_;
+  TensorView bias_grads_;  // the parts' as one, where they lie one after the other
 };
 
 }  // namespace filigree

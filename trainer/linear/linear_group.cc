@@ -80,6 +80,17 @@ void LinearGroup::JoinParts() {
   const DType dtype = joined_values_.dtype();
   joined_bias_ = backend_.device().Allocate(out() * SizeOf(dtype), "compute_copies");
   bias_ = joined_bias_.View(dtype, out());
+  JoinBiasGrads();
+}
+
+void LinearGroup::JoinBiasGrads() {
+  bias_grads_ = {};
+  const TensorView first = products_.front().bias.grads;
+  if (first.empty()) return;
+  for (size_t i = 0; i < products_.size(); ++i) {
+    if (ElementsBetween(first, products_[i].bias.grads) != offsets_[i]) return;
+  }
+  bias_grads_ = TensorView(first.data(), first.dtype(), {out()});
 }
 
 void LinearGroup::Materialize(Stream& stream) {
@@ -115,10 +126,20 @@ void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InnerAct
                            .accumulate = input_grad.accumulate || i > 0};
     // The derivative of the activation multiplies the sum over the parts.
     if (i + 1 == parts_.size()) part_grad.gelu_input = InputOf(input_grad.gelu_input, part);
+    if (SumsInputGrad()) {
+      part_grad.column_sums = input_grad.column_sums;
+      part_grad.accumulate_sums = input_grad.accumulate_sums;
+    }
     parts_[i]->Backward(InputOf(x, part), OutputOf(dy, part),
                         {InnerPart(inner.values, part), InnerPart(inner.grads, part)}, part_grad,
                         stream);
     if (i == 0) PadInputGrad(input_grad, part, stream);
+  }
+  if (!input_grad.column_sums.empty() && !SumsInputGrad()) {
+    backend_.ColumnSum({.in = input_grad.dx,
+                        .out = input_grad.column_sums,
+                        .accumulate = input_grad.accumulate_sums},
+                       stream);
   }
 }
 
@@ -176,7 +197,13 @@ void LinearGroup::ForwardJoined(ConstTensorView x, TensorView y, TensorView inne
 void LinearGroup::BackwardJoined(ConstTensorView x, ConstTensorView dy,
                                  const InnerActivations& inner, const InputGrad& input_grad,
                                  Stream& stream) {
-  backend_.Sddmm({.weight = joined_.get(), .dy = dy, .x = x, .dvalues = joined_grads_}, stream);
+  const bool adds = products_[0].values.adds();
+  backend_.Sddmm({.weight = joined_.get(),
+                  .dy = dy,
+                  .x = x,
+                  .dvalues = joined_grads_,
+                  .accumulate = adds},
+                 stream);
   for (size_t i = 0; i < factors_a_.size(); ++i) {
     const int part = static_cast<int>(i);
     const TensorView dinner = InnerPart(inner.grads, part);
@@ -184,8 +211,13 @@ void LinearGroup::BackwardJoined(ConstTensorView x, ConstTensorView dy,
                                          stream);
     products_[i].factors->ShrinkBackward(x, dinner, {}, stream);
   }
-  for (size_t i = 0; i < parts_.size() && !bias_.empty(); ++i) {
-    backend_.ColumnSum({.in = Part(dy, static_cast<int>(i)), .out = products_[i].bias.grads},
+  if (!bias_grads_.empty()) {
+    backend_.ColumnSum({.in = dy, .out = bias_grads_, .accumulate = adds}, stream);
+  }
+  for (size_t i = 0; i < parts_.size() && !bias_.empty() && bias_grads_.empty(); ++i) {
+    backend_.ColumnSum({.in = Part(dy, static_cast<int>(i)),
+                        .out = products_[i].bias.grads,
+                        .accumulate = adds},
                        stream);
   }
   if (input_grad.dx.empty()) return;
@@ -194,7 +226,7 @@ void LinearGroup::BackwardJoined(ConstTensorView x, ConstTensorView dy,
                            .dy = dy,
                            .dx = input_grad.dx,
                            .accumulate = input_grad.accumulate,
-                           .epilogue = {.gelu_input = input_grad.gelu_input},
+                           .epilogue = input_grad.epilogue(),
                            .low_rank = {inner.grads, factors_a_}},
                           stream);
 }

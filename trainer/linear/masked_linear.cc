@@ -55,13 +55,17 @@ class MaskedLinear final : public Linear {
                     stream);
   }
 
+  bool overwrites_grads() const override { return true; }
+  bool sums_input_grad() const override { return true; }
+  BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
+
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,
                 const InputGrad& input_grad, Stream& stream) override {
     backend_.MatMul({.a = dy, .b = x, .out = dense_grads_, .transpose_a = true}, stream);
     backend_.GatherStored({.weight = layout_.get(),
                            .dense = Unpadded(dense_grads_, spec_.out, spec_.in),
                            .values = weight_.grads,
-                           .accumulate = true},
+                           .accumulate = weight_.adds()},
                           stream);
     bias_.Backward(dy, stream);
     if (input_grad.dx.empty()) return;
@@ -69,7 +73,7 @@ class MaskedLinear final : public Linear {
                      .b = dense_,
                      .out = input_grad.dx,
                      .accumulate = input_grad.accumulate,
-                     .epilogue = {.gelu_input = input_grad.gelu_input}},
+                     .epilogue = input_grad.epilogue()},
                     stream);
   }
 
@@ -109,10 +113,15 @@ SparseLayout DrawLayout(const LinearSpec& linear, const SparsitySpec& sparsity, 
 std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& sparsity,
                                SparseLayout layout, Backend& backend) {
   CHECK(layout.kind() == LayoutKind::kUnstructured) << linear.name << ": " << NameOf(layout.kind());
-  return std::make_unique<MaskedLinear>(linear, std::move(layout), backend);
+  return MakeMaskedLinear(linear, std::move(layout), backend);
 }
 
 }  // namespace
+
+std::unique_ptr<Linear> MakeMaskedLinear(const LinearSpec& linear, SparseLayout layout,
+                                         Backend& backend) {
+  return std::make_unique<MaskedLinear>(linear, std::move(layout), backend);
+}
 
 const Parameterisation kMaskedParameterisation = {
     "masked", "single weights stored, computed densely", false, &Validate, &DrawLayout, &Create};

@@ -49,6 +49,7 @@ class Decoder final : public Model {
     }
   }
   void ValuesChanged() override { table_.ValuesChanged(); }
+  void StartGradients() override { table_.StartOverwrite(); }
   void ForwardLoss(const MicroBatch& batch, TensorView losses, Stream& stream) override;
   void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,
                        Stream& stream) override;
@@ -113,6 +114,7 @@ void Decoder::Bind(FlatBuffer& buffer) {
   }
   for (const auto& layer : layers_) {
     for (TableLinear* linear : layer->linears()) linear->Bind(scratch);
+    layer->ReleaseBiasGrads();
   }
 }
 
@@ -208,11 +210,13 @@ void Decoder::ForwardBackward(const MicroBatch& batch, double loss_scale, Tensor
   const Activations a = Forward(batch, /*training=*/true, stream);
   head_.Loss(a.final_norm, batch, loss_scale, a.logits, losses, a.dfinal, stream);
   Backward(batch, a, stream);
+  table_.EndOverwrite();
 }
 
 void Decoder::Backward(const MicroBatch& batch, const Activations& a, Stream& stream) {
   backend_.device().ZeroAsync(a.dx, stream);
-  final_norm_.Backward(a.stream.back(), a.dfinal, a.dx, a.final_statistics, stream);
+  final_norm_.Backward(a.stream.back(), a.dfinal, a.dx, a.final_statistics,
+                       layers_.back()->output_bias(), stream);
   for (size_t i = layers_.size(); i-- > 0;) {
     DecoderLayer& layer = *layers_[i];
     if (spec_.recompute == Recompute::kActivations) {
@@ -221,7 +225,8 @@ void Decoder::Backward(const MicroBatch& batch, const Activations& a, Stream& st
       // The last layer's activations are still there.
       layer.Forward(a.stream[i], a.stream[i + 1], a.layers[i], batch.seq_len, stream);
     }
-    layer.Backward(a.stream[i], a.dx, a.layers[i], a.gradients, batch.seq_len, stream);
+    const BoundParameter bias_below = i > 0 ? layers_[i - 1]->output_bias() : BoundParameter();
+    layer.Backward(a.stream[i], a.dx, a.layers[i], a.gradients, batch.seq_len, bias_below, stream);
   }
   embedding_.Backward(batch, a.dx, stream);
 }
