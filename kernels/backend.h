@@ -33,8 +33,15 @@ struct ProductEpilogue {
   bool accumulate_sums = true;
 };
 
+// Products of one shape: the operands and the output of product i begin i * (their number of elements
+// here) after those of product 0; 0 where all products read the same. Outputs do not overlap.
+struct MatMulBatch {
+  int64_t count = 1;
+  int64_t a = 0, b = 0, out = 0;
+};
+
 // out[M, N] (+)= scale * op(a) * op(b) + bias, where op transposes its operand if asked. `bias` [N]
-// may be empty.
+// may be empty; a batch has no bias and no epilogue.
 struct MatMulArgs {
   ConstTensorView a;  // [M, K], or [K, M] if transpose_a
   ConstTensorView b;  // [K, N], or [N, K] if transpose_b
@@ -45,6 +52,7 @@ struct MatMulArgs {
   double scale = 1;
   ConstTensorView bias = {};
   ProductEpilogue epilogue = {};
+  MatMulBatch batch = {};
 };
 
 // out[n] (+)= sum over rows of in[:, n].

@@ -6,6 +6,7 @@
 #include "kernels/cpu/product_epilogue.h"
 #include "kernels/cpu/row_sums.h"
 #include "kernels/cpu/simd_kernels.h"
+#include "kernels/matmul_batch.h"
 
 namespace filigree {
 namespace {
@@ -130,6 +131,9 @@ void AddOf(const AddArgs& args) {
 }  // namespace
 
 void CpuBackend::MatMul(const MatMulArgs& args, Stream& stream) {
+  if (args.batch.count > 1) {
+    return ForEachProduct(args, [&](const MatMulArgs& one) { MatMul(one, stream); });
+  }
   const TensorView result = ProductResult(args.out, args.epilogue);
   DispatchFloat(result.dtype(), [&](auto t) { MatMulOf<decltype(t)>(args, result); });
   FinishProduct(*this, args.out, args.epilogue, stream);

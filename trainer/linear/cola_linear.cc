@@ -36,10 +36,13 @@ class ColaLinear final : public Linear {
   }
 
   void Materialize(Stream&) override {}
+  bool overwrites_grads() const override { return true; }
+  bool sums_input_grad() const override { return true; }
+  BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
   bool pads() const override { return true; }
 
   // Before and after the activation, side by side.
-  int64_t inner_width() const override { return 2 * factors_.rank(); }
+  int64_t inner_width() const override { return 2 * factors_.padded_rank(); }
 
   void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
                Stream& stream) override {
@@ -67,11 +70,11 @@ class ColaLinear final : public Linear {
  private:
   template <typename View>
   View Before(View inner) const {
-    return inner.Cols(0, factors_.rank());
+    return inner.Cols(0, factors_.padded_rank());
   }
   template <typename View>
   View After(View inner) const {
-    return inner.Cols(factors_.rank(), factors_.rank());
+    return inner.Cols(factors_.padded_rank(), factors_.padded_rank());
   }
 
   const LinearSpec spec_;
