@@ -102,15 +102,17 @@ struct LayerNormBackwardArgs {
   bool accumulate_dx_sums = true;
 };
 
-// y = silu(gate) * up; silu(gate) where `up` is empty.
+// y = silu(gate) * up; silu(gate) where `up` is empty; gate * up where `linear`, which needs `up`.
 struct SwiGluArgs {
   ConstTensorView gate, up = {};  // [T, F]
   TensorView y;                   // [T, F]
+  bool linear = false;
 };
 struct SwiGluBackwardArgs {
   ConstTensorView gate, up = {}, dy;  // [T, F]; `up` and `dup` are empty together
   // [T, F]; overwrites; may alias gate and up. Without `up`, dgate may alias gate or dy.
   TensorView dgate, dup = {};
+  bool linear = false;
 };
 
 // y = gelu(x), tanh form (Hugging Face's gelu_new).
@@ -229,6 +231,9 @@ class SparseOps {
                                                        std::span<const int64_t> value_begin) {
     return nullptr;
   }
+  // What a floating-point operation of training with this blocked layout beside thin factors costs,
+  // in those of a dense product: what a form is chosen by. 1 where both run at one rate.
+  virtual double BlockedFlopCost(const SparseLayout& layout) const { return 1; }
   virtual void Spmm(const SpmmArgs& args, Stream& stream) = 0;
   virtual void SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) = 0;
   virtual void Sddmm(const SddmmArgs& args, Stream& stream) = 0;

@@ -78,6 +78,12 @@ void SwiGluOf(const SwiGluArgs& args) {
     return;
   }
   const auto up = AsMatrix<T>(args.up, rows, cols, "up");
+  if (args.linear) {
+    ForEachRow(rows, cols, [&](int64_t i) {
+      for (int64_t j = 0; j < cols; ++j) y.row(i)[j] = gate.row(i)[j] * up.row(i)[j];
+    });
+    return;
+  }
   ForEachRow(rows, cols,
              [&](int64_t i) { Simd<T>().swiglu(gate.row(i), up.row(i), y.row(i), cols); });
 }
@@ -96,6 +102,16 @@ void SwiGluBackwardOf(const SwiGluBackwardArgs& args) {
   }
   const auto up = AsMatrix<T>(args.up, rows, cols, "up");
   const auto dup = AsMatrix<T>(args.dup, rows, cols, "dup");
+  if (args.linear) {
+    ForEachRow(rows, cols, [&](int64_t i) {
+      for (int64_t j = 0; j < cols; ++j) {
+        const T g = gate.row(i)[j], u = up.row(i)[j], d = dy.row(i)[j];
+        dgate.row(i)[j] = d * u;
+        dup.row(i)[j] = d * g;
+      }
+    });
+    return;
+  }
   ForEachRow(rows, cols, [&](int64_t i) {
     Simd<T>().swiglu_backward(gate.row(i), up.row(i), dy.row(i), dgate.row(i), dup.row(i), cols);
   });

@@ -219,6 +219,8 @@ TYPED_TEST(CpuDenseTest, Activations) {
     const auto &cx = x, &cup = up;
     this->backend_.SwiGlu({x.view(), up.view(), y.view()}, *this->stream_);
     ExpectNear(y, [&](int64_t i, int64_t j) { return cx(i, j) * Sigmoid(cx(i, j)) * cup(i, j); });
+    this->backend_.SwiGlu({x.view(), up.view(), y.view(), /*linear=*/true}, *this->stream_);
+    ExpectNear(y, [&](int64_t i, int64_t j) { return cx(i, j) * cup(i, j); });
     this->backend_.SwiGlu({.gate = x.view(), .y = y.view()}, *this->stream_);
     ExpectNear(y, [&](int64_t i, int64_t j) { return cx(i, j) * Sigmoid(cx(i, j)); });
     this->backend_.Gelu({x.view(), y.view()}, *this->stream_);

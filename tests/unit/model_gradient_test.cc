@@ -153,6 +153,19 @@ TEST_P(GradientTest, IsTheSlopeOfTheLossForEveryParameterisation) {
   }
 }
 
+// CoLA's larger models: no activation function but those between the factors.
+TEST_P(GradientTest, IsTheSlopeWithoutTheGatesActivation) {
+  ModelSpec linear = spec();
+  if (linear.family != ModelFamily::kLlama) GTEST_SKIP() << "no gate";
+  linear.gate_activation = GateActivation::kIdentity;
+  Problem problem(linear, HalfOf("cola")), usual(spec(), HalfOf("cola"));
+  EXPECT_NEAR(problem.LossAndGradients(), problem.Loss(), 1e-12);
+  EXPECT_NE(problem.Loss(), usual.Loss());
+  for (size_t i = 0; i < problem.tested().parameters().size(); ++i) {
+    CheckParameter(problem, static_cast<int>(i));
+  }
+}
+
 TEST_P(GradientTest, IsTheSameAtEveryLevelOfRecomputation) {
   ModelSpec spec = this->spec();
   Problem reference(spec, HalfOf("block_sparse"));

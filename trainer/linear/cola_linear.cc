@@ -2,7 +2,8 @@
 // merged for export.
 //
 // Each factor starts as N(0, 1) * (in + out)^(-1/4) * r^(-1/4), as in the authors' code. The
-// activation functions of the model stay where they are (their setting for 60M and 130M).
+// activation functions of the model stay where they are (their setting for 60M and 130M); with model {
+// gate_activation: IDENTITY } there is none but these (350M and up).
 #include <cmath>
 
 #include "trainer/linear/linear.h"

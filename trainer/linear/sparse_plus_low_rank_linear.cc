@@ -100,9 +100,8 @@ class RebuiltLinear final : public SparsePlusLowRankLinear, private FormedWeight
   std::optional<FormedPart> formed_part() override { return FormedPart{this, bias_.bound()}; }
 
   // Of a step: three dense products a token, and per micro-batch one or two rebuilds and the two
-  // products that project G onto the factors. (From the activations instead of from G, as the
-  // factored form has them, the factors' gradients would take T / n times as much for a weight
-  // [n, n] or so; that is less for fewer tokens a micro-batch than any GPU is used with.)
+  // products that project G onto the factors: 4 r mn operations, where the same gradients from the
+  // activations would take 4 T r (m + n), more from T = mn / (m + n) tokens on, 1024 at width 2048.
   static double StepFlops(const LinearSpec& spec, const SparsitySpec& sparsity) {
     const double product = PaddedProductFlops(spec);
     const double thin_products = sparsity.keep_rebuilt ? 3 : 4;
@@ -240,19 +239,21 @@ SparseLayout DrawLayout(const LinearSpec& linear, const SparsitySpec& sparsity, 
                                  linear.name + ".weight");
 }
 
-// AUTO takes the form of fewer floating-point operations for this weight and micro-batch.
-bool Factored(const LinearSpec& linear, const SparsitySpec& sparsity, const SparseLayout& layout) {
+// AUTO takes the form that costs less for this weight and micro-batch: floating-point operations,
+// those of blocks at the backend's price.
+bool Factored(const LinearSpec& linear, const SparsitySpec& sparsity, const SparseLayout& layout,
+              const Backend& backend) {
   if (layout.kind() != LayoutKind::kBlocked) return false;
   if (sparsity.compute != LowRankCompute::kAuto) {
     return sparsity.compute == LowRankCompute::kFactored;
   }
-  return FactoredLinear::StepFlops(linear, sparsity, layout) <
+  return FactoredLinear::StepFlops(linear, sparsity, layout) * backend.BlockedFlopCost(layout) <
          RebuiltLinear::StepFlops(linear, sparsity);
 }
 
 std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& sparsity,
                                SparseLayout layout, Backend& backend) {
-  if (Factored(linear, sparsity, layout)) {
+  if (Factored(linear, sparsity, layout, backend)) {
     return std::make_unique<FactoredLinear>(linear, sparsity, std::move(layout), backend);
   }
   return std::make_unique<RebuiltLinear>(linear, sparsity, std::move(layout), backend);
