@@ -33,8 +33,15 @@ struct ProductEpilogue {
   bool accumulate_sums = true;
 };
 
+// Products of one shape: the operands and the output of product i begin i * (their number of elements
+// here) after those of product 0; 0 where all products read the same. Outputs do not overlap.
+struct MatMulBatch {
+  int64_t count = 1;
+  int64_t a = 0, b = 0, out = 0;
+};
+
 // out[M, N] (+)= scale * op(a) * op(b) + bias, where op transposes its operand if asked. `bias` [N]
-// may be empty.
+// may be empty; a batch has no bias and no epilogue.
 struct MatMulArgs {
   ConstTensorView a;  // [M, K], or [K, M] if transpose_a
   ConstTensorView b;  // [K, N], or [N, K] if transpose_b
@@ -45,6 +52,7 @@ struct MatMulArgs {
   double scale = 1;
   ConstTensorView bias = {};
   ProductEpilogue epilogue = {};
+  MatMulBatch batch = {};
 };
 
 // out[n] (+)= sum over rows of in[:, n].
@@ -94,15 +102,17 @@ struct LayerNormBackwardArgs {
   bool accumulate_dx_sums = true;
 };
 
-// y = silu(gate) * up; silu(gate) where `up` is empty.
+// y = silu(gate) * up; silu(gate) where `up` is empty; gate * up where `linear`, which needs `up`.
 struct SwiGluArgs {
   ConstTensorView gate, up = {};  // [T, F]
   TensorView y;                   // [T, F]
+  bool linear = false;
 };
 struct SwiGluBackwardArgs {
   ConstTensorView gate, up = {}, dy;  // [T, F]; `up` and `dup` are empty together
   // [T, F]; overwrites; may alias gate and up. Without `up`, dgate may alias gate or dy.
   TensorView dgate, dup = {};
+  bool linear = false;
 };
 
 // y = gelu(x), tanh form (Hugging Face's gelu_new).
@@ -221,6 +231,9 @@ class SparseOps {
                                                        std::span<const int64_t> value_begin) {
     return nullptr;
   }
+  // What a floating-point operation of training with this blocked layout beside thin factors costs,
+  // in those of a dense product: what a form is chosen by. 1 where both run at one rate.
+  virtual double BlockedFlopCost(const SparseLayout& layout) const { return 1; }
   virtual void Spmm(const SpmmArgs& args, Stream& stream) = 0;
   virtual void SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) = 0;
   virtual void Sddmm(const SddmmArgs& args, Stream& stream) = 0;

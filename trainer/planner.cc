@@ -32,13 +32,10 @@ std::map<std::string, int64_t> MemoryOf(const Model& model, const FlatLayout& la
   // Values in the master's dtype are the master (flat_buffer.h).
   bytes["master"] = dtype == DType::kF32 ? 0 : layout.shard_count() * state_bytes;
   bytes["moments"] = 2 * layout.shard_count() * state_bytes;
-  for (const char* kind : {"layouts", "compute_copies", "scratch"}) bytes[kind] = 0;
-  for (const Linear* linear : model.linears()) {
-    const LinearMemory memory = linear->memory(dtype);
-    bytes["layouts"] += memory.layout_bytes;
-    bytes["compute_copies"] += memory.compute_copy_bytes;
-    bytes["scratch"] = std::max(bytes["scratch"], memory.scratch_bytes);
-  }
+  const LinearMemory linears = model.linear_memory();
+  bytes["layouts"] = linears.layout_bytes;
+  bytes["compute_copies"] = linears.compute_copy_bytes;
+  bytes["scratch"] = linears.scratch_bytes;
   bytes["activations"] = static_cast<int64_t>(
       model.ActivationBytes(batch.micro_batch_sequences, batch.seq_len, /*training=*/true));
   return bytes;

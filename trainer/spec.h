@@ -13,6 +13,7 @@
 namespace filigree {
 
 enum class ModelFamily { kLlama, kGpt2 };
+enum class GateActivation { kSilu, kIdentity };
 enum class Recompute { kNone, kActivations, kLayer };
 
 // A decoder-only transformer. Letters as in ARCHITECTURE.md.
@@ -32,6 +33,7 @@ struct ModelSpec {
   double norm_epsilon = 1e-6;
   double init_std = 0.02;
   Recompute recompute = Recompute::kNone;
+  GateActivation gate_activation = GateActivation::kSilu;
 
   bool operator==(const ModelSpec&) const = default;
 };

@@ -6,6 +6,7 @@
 #include "kernels/cpu/product_epilogue.h"
 #include "kernels/cpu/row_sums.h"
 #include "kernels/cpu/simd_kernels.h"
+#include "kernels/matmul_batch.h"
 
 namespace filigree {
 namespace {
@@ -77,6 +78,12 @@ void SwiGluOf(const SwiGluArgs& args) {
     return;
   }
   const auto up = AsMatrix<T>(args.up, rows, cols, "up");
+  if (args.linear) {
+    ForEachRow(rows, cols, [&](int64_t i) {
+      for (int64_t j = 0; j < cols; ++j) y.row(i)[j] = gate.row(i)[j] * up.row(i)[j];
+    });
+    return;
+  }
   ForEachRow(rows, cols,
              [&](int64_t i) { Simd<T>().swiglu(gate.row(i), up.row(i), y.row(i), cols); });
 }
@@ -95,6 +102,16 @@ void SwiGluBackwardOf(const SwiGluBackwardArgs& args) {
   }
   const auto up = AsMatrix<T>(args.up, rows, cols, "up");
   const auto dup = AsMatrix<T>(args.dup, rows, cols, "dup");
+  if (args.linear) {
+    ForEachRow(rows, cols, [&](int64_t i) {
+      for (int64_t j = 0; j < cols; ++j) {
+        const T g = gate.row(i)[j], u = up.row(i)[j], d = dy.row(i)[j];
+        dgate.row(i)[j] = d * u;
+        dup.row(i)[j] = d * g;
+      }
+    });
+    return;
+  }
   ForEachRow(rows, cols, [&](int64_t i) {
     Simd<T>().swiglu_backward(gate.row(i), up.row(i), dy.row(i), dgate.row(i), dup.row(i), cols);
   });
@@ -130,6 +147,9 @@ void AddOf(const AddArgs& args) {
 }  // namespace
 
 void CpuBackend::MatMul(const MatMulArgs& args, Stream& stream) {
+  if (args.batch.count > 1) {
+    return ForEachProduct(args, [&](const MatMulArgs& one) { MatMul(one, stream); });
+  }
   const TensorView result = ProductResult(args.out, args.epilogue);
   DispatchFloat(result.dtype(), [&](auto t) { MatMulOf<decltype(t)>(args, result); });
   FinishProduct(*this, args.out, args.epilogue, stream);

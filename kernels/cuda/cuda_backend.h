@@ -53,6 +53,7 @@ class CudaBackend final : public Backend {
   // On Hopper, for blocks of 64 and 128 that divide the weights.
   std::unique_ptr<PreparedLayout> PrepareGroup(std::span<const PreparedLayout* const> parts,
                                                std::span<const int64_t> value_begin) override;
+  double BlockedFlopCost(const SparseLayout& layout) const override;
   void Spmm(const SpmmArgs& args, Stream& stream) override;
   void SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) override;
   void Sddmm(const SddmmArgs& args, Stream& stream) override;

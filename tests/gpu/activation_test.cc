@@ -32,19 +32,27 @@ TEST_F(GpuActivationTest, SwiGlu) {
                  cpu_stream());
     stream().Synchronize();
     ExpectParity(y, Name("SwiGlu", s));
+    gpu().SwiGlu({both.gpu().Cols(0, s.cols), both.gpu().Cols(s.cols, s.cols), y.gpu(), true},
+                 stream());
+    cpu().SwiGlu({both.cpu().Cols(0, s.cols), both.cpu().Cols(s.cols, s.cols), y.cpu(), true},
+                 cpu_stream());
+    stream().Synchronize();
+    ExpectParity(y, Name("SwiGlu without its activation", s));
     ExpectEqual(both, Name("SwiGlu's input", s));
   }
 }
 
 TEST_F(GpuActivationTest, SwiGluBackwardApartAndOverItsInputs) {
-  for (const Shape& s : kShapes) {
+  for (int i = 0; i < 2 * static_cast<int>(std::size(kShapes)); ++i) {
+    const Shape& s = kShapes[i / 2];
+    const bool linear = i % 2 == 1;
     auto both = Mirror::Random(s.rows, 2 * s.cols, DType::kBF16, 1, 3, s.gap);
     auto dy = Mirror::Random(s.rows, s.cols, DType::kBF16, 2, 1, s.gap);
     auto apart = Mirror::Output(s.rows, 2 * s.cols, DType::kBF16, s.gap);
     const auto run = [&](Backend& backend, Stream& on, TensorView in, TensorView d,
                          TensorView out) {
       backend.SwiGluBackward({in.Cols(0, s.cols), in.Cols(s.cols, s.cols), d, out.Cols(0, s.cols),
-                              out.Cols(s.cols, s.cols)},
+                              out.Cols(s.cols, s.cols), linear},
                              on);
     };
     run(gpu(), stream(), both.gpu(), dy.gpu(), apart.gpu());

@@ -83,6 +83,50 @@ class GpuMatMulTest : public GpuTest {
 constexpr Shape kShapes[] = {{256, 512, 384}, {1, 64, 64}, {64, 1, 40},   {8, 8, 8},
                              {129, 72, 200},  {33, 17, 5}, {7, 257, 129}, {1000, 50, 3}};
 
+// The products of a group of thin factors: a shared operand, operands and outputs that interleave by
+// columns, and rows of others between the outputs, which keep their values.
+TEST_F(GpuMatMulTest, BatchesAreProductsOneByOne) {
+  struct Batch {
+    int64_t count, m, n, k;
+  };
+  for (const auto [count, m, n, k] : {Batch{3, 200, 64, 128}, Batch{2, 1024, 256, 512},
+                                      Batch{3, 77, 8, 40}}) {
+    for (const DType to : {DType::kBF16, DType::kF32}) {
+      for (const bool accumulate : {false, true}) {
+        const std::string what = std::to_string(count) + " of " + std::to_string(m) + "x" +
+                                 std::to_string(n) + "x" + std::to_string(k);
+        Mirror shared = Mirror::Integers(m, k, DType::kBF16, 1);
+        Mirror weights = Mirror::Integers(count * (n + 8), k, DType::kBF16, 2);
+        Mirror wide = Mirror::Integers(m, count * n, to, 3);
+        Mirror dy = Mirror::Integers(m, count * k, DType::kBF16, 4);
+        Mirror stacked = Mirror::Integers(count * (k + 8), n, to, 5);
+        for (const bool on_gpu : {true, false}) {
+          const auto view = [&](Mirror& mirror) { return on_gpu ? mirror.gpu() : mirror.cpu(); };
+          Backend& backend = on_gpu ? static_cast<Backend&>(gpu()) : cpu();
+          Stream& queue = on_gpu ? stream() : cpu_stream();
+          backend.MatMul({.a = view(shared),
+                          .b = view(weights).Rows(0, n),
+                          .out = view(wide).Cols(0, n),
+                          .transpose_b = true,
+                          .accumulate = accumulate,
+                          .batch = {.count = count, .a = 0, .b = (n + 8) * k, .out = n}},
+                         queue);
+          backend.MatMul({.a = view(dy).Cols(0, k),
+                          .b = view(shared).Rows(0, m).Cols(0, std::min(n, k)),
+                          .out = view(stacked).Rows(0, k).Cols(0, std::min(n, k)),
+                          .transpose_a = true,
+                          .accumulate = accumulate,
+                          .batch = {.count = count, .a = k, .b = 0, .out = (k + 8) * n}},
+                         queue);
+          queue.Synchronize();
+        }
+        ExpectParity(wide, what + " side by side", 0);
+        ExpectParity(stacked, what + " one under the other", 0);
+      }
+    }
+  }
+}
+
 // Sums of integers up to 4 * 384 are exact in F32; in BF16 those beyond 256 would be rounded, once.
 TEST_F(GpuMatMulTest, IntegersAreExactInF32) {
   for (const Shape& shape : kShapes) {

@@ -352,6 +352,8 @@ TEST(ConfigTest, SemanticProblems) {
        ":2: model.kv_heads differs from model.heads"},
       {"layers: 2", "family: GPT2 layers: 2 head_size: 8",
        ":2: model.head_size times model.heads must be model.width"},
+      {"layers: 2", "family: GPT2 layers: 2 gate_activation: IDENTITY",
+       ":2: model.gate_activation is llama's; the GPT2 family has no gate"},
       {"layers: 2 ", "", ":2: model.layers is not set"},
       {" vocab_size: 257", "", ":2: model.vocab_size is not set and no data.prepared gives it"},
       {"train { glob: \"a_*.bin\" }", "", ":3: data.train is missing"},

@@ -13,6 +13,34 @@ class CpuDenseTest : public TypedCpuTest<T> {};
 TYPED_TEST_SUITE(CpuDenseTest, FloatTypes);
 class CpuDenseGradientTest : public CpuTest {};
 
+// Operands that overlap (x of every product) or interleave by columns, and outputs that do.
+TYPED_TEST(CpuDenseTest, BatchesAreProductsOneByOne) {
+  using T = TypeParam;
+  constexpr int64_t kCount = 3, kM = 5, kN = 4, kK = 6;
+  auto x = TestMatrix<T>::Random(kM, kK, 1);
+  auto weights = TestMatrix<T>::Random(kCount * kN + 2 * kCount, kK, 2);  // 2 rows between them
+  auto out = TestMatrix<T>::Random(kM, kCount * kN, 3);
+  const auto before = out;
+  this->backend_.MatMul({.a = x.view(),
+                         .b = weights.view().Rows(0, kN),
+                         .out = out.view().Cols(0, kN),
+                         .transpose_b = true,
+                         .accumulate = true,
+                         .scale = 0.5,
+                         .batch = {.count = kCount, .a = 0, .b = (kN + 2) * kK, .out = kN}},
+                        *this->stream_);
+  const auto& cx = x;
+  const auto& cw = weights;
+  ExpectNear(
+      out,
+      [&](int64_t i, int64_t j) {
+        double sum = before(i, j);
+        for (int64_t l = 0; l < kK; ++l) sum += 0.5 * cx(i, l) * cw(j / kN * (kN + 2) + j % kN, l);
+        return sum;
+      },
+      4.0);
+}
+
 TYPED_TEST(CpuDenseTest, MatMulInAllForms) {
   using T = TypeParam;
   // The last two are large enough for threads to divide rows, and columns.
@@ -191,6 +219,8 @@ TYPED_TEST(CpuDenseTest, Activations) {
     const auto &cx = x, &cup = up;
     this->backend_.SwiGlu({x.view(), up.view(), y.view()}, *this->stream_);
     ExpectNear(y, [&](int64_t i, int64_t j) { return cx(i, j) * Sigmoid(cx(i, j)) * cup(i, j); });
+    this->backend_.SwiGlu({x.view(), up.view(), y.view(), /*linear=*/true}, *this->stream_);
+    ExpectNear(y, [&](int64_t i, int64_t j) { return cx(i, j) * cup(i, j); });
     this->backend_.SwiGlu({.gate = x.view(), .y = y.view()}, *this->stream_);
     ExpectNear(y, [&](int64_t i, int64_t j) { return cx(i, j) * Sigmoid(cx(i, j)); });
     this->backend_.Gelu({x.view(), y.view()}, *this->stream_);

@@ -153,6 +153,19 @@ TEST_P(GradientTest, IsTheSlopeOfTheLossForEveryParameterisation) {
   }
 }
 
+// CoLA's larger models: no activation function but those between the factors.
+TEST_P(GradientTest, IsTheSlopeWithoutTheGatesActivation) {
+  ModelSpec linear = spec();
+  if (linear.family != ModelFamily::kLlama) GTEST_SKIP() << "no gate";
+  linear.gate_activation = GateActivation::kIdentity;
+  Problem problem(linear, HalfOf("cola")), usual(spec(), HalfOf("cola"));
+  EXPECT_NEAR(problem.LossAndGradients(), problem.Loss(), 1e-12);
+  EXPECT_NE(problem.Loss(), usual.Loss());
+  for (size_t i = 0; i < problem.tested().parameters().size(); ++i) {
+    CheckParameter(problem, static_cast<int>(i));
+  }
+}
+
 TEST_P(GradientTest, IsTheSameAtEveryLevelOfRecomputation) {
   ModelSpec spec = this->spec();
   Problem reference(spec, HalfOf("block_sparse"));
@@ -326,9 +339,11 @@ TEST_P(GradientTest, PaddingCountsAsExecutedOnly) {
   for (const char* parameterisation :
        {"dense", "masked", "low_rank", "sparse_plus_low_rank", "cola"}) {
     SCOPED_TRACE(parameterisation);
-    TestModel plain(spec, HalfOf(parameterisation), 1, kSeqLen);
-    TestModel padded(spec, HalfOf(parameterisation), 1, kSeqLen, {}, /*row_alignment=*/8);
-    TestModel wider(wide, HalfOf(parameterisation), 1, kSeqLen);
+    std::vector<SparsitySpec> sparsity = HalfOf(parameterisation);
+    sparsity[0].rank = 8;  // aligned, so that only the feed-forward's width is padded
+    TestModel plain(spec, sparsity, 1, kSeqLen);
+    TestModel padded(spec, sparsity, 1, kSeqLen, {}, /*row_alignment=*/8);
+    TestModel wider(wide, sparsity, 1, kSeqLen);
     const LinearFlops flops = ForwardFlopsPerToken(padded.model(), kSeqLen);
     const LinearFlops expected = ForwardFlopsPerToken(plain.model(), kSeqLen);
     EXPECT_EQ(flops.dense_equivalent, expected.dense_equivalent);

@@ -25,6 +25,8 @@ constexpr EnumName<ModelFamily> kFamilies[] = {{ModelFamily::kLlama, "llama"},
 constexpr EnumName<Recompute> kRecomputes[] = {{Recompute::kNone, "none"},
                                                {Recompute::kActivations, "activations"},
                                                {Recompute::kLayer, "layer"}};
+constexpr EnumName<GateActivation> kGateActivations[] = {{GateActivation::kSilu, "silu"},
+                                                         {GateActivation::kIdentity, "identity"}};
 constexpr EnumName<InitKind> kInits[] = {{InitKind::kNormal, "normal"},
                                          {InitKind::kZeros, "zeros"},
                                          {InitKind::kOnes, "ones"},
@@ -50,9 +52,9 @@ class MemberWriter {
       if (entry.value == value) json[name] = entry.name;
     }
   }
-  template <typename T>
-  void Optional(const char* name, const T& value) {
-    json[name] = value;
+  template <typename... Value>
+  void Optional(const char* name, const Value&... value) {
+    (*this)(name, value...);
   }
   Json json = Json::object();
 };
@@ -67,9 +69,9 @@ class MemberReader {
     json_.at(name).get_to(value);
   }
   // Keeps the default where a file of an earlier release lacks the member.
-  template <typename T>
-  void Optional(const char* name, T& value) {
-    if (json_.contains(name)) json_.at(name).get_to(value);
+  template <typename... Value>
+  void Optional(const char* name, Value&&... value) {
+    if (json_.contains(name)) (*this)(name, value...);
   }
   template <typename Enum, size_t kCount>
   void operator()(const char* name, Enum& value, const EnumName<Enum> (&names)[kCount]) {
@@ -115,6 +117,7 @@ void VisitModel(Visitor& visit, Spec& model) {
   visit("norm_epsilon", model.norm_epsilon);
   visit("init_std", model.init_std);
   visit("recompute", model.recompute, kRecomputes);
+  visit.Optional("gate_activation", model.gate_activation, kGateActivations);
 }
 
 template <typename Visitor, typename P, typename Layout>

@@ -8,6 +8,7 @@ namespace {
 // The enums of spec.h list the schema's values in the same order.
 static_assert(static_cast<int>(ModelFamily::kGpt2) == ModelConfig::GPT2);
 static_assert(static_cast<int>(Recompute::kLayer) == ModelConfig::LAYER);
+static_assert(static_cast<int>(GateActivation::kIdentity) == ModelConfig::IDENTITY);
 static_assert(static_cast<int>(DataSpec::Layout::kOneDocumentPerRow) ==
               DataConfig::ONE_DOCUMENT_PER_ROW);
 static_assert(static_cast<int>(DataSpec::BareDtype::kU32) == DataConfig::U32);
@@ -36,7 +37,8 @@ ModelSpec ToModelSpec(const ModelConfig& config) {
           .rope_theta = config.rope_theta(),
           .norm_epsilon = config.norm_epsilon(),
           .init_std = config.init_std(),
-          .recompute = static_cast<Recompute>(config.recompute())};
+          .recompute = static_cast<Recompute>(config.recompute()),
+          .gate_activation = static_cast<GateActivation>(config.gate_activation())};
 }
 
 DataSpec ToDataSpec(const DataConfig& config) {

@@ -85,6 +85,10 @@ void Validator::CheckFamily() {
     }
     return;
   }
+  if (m.gate_activation() != ModelConfig::SILU) {
+    Add("model.gate_activation",
+        "model.gate_activation is llama's; the GPT2 family has no gate: leave it out");
+  }
   if (m.kv_heads() != m.heads()) {
     Add("model.kv_heads",
         "model.kv_heads differs from model.heads; the GPT2 family has no grouped "

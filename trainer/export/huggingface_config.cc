@@ -27,7 +27,7 @@ Json LlamaConfig(const ModelSpec& model) {
           {"num_attention_heads", model.heads},
           {"num_key_value_heads", model.kv_heads},
           {"head_dim", model.head_size},
-          {"hidden_act", "silu"},
+          {"hidden_act", model.gate_activation == GateActivation::kSilu ? "silu" : "linear"},
           {"max_position_embeddings", model.max_positions},
           {"rms_norm_eps", model.norm_epsilon},
           {"rope_theta", model.rope_theta},
@@ -98,7 +98,7 @@ void ReadRope(const Json& json, ModelSpec* model, Refusals* refusals) {
 }
 
 ModelSpec ReadLlama(const Json& json, Refusals* refusals) {
-  refusals->Expect(json, "hidden_act", {"silu", "swish"});
+  refusals->Expect(json, "hidden_act", {"silu", "swish", "linear"});
   refusals->Expect(json, "attention_bias", {false});
   refusals->Expect(json, "mlp_bias", {false});
   ModelSpec model;
@@ -113,6 +113,9 @@ ModelSpec ReadLlama(const Json& json, Refusals* refusals) {
   model.max_positions = ValueOr<int64_t>(json, "max_position_embeddings", 2048);
   model.norm_epsilon = ValueOr(json, "rms_norm_eps", 1e-6);
   model.tied_head = ValueOr(json, "tie_word_embeddings", false);
+  if (ValueOr<std::string>(json, "hidden_act", "silu") == "linear") {
+    model.gate_activation = GateActivation::kIdentity;
+  }
   ReadRope(json, &model, refusals);
   return model;
 }

@@ -84,7 +84,7 @@ struct LinearFlops {
 struct LinearMemory {
   int64_t layout_bytes = 0;        // indices
   int64_t compute_copy_bytes = 0;  // expanded weights that compute reads
-  int64_t scratch_bytes = 0;       // of one forward or backward; shared by all linears (maximum)
+  int64_t scratch_bytes = 0;       // of one forward or backward; shared by all groups (maximum)
 };
 
 // What a linear computes between its factors, [T, inner_width()]; empty where it has none.
@@ -93,7 +93,10 @@ struct InnerActivations {
   TensorView grads;        // memory for Backward
 };
 
+class FormedProduct;
+class FormedWeight;
 class LowRankFactors;
+class LowRankGroup;
 
 // A linear that is one product with a blocked weight, and maybe with factors beside it, as a group
 // joins it to its neighbours.
@@ -102,6 +105,12 @@ struct BlockedProduct {
   BoundParameter values;  // and gradients, [stored_count]
   BoundParameter bias;    // [out], or empty views
   const LowRankFactors* factors = nullptr;
+};
+
+// A linear that is one product with a dense weight formed before it (formed_product.h).
+struct FormedPart {
+  FormedWeight* weight = nullptr;
+  BoundParameter bias;  // [padded out], or empty views
 };
 
 class Linear {
@@ -141,6 +150,7 @@ class Linear {
 
   // Set where the linear is nothing but that product; valid after Bind.
   virtual std::optional<BlockedProduct> blocked_product() const { return std::nullopt; }
+  virtual std::optional<FormedPart> formed_part() { return std::nullopt; }
 
   virtual LinearFlops flops() const = 0;
   virtual LinearMemory memory(DType compute_dtype) const = 0;
@@ -184,13 +194,15 @@ struct LinearStatistics {
 // A sequence of linears that share their input (q, k, v; gate, up): y's columns are the parts'
 // outputs side by side, each with its padding, dx is the sum of the parts'. Topology, checkpoints
 // and export see only the parts.
-// Where all parts are blocked products, all with factors beside them or none, and the backend gains
-// by it, they are computed as one.
+// Where all parts are products with formed weights they are computed as one; where all are blocked
+// products, all with factors beside them or none, too, if the backend gains by it.
 class LinearGroup {
  public:
   // `specs` are what the parts were made for.
   LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<LinearSpec> specs,
               Backend& backend);
+  LinearGroup(LinearGroup&&) noexcept;
+  ~LinearGroup();
 
   // Columns of y, padding included.
   int64_t out() const { return offsets_.back(); }
@@ -206,9 +218,11 @@ class LinearGroup {
   std::span<const std::unique_ptr<Linear>> parts() const { return parts_; }
   // The parts' inner activations lie side by side too.
   int64_t inner_width() const { return inner_offsets_.back(); }
+  // The parts' together; scratch is that of one forward or backward.
+  LinearMemory memory(DType compute_dtype) const;
 
-  // Call once the parts are bound.
-  void JoinParts();
+  // Call once the parts are bound. `scratch` is what they were given.
+  void JoinParts(TensorView scratch);
   // As Linear's, of a group of one.
   BoundParameter ReleaseBiasGrad() {
     return parts_.size() == 1 ? parts_[0]->ReleaseBiasGrad() : BoundParameter();
@@ -223,7 +237,13 @@ class LinearGroup {
   void Collect(std::vector<LinearStatistics> statistics) { statistics_ = std::move(statistics); }
 
  private:
-  void JoinBiasGrads();
+  // The parts' weights where all are formed, alike and of one width; else none.
+  std::vector<FormedWeight*> FormedWeights() const;
+  bool JoinBlocked();
+  bool JoinFormed(TensorView scratch);
+  // Takes the parts' biases for one.
+  void JoinBiases(std::vector<BoundParameter> biases, DType dtype);
+  void BackwardBiases(ConstTensorView dy, Stream& stream);
   void AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& stream);
   template <typename View>
   View InnerPart(View inner, int i) const {
@@ -259,8 +279,11 @@ class LinearGroup {
   // The parts as one product; nullptr where they are computed one by one.
   std::unique_ptr<PreparedLayout> joined_;
   std::vector<BlockedProduct> products_;
-  std::vector<ConstTensorView> factors_a_, factors_b_;  // the parts', or none
+  std::unique_ptr<LowRankGroup> factors_;               // beside them, or none
+  std::vector<ConstTensorView> factors_a_, factors_b_;  // the same
   TensorView joined_values_, joined_grads_;
+  std::unique_ptr<FormedProduct> formed_;  // or this
+  std::vector<BoundParameter> biases_;     // of the parts, where they are joined and have some
   DeviceBuffer joined_bias_;  // a copy of the parts' biases, one after the other
   TensorView bias_;
   TensorView bias_grads_;  // the parts' as one, where they lie one after the other

@@ -39,6 +39,7 @@ class Decoder final : public Model {
   const std::vector<Parameter>& parameters() const override { return table_.parameters(); }
   std::vector<const Linear*> linears() const override;
   void Bind(FlatBuffer& buffer) override;
+  LinearMemory linear_memory() const override;
   size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const override;
   void ReserveActivations(int64_t sequences, int64_t seq_len, bool training) override;
   void set_hooks(ParameterHooks hooks) override { table_.set_hooks(std::move(hooks)); }
@@ -102,11 +103,7 @@ void Decoder::Bind(FlatBuffer& buffer) {
   const DType dtype = backend_.device().compute_dtype();
   CHECK(buffer.values().dtype() == dtype) << NameOf(buffer.values().dtype());
   table_.Bind(buffer);
-  int64_t scratch_bytes = 0;
-  const bool trains = buffer.grads().data() != nullptr;
-  for (const Linear* linear : linears()) {
-    if (trains) scratch_bytes = std::max(scratch_bytes, linear->memory(dtype).scratch_bytes);
-  }
+  const int64_t scratch_bytes = buffer.grads().data() != nullptr ? linear_memory().scratch_bytes : 0;
   TensorView scratch;
   if (scratch_bytes > 0) {
     scratch_ = backend_.device().Allocate(scratch_bytes, "scratch");
@@ -116,6 +113,19 @@ void Decoder::Bind(FlatBuffer& buffer) {
     for (TableLinear* linear : layer->linears()) linear->Bind(scratch);
     layer->ReleaseBiasGrads();
   }
+}
+
+LinearMemory Decoder::linear_memory() const {
+  LinearMemory all;
+  for (const auto& layer : layers_) {
+    for (const TableLinear* linear : layer->linears()) {
+      const LinearMemory memory = linear->group().memory(backend_.device().compute_dtype());
+      all.layout_bytes += memory.layout_bytes;
+      all.compute_copy_bytes += memory.compute_copy_bytes;
+      all.scratch_bytes = std::max(all.scratch_bytes, memory.scratch_bytes);
+    }
+  }
+  return all;
 }
 
 int64_t Decoder::Widest(int64_t (DecoderLayer::*width)() const) const {

@@ -138,7 +138,8 @@ void DecoderLayer::Activate(const LayerActivations& a, Stream& stream) {
   if (traits_.gated) {
     backend_.SwiGlu({.gate = gate_up_.group().PaddedPart(a.gate_up, 0),
                      .up = gate_up_.group().PaddedPart(a.gate_up, 1),
-                     .y = a.hidden},
+                     .y = a.hidden,
+                     .linear = spec_.gate_activation == GateActivation::kIdentity},
                     stream);
   } else {
     backend_.Gelu({.x = a.gate_up, .y = a.hidden}, stream);
@@ -177,7 +178,8 @@ void DecoderLayer::BackwardMlp(TensorView dx, const LayerActivations& a, const L
                              .up = group.PaddedPart(a.gate_up, 1),
                              .dy = g.hidden,
                              .dgate = group.PaddedPart(g.gate_up, 0),
-                             .dup = group.PaddedPart(g.gate_up, 1)},
+                             .dup = group.PaddedPart(g.gate_up, 1),
+                             .linear = spec_.gate_activation == GateActivation::kIdentity},
                             stream);
   } else {
     down_.Backward(a.hidden, dx, inner,

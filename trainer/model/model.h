@@ -57,6 +57,8 @@ class Model {
   // model's use. Compute copies and backward scratch are allocated here.
   virtual void Bind(FlatBuffer& buffer) = 0;
 
+  // Of all linears: layouts and copies summed, the scratch that they share.
+  virtual LinearMemory linear_memory() const = 0;
   // Device bytes of activations for micro-batches of at most B x S, without allocating; training
   // also counts what backward needs.
   virtual size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const = 0;

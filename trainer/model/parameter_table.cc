@@ -70,7 +70,7 @@ void TableLinear::Bind(TensorView scratch) {
     }
     part->Bind(bound, scratch);
   }
-  group_.JoinParts();
+  group_.JoinParts(scratch);
 }
 
 void TableLinear::CollectStatistics(const std::map<std::string, LinearStatistics>& statistics) {
