@@ -1,5 +1,6 @@
 #include "kernels/cpu/cpu_device.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -24,9 +25,17 @@ class CpuStream final : public Stream {
 
 class CpuEvent final : public Event {
  public:
-  void Record(Stream&) override {}
+  void Record(Stream&) override { time_ = std::chrono::steady_clock::now(); }
   bool Done() const override { return true; }
   void Synchronize() override {}
+  double MillisecondsSince(const Event& begin) const override {
+    const std::chrono::duration<double, std::milli> elapsed =
+        time_ - static_cast<const CpuEvent&>(begin).time_;
+    return elapsed.count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point time_;
 };
 
 size_t AvailableBytes() {

@@ -32,6 +32,7 @@ class CpuDevice final : public Device {
   void ZeroAsync(TensorView dst, Stream& stream) override;
   std::unique_ptr<Stream> NewStream() override;
   std::unique_ptr<Event> NewEvent() override;
+  std::unique_ptr<Event> NewTimedEvent() override { return NewEvent(); }
   MemoryUsage memory_usage() const override;
 
  private:

@@ -4,6 +4,7 @@
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/row_sums.h"
 #include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/wide_grad.h"
 
 namespace filigree {
 namespace {
@@ -97,14 +98,21 @@ void CpuBackend::RmsNorm(const RmsNormArgs& args, Stream& stream) {
   DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormOf<decltype(t)>(summed); });
 }
 void CpuBackend::RmsNormBackward(const RmsNormBackwardArgs& args, Stream&) {
-  DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormBackwardOf<decltype(t)>(args); });
+  const WideGrad dgain(args.dgain);
+  RmsNormBackwardArgs wide = args;
+  wide.dgain = dgain.view();
+  DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormBackwardOf<decltype(t)>(wide); });
 }
 void CpuBackend::LayerNorm(const LayerNormArgs& args, Stream& stream) {
   const LayerNormArgs summed = Summed(args, *this, stream);
   DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormOf<decltype(t)>(summed); });
 }
 void CpuBackend::LayerNormBackward(const LayerNormBackwardArgs& args, Stream&) {
-  DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormBackwardOf<decltype(t)>(args); });
+  const WideGrad dgain(args.dgain), dbias(args.dbias, ScratchSlot::kMoreWideGrad);
+  LayerNormBackwardArgs wide = args;
+  wide.dgain = dgain.view();
+  wide.dbias = dbias.view();
+  DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormBackwardOf<decltype(t)>(wide); });
 }
 
 }  // namespace filigree

@@ -202,6 +202,8 @@ parallel {
     node_latency_us: 3.4
     gpus_per_node: 8
   }
+  grad_dtype: F32
+  wire_dtype: F32
 }
 checkpoint {
   every_steps: 1000
