@@ -191,8 +191,8 @@ void Validator::CheckParallel() {
   if (parallel.grad_dtype() == ParallelConfig::BF16 &&
       parallel.wire_dtype() == ParallelConfig::F32) {
     Add("parallel.wire_dtype",
-        "= F32 sends more than grad_dtype: BF16 holds; leave wire_dtype out, or set grad_dtype to "
-        "F32");
+        "parallel.wire_dtype = F32 is wider than parallel.grad_dtype = BF16: it would send zeros; "
+        "leave wire_dtype out, or set grad_dtype to F32");
   }
 }
 
