@@ -95,7 +95,7 @@ Optimizer::Result Optimizer::Step(const OptimizerSpec& spec, double lr, int64_t 
   const auto buckets = static_cast<int>(buffer_.layout().buckets().size());
   for (int bucket = 0; bucket < buckets; ++bucket) {
     for (; run != update_runs_.end() && BucketOf(*run) == bucket; ++run) {
-      Update(*run, spec, lr, step, stream);
+      Update(*run, spec, lr, step, scale, stream);
     }
     updated_->Record(stream);
     exchange_.StartGatherValues(bucket, *updated_);
@@ -104,14 +104,14 @@ Optimizer::Result Optimizer::Step(const OptimizerSpec& spec, double lr, int64_t 
 }
 
 void Optimizer::Update(const OwnedRange& run, const OptimizerSpec& spec, double lr, int64_t step,
-                       Stream& stream) {
+                       ConstTensorView scale, Stream& stream) {
   AdamWArgs args;
   args.values = buffer_.values().Range(run.flat_begin, run.count);
   args.master = buffer_.Master(run);
   args.grads = exchange_.summed_grads().Range(run.flat_begin, run.count);
   args.m = buffer_.M(run);
   args.v = buffer_.V(run);
-  args.scale = scalars_.View(DType::kF32, 1, kScaleOffset);
+  args.scale = scale;
   args.lr = lr;
   args.beta1 = spec.beta1;
   args.beta2 = spec.beta2;

@@ -42,7 +42,7 @@ class Optimizer {
   // Of the exchanged gradients of all ranks. Collective.
   double GradNorm(Stream& stream);
   void Update(const OwnedRange& run, const OptimizerSpec& spec, double lr, int64_t step,
-              Stream& stream);
+              ConstTensorView scale, Stream& stream);
   int BucketOf(const OwnedRange& range) const {
     return buffer_.layout().segments()[range.segment].bucket;
   }
