@@ -28,6 +28,15 @@ std::vector<Bucket> GroupSegments(const std::vector<SegmentSpec>& specs, int64_t
   return buckets;
 }
 
+// A bucket's segments as they lie in memory.
+std::vector<int> MemoryOrder(const std::vector<int>& segments,
+                             const std::vector<SegmentSpec>& specs) {
+  std::vector<int> order = segments;
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return specs[a].group < specs[b].group; });
+  return order;
+}
+
 }  // namespace
 
 FlatLayout FlatLayout::Build(const std::vector<SegmentSpec>& specs, int shards,
@@ -41,7 +50,7 @@ FlatLayout FlatLayout::Build(const std::vector<SegmentSpec>& specs, int shards,
   for (size_t b = 0; b < layout.buckets_.size(); ++b) {
     Bucket& bucket = layout.buckets_[b];
     bucket.offset = offset;
-    for (int i : bucket.segments) {
+    for (int i : MemoryOrder(bucket.segments, specs)) {
       CHECK_GE(specs[i].count, 0);
       layout.segments_[i] = {
           .offset = offset, .count = specs[i].count, .bucket = static_cast<int>(b)};
@@ -86,6 +95,8 @@ std::vector<OwnedRange> FlatLayout::OwnedRanges(int shard) const {
       if (range.count > 0) ranges.push_back(range);
     }
   }
+  std::sort(ranges.begin(), ranges.end(),
+            [](const OwnedRange& a, const OwnedRange& b) { return a.flat_begin < b.flat_begin; });
   return ranges;
 }
 

@@ -33,10 +33,15 @@ std::string ErrorText(ncclResult_t result, ncclComm_t comm) {
   return text;
 }
 
+// Starting a collective takes NCCL tens of microseconds, and a sleep takes longer than it is asked
+// to: so long the host polls, since the next bucket or the next kernel may be waiting for it.
+constexpr auto kPolling = std::chrono::microseconds(500);
+
 // Waits until the communicator has done what it was told last. Past the deadline: ncclInProgress.
 ncclResult_t Settle(ncclComm_t comm, ncclResult_t result, steady_clock::time_point deadline) {
-  while (result == ncclInProgress && steady_clock::now() < deadline) {
-    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  const auto begin = steady_clock::now();
+  for (auto now = begin; result == ncclInProgress && now < deadline; now = steady_clock::now()) {
+    if (now - begin > kPolling) std::this_thread::sleep_for(std::chrono::microseconds(20));
     ncclResult_t state = ncclSuccess;
     const ncclResult_t asked = ncclCommGetAsyncError(comm, &state);
     result = asked == ncclSuccess ? state : asked;

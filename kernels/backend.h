@@ -347,9 +347,16 @@ struct SumOfSquaresArgs {
   TensorView out;  // [1] F64
 };
 
+// out = in, rounded to the nearest (ties to even). Contiguous.
+struct RoundArgs {
+  ConstTensorView in;  // F32
+  TensorView out;      // BF16
+};
+
 class OptimizerOps {
  public:
   virtual ~OptimizerOps() = default;
+  virtual void Round(const RoundArgs& args, Stream& stream) = 0;
   virtual void AdamW(const AdamWArgs& args, Stream& stream) = 0;
   virtual void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) = 0;
 };
@@ -364,8 +371,8 @@ class Backend : public DenseOps,
  public:
   virtual Device& device() = 0;
   // Asks for the same bits at every call of every operation, also where that costs time or memory
-  // (CUDA's attention backward, and matrix products whose algorithm is else the fastest of some that
-  // were timed; all else, and the CPU, is so anyway). Off at first.
+  // (CUDA's attention backward, and matrix products whose algorithm is else the fastest of some
+  // that were timed; all else, and the CPU, is so anyway). Off at first.
   virtual void set_deterministic(bool deterministic) = 0;
 };
 

@@ -45,28 +45,35 @@ Optimizer::Optimizer(const std::vector<Parameter>& parameters, std::vector<int64
       buffer_(buffer),
       exchange_(exchange),
       backend_(backend),
-      scalars_(backend.device().Allocate(kScaleOffset + sizeof(float), "scratch")) {
+      scalars_(backend.device().Allocate(kScaleOffset + sizeof(float), "scratch")),
+      updated_(backend.device().NewEvent()) {
   const auto decays = [&](const OwnedRange& range) { return parameters[range.segment].decay; };
-  runs_ = JoinRuns(buffer.owned(), [](const auto&, const auto&) { return true; });
+  runs_ = JoinRuns(buffer.owned(), [&](const OwnedRange& a, const OwnedRange& b) {
+    return !exchange.travels() || BucketOf(a) == BucketOf(b);
+  });
   update_runs_ = JoinRuns(buffer.owned(), [&](const OwnedRange& a, const OwnedRange& b) {
     const bool ramps_alike = growth_ramps_[a.segment] == growth_ramps_[b.segment];
     return decays(a) == decays(b) && (ramps_alike || !buffer.has_born());
   });
 }
 
+// Buckets that left earlier are summed while later ones travel.
 double Optimizer::GradNorm(Stream& stream) {
   TensorView sum = scalars_.View(DType::kF64, 1);
   backend_.device().ZeroAsync(sum, stream);
   const auto add = [&](TensorView grads) {
     backend_.SumOfSquares({.in = grads, .out = sum}, stream);
   };
+  auto waiting = static_cast<int>(buffer_.layout().buckets().size());  // for buckets below this
   if (whole_gradients_) {
     for (size_t i = 0; i < parameters_.size(); ++i) add(buffer_.Grads(static_cast<int>(i)));
   } else {
-    for (const OwnedRange& run : runs_) {
-      add(buffer_.grads().Range(run.flat_begin, run.count));
+    for (auto run = runs_.rbegin(); run != runs_.rend(); ++run) {
+      while (waiting > BucketOf(*run)) exchange_.WaitGrads(--waiting, stream);
+      add(exchange_.summed_grads().Range(run->flat_begin, run->count));
     }
   }
+  while (waiting > 0) exchange_.WaitGrads(--waiting, stream);
   backend_.device().CopyAsync(TensorView(&host_sum_, DType::kF64, {1}), sum, stream);
   stream.Synchronize();
   return std::sqrt(whole_gradients_ ? host_sum_ : exchange_.ReduceOverShards(host_sum_));
@@ -83,25 +90,37 @@ Optimizer::Result Optimizer::Step(const OptimizerSpec& spec, double lr, int64_t 
   host_scale_ = clip ? static_cast<float>(spec.clip_norm / result.grad_norm) : 1.0f;
   TensorView scale = scalars_.View(DType::kF32, 1, kScaleOffset);
   backend_.device().CopyAsync(scale, ConstTensorView(&host_scale_, DType::kF32, {1}), stream);
-  for (const OwnedRange& run : update_runs_) {
-    AdamWArgs args;
-    args.values = buffer_.values().Range(run.flat_begin, run.count);
-    args.master = buffer_.Master(run);
-    args.grads = buffer_.grads().Range(run.flat_begin, run.count);
-    args.m = buffer_.M(run);
-    args.v = buffer_.V(run);
-    args.scale = scale;
-    args.lr = lr;
-    args.beta1 = spec.beta1;
-    args.beta2 = spec.beta2;
-    args.epsilon = spec.epsilon;
-    args.weight_decay = parameters_[run.segment].decay ? spec.weight_decay : 0;
-    args.step = step;
-    args.born = buffer_.Born(run);
-    if (!args.born.empty()) args.growth_ramp = growth_ramps_[run.segment];
-    backend_.AdamW(args, stream);
+  // Every rank gathers every bucket, whether it owns anything of it or not.
+  auto run = update_runs_.begin();
+  const auto buckets = static_cast<int>(buffer_.layout().buckets().size());
+  for (int bucket = 0; bucket < buckets; ++bucket) {
+    for (; run != update_runs_.end() && BucketOf(*run) == bucket; ++run) {
+      Update(*run, spec, lr, step, scale, stream);
+    }
+    updated_->Record(stream);
+    exchange_.StartGatherValues(bucket, *updated_);
   }
   return result;
+}
+
+void Optimizer::Update(const OwnedRange& run, const OptimizerSpec& spec, double lr, int64_t step,
+                       ConstTensorView scale, Stream& stream) {
+  AdamWArgs args;
+  args.values = buffer_.values().Range(run.flat_begin, run.count);
+  args.master = buffer_.Master(run);
+  args.grads = exchange_.summed_grads().Range(run.flat_begin, run.count);
+  args.m = buffer_.M(run);
+  args.v = buffer_.V(run);
+  args.scale = scale;
+  args.lr = lr;
+  args.beta1 = spec.beta1;
+  args.beta2 = spec.beta2;
+  args.epsilon = spec.epsilon;
+  args.weight_decay = parameters_[run.segment].decay ? spec.weight_decay : 0;
+  args.step = step;
+  args.born = buffer_.Born(run);
+  if (!args.born.empty()) args.growth_ramp = growth_ramps_[run.segment];
+  backend_.AdamW(args, stream);
 }
 
 }  // namespace filigree

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "comm/gradient_exchange.h"
@@ -34,12 +35,17 @@ class Optimizer {
     double grad_norm = 0;  // before clipping; may be non-finite
     bool skipped = false;  // a non-finite gradient on some rank: no value was changed
   };
-  // Reads the exchanged gradients, updates master, moments and values of the owned pieces. `step`
-  // counts the updates since the moments were fresh, from 1. The values of other shards are still
-  // old afterwards.
+  // Waits for the exchanged gradients bucket by bucket, updates master, moments and values of the
+  // owned pieces and, under ZeRO-1, starts gathering the values of each bucket once it is updated.
+  // `step` counts the updates since the moments were fresh, from 1.
   Result Step(const OptimizerSpec& spec, double lr, int64_t step, Stream& stream);
   // Of the exchanged gradients of all ranks. Collective.
   double GradNorm(Stream& stream);
+  void Update(const OwnedRange& run, const OptimizerSpec& spec, double lr, int64_t step,
+              ConstTensorView scale, Stream& stream);
+  int BucketOf(const OwnedRange& range) const {
+    return buffer_.layout().segments()[range.segment].bucket;
+  }
 
  private:
   // The owned pieces, neighbours joined to longer runs: each run is one launch. The padding between
@@ -54,6 +60,7 @@ class Optimizer {
   Backend& backend_;
   DeviceBuffer scalars_;  // [0]: F64 sum of squares; [8]: F32 scale
   bool whole_gradients_ = false;
+  std::unique_ptr<Event> updated_;
   double host_sum_ = 0;
   float host_scale_ = 0;
 };

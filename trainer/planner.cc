@@ -22,13 +22,17 @@ LinearFlops Scale(LinearFlops flops, double factor) {
 }
 
 std::map<std::string, int64_t> MemoryOf(const Model& model, const FlatLayout& layout,
-                                        const BatchSpec& batch, Device& device) {
+                                        const RunSpec& run, int ranks, const BatchSpec& batch,
+                                        Device& device) {
   const DType dtype = device.compute_dtype();
   const auto value_bytes = static_cast<int64_t>(SizeOf(dtype));
   const auto state_bytes = static_cast<int64_t>(SizeOf(DType::kF32));
   std::map<std::string, int64_t> bytes;
   bytes["values"] = layout.total_count() * value_bytes;
-  bytes["grads"] = layout.total_count() * state_bytes;
+  bytes["grads"] = layout.total_count() * static_cast<int64_t>(SizeOf(run.grad_dtype));
+  if (ranks > 1 && run.wire_dtype != run.grad_dtype) {
+    bytes["grads"] += layout.total_count() * static_cast<int64_t>(SizeOf(run.wire_dtype));
+  }
   // Values in the master's dtype are the master (flat_buffer.h).
   bytes["master"] = dtype == DType::kF32 ? 0 : layout.shard_count() * state_bytes;
   bytes["moments"] = 2 * layout.shard_count() * state_bytes;
@@ -157,7 +161,7 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   const std::vector<SparsitySpec> sparsity = InitialSparsity(linears, fullest);
   const auto model = Model::Create(run.model, sparsity, run.seed,
                                    SharedLayouts(linears, sparsity, run.seed), backend);
-  const FlatLayout layout = LayOutParameters(model->parameters(), run, ranks, DType::kF32);
+  const FlatLayout layout = LayOutParameters(model->parameters(), run, ranks);
   PhasePlan plan;
   plan.name = phase.name;
   plan.steps = phase.steps;
@@ -175,9 +179,9 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
                      kForwardAndBackward * static_cast<double>(plan.tokens));
   FollowTopology(*model, linears, phase, fullest, &plan);
   plan.exchanged = PredictStepBytes(run, index, ranks, layout, backend.device());
-  plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks, DType::kF32);
+  plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks);
   plan.buckets = static_cast<int>(layout.buckets().size());
-  plan.memory_bytes = MemoryOf(*model, layout, phase.batch, backend.device());
+  plan.memory_bytes = MemoryOf(*model, layout, run, ranks, phase.batch, backend.device());
   if (TracksAges(run, index)) plan.memory_bytes["moments"] += plan.memory_bytes["moments"] / 2;
   if (SumsInTree(run, backend.device())) {
     plan.memory_bytes["scratch"] +=

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "comm/link_model.h"
+#include "kernels/base/dtype.h"
 
 namespace filigree {
 
@@ -170,6 +171,8 @@ struct RunSpec {
   int zero_stage = 1;
   double bucket_megabytes = 0;  // of gradients; 0: chosen (BucketBytes in training_state.h)
   LinkSpec link;
+  DType grad_dtype = DType::kF32;  // of accumulation
+  DType wire_dtype = DType::kF32;  // between ranks; never wider
   int cpu_threads = 0;
   int required_ranks = 0;
   bool deterministic = false;

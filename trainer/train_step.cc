@@ -52,6 +52,7 @@ double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& sampl
   }
   hooks.grad_ready = nullptr;
   state.model().set_hooks(hooks);
+  exchange.EndBackward();
   return loss_sum;
 }
 
@@ -82,13 +83,18 @@ double TrainStep::RunSequencesInTree(TrainingState& state, const StepSamples& sa
   return tree_ranks_->rank() == 0 ? loss_sum : 0;
 }
 
-double TrainStep::Gradients(TrainingState& state, const StepSamples& samples) {
+// Leaves the gradients on their way to the other ranks.
+double TrainStep::RunPasses(TrainingState& state, const StepSamples& samples) {
   if (tree_ranks_) {
     backend_.device().ZeroAsync(state.buffer().grads(), stream_);
     return RunSequencesInTree(state, samples);
   }
   state.model().StartGradients();
-  const double loss_sum = RunMicroBatches(state, samples);
+  return RunMicroBatches(state, samples);
+}
+
+double TrainStep::Gradients(TrainingState& state, const StepSamples& samples) {
+  const double loss_sum = RunPasses(state, samples);
   state.exchange().WaitGrads(stream_);
   return loss_sum;
 }
@@ -96,13 +102,9 @@ double TrainStep::Gradients(TrainingState& state, const StepSamples& samples) {
 StepResult TrainStep::Run(TrainingState& state, const StepSamples& samples,
                           const OptimizerSpec& optimizer, double lr, int64_t updates) {
   StepResult result;
-  result.loss_sum = Gradients(state, samples);
+  result.loss_sum = RunPasses(state, samples);
   result.update = state.optimizer().Step(optimizer, lr, updates, stream_);
-  if (!result.update.skipped) {
-    event_->Record(stream_);
-    state.exchange().StartGatherValues(*event_);
-    state.model().ValuesChanged();
-  }
+  if (!result.update.skipped) state.model().ValuesChanged();
   return result;
 }
 

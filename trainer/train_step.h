@@ -53,6 +53,7 @@ class TrainStep {
   BatchFeeder& feeder() { return feeder_; }
 
  private:
+  double RunPasses(TrainingState& state, const StepSamples& samples);
   double RunMicroBatches(TrainingState& state, const StepSamples& samples);
   double RunSequencesInTree(TrainingState& state, const StepSamples& samples);
 

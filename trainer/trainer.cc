@@ -100,7 +100,7 @@ class Trainer {
 
 Status Trainer::Start() {
   ReportActivity("opening its inputs");
-  auto opened_inputs = OpenRunInputs(options_, communicator_);
+  auto opened_inputs = OpenRunInputs(options_, communicator_, backend_.device());
   RETURN_IF_ERROR(AgreeOnStatus(opened_inputs.status(), communicator_));
   inputs_ = std::move(opened_inputs).value();
   const std::unique_ptr<CheckpointReader> start = std::move(inputs_.start);

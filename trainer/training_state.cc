@@ -19,12 +19,12 @@ constexpr std::pair<StateKind, CheckpointArray> kArrays[] = {
     {StateKind::kV, CheckpointArray::kV},
     {StateKind::kBorn, CheckpointArray::kBorn}};
 
-int64_t BucketBytesOf(int64_t stored, const RunSpec& run, int world_size, DType grad_dtype) {
+int64_t BucketBytesOf(int64_t stored, const RunSpec& run, int world_size) {
   if (run.bucket_megabytes > 0) {
     return static_cast<int64_t>(run.bucket_megabytes * kBytesPerMegabyte);
   }
   return ChooseBucketBytes(run.link, run.zero_stage == 1, world_size,
-                           stored * static_cast<int64_t>(SizeOf(grad_dtype)));
+                           stored * static_cast<int64_t>(SizeOf(run.wire_dtype)));
 }
 
 std::span<const float> AsFloats(const std::vector<std::byte>& bytes) {
@@ -99,11 +99,10 @@ SparsityCount CountSparsity(const std::vector<Parameter>& parameters) {
   return count;
 }
 
-int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size,
-                    DType grad_dtype) {
+int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size) {
   int64_t stored = 0;
   for (const int64_t count : SegmentCounts(parameters)) stored += count;
-  return BucketBytesOf(stored, run, world_size, grad_dtype);
+  return BucketBytesOf(stored, run, world_size);
 }
 
 std::vector<int64_t> SegmentCounts(const std::vector<Parameter>& parameters) {
@@ -117,25 +116,41 @@ std::vector<SegmentSpec> SegmentsOf(const std::vector<Parameter>& parameters,
   std::vector<SegmentSpec> segments;
   for (size_t i = 0; i < parameters.size(); ++i) {
     const bool sparsified = parameters[i].layout.kind() != LayoutKind::kDense;
-    segments.push_back(
-        {.count = counts[i], .kind = sparsified ? TrafficKind::kSparsified : TrafficKind::kDense});
+    segments.push_back({.count = counts[i],
+                        .kind = sparsified ? TrafficKind::kSparsified : TrafficKind::kDense,
+                        .group = parameters[i].decay ? 0 : 1});
   }
   return segments;
 }
 
 FlatLayout LayOutSegments(const std::vector<SegmentSpec>& segments, const RunSpec& run,
-                          int world_size, DType grad_dtype) {
+                          int world_size) {
   int64_t stored = 0;
   for (const SegmentSpec& segment : segments) stored += segment.count;
   const int64_t bucket_elements =
-      BucketBytesOf(stored, run, world_size, grad_dtype) / static_cast<int64_t>(SizeOf(grad_dtype));
+      BucketBytesOf(stored, run, world_size) / static_cast<int64_t>(SizeOf(run.wire_dtype));
   return FlatLayout::Build(segments, run.zero_stage == 1 ? world_size : 1, bucket_elements);
 }
 
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
-                            int world_size, DType grad_dtype) {
-  return LayOutSegments(SegmentsOf(parameters, SegmentCounts(parameters)), run, world_size,
-                        grad_dtype);
+                            int world_size) {
+  return LayOutSegments(SegmentsOf(parameters, SegmentCounts(parameters)), run, world_size);
+}
+
+FlatBuffer MakeFlatBuffer(const std::vector<Parameter>& parameters, const RunSpec& run, int rank,
+                          int world_size, Device& device, Stream& stream) {
+  FlatLayout layout = LayOutParameters(parameters, run, world_size);
+  const int shard = layout.shards() > 1 ? rank : 0;
+  return FlatBuffer(device, std::move(layout), shard, device.compute_dtype(), run.grad_dtype,
+                    stream);
+}
+
+std::optional<NarrowWire> WireOf(const RunSpec& run, Backend& backend) {
+  if (run.wire_dtype == run.grad_dtype) return std::nullopt;
+  return NarrowWire{.dtype = run.wire_dtype,
+                    .round = [&backend](ConstTensorView from, TensorView to, Stream& stream) {
+                      backend.Round({.in = from, .out = to}, stream);
+                    }};
 }
 
 TrainingState::TrainingState(const RunSpec& run, int phase,
@@ -145,15 +160,14 @@ TrainingState::TrainingState(const RunSpec& run, int phase,
   const PhaseSpec& spec = run.phases[phase];
   model_ = Model::Create(run.model, InitialSparsity(LinearSpecs(run.model), spec), run.seed,
                          layouts, backend);
-  FlatLayout layout = LayOutParameters(model_->parameters(), run, communicator.size(), DType::kF32);
-  const int shard = layout.shards() > 1 ? communicator.rank() : 0;
-  buffer_ = std::make_unique<FlatBuffer>(backend.device(), std::move(layout), shard,
-                                         backend.device().compute_dtype(), DType::kF32, stream);
+  buffer_ =
+      std::make_unique<FlatBuffer>(MakeFlatBuffer(model_->parameters(), run, communicator.rank(),
+                                                  communicator.size(), backend.device(), stream));
   if (TracksAges(run, phase)) buffer_->AllocateBorn(stream);
   model_->Bind(*buffer_);
   model_->ReserveActivations(spec.batch.micro_batch_sequences, spec.batch.seq_len,
                              /*training=*/true);
-  exchange_ = std::make_unique<GradientExchange>(*buffer_, communicator);
+  exchange_ = std::make_unique<GradientExchange>(*buffer_, communicator, WireOf(run, backend));
   optimizer_ = std::make_unique<Optimizer>(model_->parameters(), GrowthRamps(parameters(), spec),
                                            *buffer_, *exchange_, backend);
   if (SumsInTree(run, backend.device())) optimizer_->TakeWholeGradients();

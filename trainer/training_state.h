@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "comm/communicator.h"
@@ -78,17 +79,22 @@ class TrainingState {
   std::unique_ptr<Optimizer> optimizer_;
 };
 
-// Bytes of gradients a bucket: the run's choice, else ChooseBucketBytes over what is stored.
-int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size,
-                    DType grad_dtype);
+// Bytes of gradients on the wire a bucket: the run's choice, else ChooseBucketBytes over what is
+// stored.
+int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size);
 // The segments of parameters of which `counts` elements are stored (segment_count() of each).
 std::vector<SegmentSpec> SegmentsOf(const std::vector<Parameter>& parameters,
                                     const std::vector<int64_t>& counts);
 std::vector<int64_t> SegmentCounts(const std::vector<Parameter>& parameters);
 FlatLayout LayOutSegments(const std::vector<SegmentSpec>& segments, const RunSpec& run,
-                          int world_size, DType grad_dtype);
+                          int world_size);
 // The flat layout of a model's parameters under the run's ZeRO stage and bucket size.
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
-                            int world_size, DType grad_dtype);
+                            int world_size);
+// The flat state of those parameters on rank `rank` of `world_size`, all zeros.
+FlatBuffer MakeFlatBuffer(const std::vector<Parameter>& parameters, const RunSpec& run, int rank,
+                          int world_size, Device& device, Stream& stream);
+// The wire that `run` asks for, where it is narrower than its gradients. `backend` must outlive it.
+std::optional<NarrowWire> WireOf(const RunSpec& run, Backend& backend);
 
 }  // namespace filigree

@@ -26,9 +26,8 @@ class Event {
   // True once the marked work is done (also before the first Record).
   virtual bool Done() const = 0;
   virtual void Synchronize() = 0;
-  // Milliseconds that the device took from `earlier` to here. Both come from NewTimedEvent of the
-  // same device, and are done.
-  virtual double MillisecondsSince(const Event& earlier) const = 0;
+  // From the work that `begin` marked to this event's. Both come from NewTimedEvent, and are done.
+  virtual double MillisecondsSince(const Event& begin) const = 0;
 };
 
 // An ordered queue of work on a device.
@@ -96,7 +95,7 @@ class Device {
   virtual void ZeroAsync(TensorView dst, Stream& stream) = 0;
   virtual std::unique_ptr<Stream> NewStream() = 0;
   virtual std::unique_ptr<Event> NewEvent() = 0;
-  // One that keeps the time, for benchmarks.
+  // One that also knows when it was done, which costs a little: for benchmarks.
   virtual std::unique_ptr<Event> NewTimedEvent() = 0;
   virtual MemoryUsage memory_usage() const = 0;
 };

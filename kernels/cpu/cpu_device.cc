@@ -28,9 +28,10 @@ class CpuEvent final : public Event {
   void Record(Stream&) override { time_ = std::chrono::steady_clock::now(); }
   bool Done() const override { return true; }
   void Synchronize() override {}
-  double MillisecondsSince(const Event& earlier) const override {
-    const auto& begin = static_cast<const CpuEvent&>(earlier).time_;
-    return std::chrono::duration<double, std::milli>(time_ - begin).count();
+  double MillisecondsSince(const Event& begin) const override {
+    const std::chrono::duration<double, std::milli> elapsed =
+        time_ - static_cast<const CpuEvent&>(begin).time_;
+    return elapsed.count();
   }
 
  private:

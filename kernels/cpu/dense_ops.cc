@@ -6,6 +6,7 @@
 #include "kernels/cpu/product_epilogue.h"
 #include "kernels/cpu/row_sums.h"
 #include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/wide_grad.h"
 #include "kernels/matmul_batch.h"
 
 namespace filigree {
@@ -150,12 +151,16 @@ void CpuBackend::MatMul(const MatMulArgs& args, Stream& stream) {
   if (args.batch.count > 1) {
     return ForEachProduct(args, [&](const MatMulArgs& one) { MatMul(one, stream); });
   }
-  const TensorView result = ProductResult(args.out, args.epilogue);
+  const WideGrad wide(ProductResult(args.out, args.epilogue), ScratchSlot::kWideGrad,
+                      args.accumulate);
+  const TensorView result = wide.view();
   DispatchFloat(result.dtype(), [&](auto t) { MatMulOf<decltype(t)>(args, result); });
   FinishProduct(*this, args.out, args.epilogue, stream);
 }
 void CpuBackend::ColumnSum(const ColumnSumArgs& args, Stream&) {
-  DispatchFloat(args.in.dtype(), [&](auto t) { ColumnSumOf<decltype(t)>(args); });
+  const WideGrad out(args.out, ScratchSlot::kWideGrad, args.accumulate);
+  const ColumnSumArgs wide = {.in = args.in, .out = out.view(), .accumulate = args.accumulate};
+  DispatchFloat(args.in.dtype(), [&](auto t) { ColumnSumOf<decltype(t)>(wide); });
 }
 void CpuBackend::SwiGlu(const SwiGluArgs& args, Stream&) {
   DispatchFloat(args.y.dtype(), [&](auto t) { SwiGluOf<decltype(t)>(args); });

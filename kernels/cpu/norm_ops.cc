@@ -4,6 +4,7 @@
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/row_sums.h"
 #include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/wide_grad.h"
 
 namespace filigree {
 namespace {
@@ -97,14 +98,26 @@ void CpuBackend::RmsNorm(const RmsNormArgs& args, Stream&) {
   DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormOf<decltype(t)>(args); });
 }
 void CpuBackend::RmsNormBackward(const RmsNormBackwardArgs& args, Stream& stream) {
-  DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormBackwardOf<decltype(t)>(args); });
+  {
+    const WideGrad dgain(args.dgain, ScratchSlot::kWideGrad, args.accumulate);
+    RmsNormBackwardArgs wide = args;
+    wide.dgain = dgain.view();
+    DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormBackwardOf<decltype(t)>(wide); });
+  }
   SumOfInputGrads(args, *this, stream);
 }
 void CpuBackend::LayerNorm(const LayerNormArgs& args, Stream&) {
   DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormOf<decltype(t)>(args); });
 }
 void CpuBackend::LayerNormBackward(const LayerNormBackwardArgs& args, Stream& stream) {
-  DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormBackwardOf<decltype(t)>(args); });
+  {
+    const WideGrad dgain(args.dgain, ScratchSlot::kWideGrad, args.accumulate);
+    const WideGrad dbias(args.dbias, ScratchSlot::kMoreWideGrad, args.accumulate);
+    LayerNormBackwardArgs wide = args;
+    wide.dgain = dgain.view();
+    wide.dbias = dbias.view();
+    DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormBackwardOf<decltype(t)>(wide); });
+  }
   SumOfInputGrads(args, *this, stream);
 }
 

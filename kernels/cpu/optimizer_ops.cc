@@ -5,6 +5,7 @@
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/wide_grad.h"
 
 namespace filigree {
 namespace {
@@ -82,11 +83,23 @@ void CpuBackend::AdamW(const AdamWArgs& args, Stream&) {
   CHECK_GE(args.step, 1);
   const double scale = *AsVector<float>(args.scale, 1, "scale");
   if (!std::isfinite(scale)) return;
-  DispatchFloat(args.values.dtype(), [&](auto t) { AdamWOf<decltype(t)>(args, scale); });
+  AdamWArgs wide = args;
+  wide.grads = Widened(args.grads);
+  DispatchFloat(args.values.dtype(), [&](auto t) { AdamWOf<decltype(t)>(wide, scale); });
 }
 
 void CpuBackend::SumOfSquares(const SumOfSquaresArgs& args, Stream&) {
-  DispatchFloat(args.in.dtype(), [&](auto t) { SumOfSquaresOf<decltype(t)>(args); });
+  const SumOfSquaresArgs wide = {.in = Widened(args.in), .out = args.out};
+  DispatchFloat(wide.in.dtype(), [&](auto t) { SumOfSquaresOf<decltype(t)>(wide); });
+}
+
+void CpuBackend::Round(const RoundArgs& args, Stream&) {
+  const int64_t n = args.in.size();
+  const float* in = AsVector<float>(args.in, n, "in");
+  BFloat16* out = AsVector<BFloat16>(args.out, n, "out");
+  ParallelFor(n, kRange, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) out[i] = BFloat16(in[i]);
+  });
 }
 
 }  // namespace filigree

@@ -51,6 +51,8 @@ enum class ScratchSlot {
   kScoreGrads,  // attention: its gradient
   kSums,        // partial sums of reductions
   kMoreSums,
+  kWideGrad,  // BF16 gradients: what an operation adds, in F32
+  kMoreWideGrad,
   kCount
 };
 void* ScratchBytes(ScratchSlot slot, size_t bytes);

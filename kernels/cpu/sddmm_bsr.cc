@@ -4,6 +4,7 @@
 #include "kernels/cpu/block_panels.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/wide_grad.h"
 
 namespace filigree {
 namespace {
@@ -84,7 +85,10 @@ void SddmmOf(const SddmmArgs& args) {
 }  // namespace
 
 void CpuBackend::Sddmm(const SddmmArgs& args, Stream&) {
-  DispatchFloat(args.dvalues.dtype(), [&](auto t) { SddmmOf<decltype(t)>(args); });
+  const WideGrad dvalues(args.dvalues, ScratchSlot::kWideGrad, args.accumulate);
+  SddmmArgs wide = args;
+  wide.dvalues = dvalues.view();
+  DispatchFloat(args.dy.dtype(), [&](auto t) { SddmmOf<decltype(t)>(wide); });
 }
 
 }  // namespace filigree

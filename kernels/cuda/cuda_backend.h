@@ -5,8 +5,8 @@
 // begin at multiples of 16 bytes and have widths that are multiples of 8 elements where a matrix
 // product reads or writes them (padded vocabularies and feed-forward widths, and model widths are);
 // other operations take any width. Every operation is deterministic, without float atomics; two are
-// so on demand only (set_deterministic): attention's backward pass by cuDNN, and, from one process to
-// the next, large matrix products, whose algorithm is the fastest of some that were timed.
+// so on demand only (set_deterministic): attention's backward pass by cuDNN, and, from one process
+// to the next, large matrix products, whose algorithm is the fastest of some that were timed.
 //
 // What an operation needs beside its arguments comes from one workspace and from PreparedLayout.
 // The workspace grows when a shape first needs more, which waits for the device; the second time
@@ -70,6 +70,7 @@ class CudaBackend final : public Backend {
 
   void AdamW(const AdamWArgs& args, Stream& stream) override;
   void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) override;
+  void Round(const RoundArgs& args, Stream& stream) override;
 
   // For the operations: device memory of at least `bytes`, free until the next operation on the
   // same stream (whose operands may lie in it if it is a MatMul). Operations of two streams must not use it at once: the

@@ -27,9 +27,9 @@ class CudaEvent final : public Event {
     return true;
   }
   void Synchronize() override { CUDA_CHECK(cudaEventSynchronize(event_)); }
-  double MillisecondsSince(const Event& earlier) const override {
+  double MillisecondsSince(const Event& begin) const override {
     float milliseconds = 0;
-    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, NativeEvent(earlier), event_));
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, NativeEvent(begin), event_));
     return milliseconds;
   }
 

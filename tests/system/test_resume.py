@@ -125,6 +125,20 @@ class ResumeTest(SystemTest):
         self.assert_close(losses(run)[6:7], losses(uncut)[6:7], 1e-6, "next loss")
         self.assert_close(losses(run), losses(uncut), 1e-4, "loss")
 
+    def test_bf16_gradients_go_on_to_the_bit(self):
+        """Gradients are no state: nothing of their dtype is in a checkpoint."""
+        for dtypes in ("wire_dtype: BF16", "grad_dtype: BF16"):
+            with self.subTest(dtypes=dtypes):
+                text = self.two_phases.replace("parallel { ", f"parallel {{ {dtypes} ")
+                name = dtypes.split(":")[0]
+                uncut = self.train(f"uncut-{name}", text, ranks=2)
+                self.cut_copy(f"cut-{name}", uncut, 6)
+                run = self.train(f"cut-{name}", text, ranks=2)
+                self.assertEqual(losses(run), losses(uncut))
+                for file in ARRAYS:
+                    self.assertEqual(read_bytes(newest(run), file), read_bytes(newest(uncut), file),
+                                     file)
+
     def test_moments_kept_over_a_phase_change(self):
         """Cut before, at and after the change; recomputation does not show in any bit."""
         text = config(self.data, phase(4, sparse("masked", 0.5)), phase(4, "moments: KEEP"),

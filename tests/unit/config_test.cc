@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "data/manifest.h"
@@ -205,6 +206,8 @@ parallel {
     node_latency_us: 3.4
     gpus_per_node: 8
   }
+  grad_dtype: F32
+  wire_dtype: F32
 }
 checkpoint {
   every_steps: 1000
@@ -274,6 +277,22 @@ TEST(ConfigTest, OverridesMergeAndReplaceLists) {
   EXPECT_EQ(spec.phases[0].batch.seq_len, 32);
   ASSERT_EQ(spec.phases.size(), 2u);
   EXPECT_EQ(spec.total_steps(), 9);
+}
+
+TEST(ConfigTest, GradientsTravelAsTheyAreUnlessToldNarrower) {
+  const auto with = [](const std::string& parallel) {
+    return std::string(kSmall) + "parallel { " + parallel + " }\n";
+  };
+  for (const auto& [parallel, grad, wire] : std::vector<std::tuple<std::string, DType, DType>>{
+           {"", DType::kF32, DType::kF32},
+           {"wire_dtype: BF16", DType::kF32, DType::kBF16},
+           {"grad_dtype: BF16", DType::kBF16, DType::kBF16}}) {
+    const RunSpec spec = Spec(with(parallel));
+    EXPECT_EQ(spec.grad_dtype, grad) << parallel;
+    EXPECT_EQ(spec.wire_dtype, wire) << parallel;
+  }
+  EXPECT_THAT(Error(with("grad_dtype: BF16\n wire_dtype: F32")),
+              ::testing::HasSubstr("parallel.wire_dtype = F32 is wider"));
 }
 
 TEST(ConfigTest, ReportsEveryProblemAtItsLine) {

@@ -104,7 +104,9 @@ void FillRunLevel(const KnownNames& known, RunConfig* config) {
   FillDefaults(config->mutable_optimizer());
   FillDefaults(schedule);
   FillDefaults(config->mutable_evaluation());
-  FillDefaults(config->mutable_parallel());
+  ParallelConfig* parallel = config->mutable_parallel();
+  if (!parallel->has_wire_dtype()) parallel->set_wire_dtype(parallel->grad_dtype());
+  FillDefaults(parallel);
   FillDefaults(config->mutable_parallel()->mutable_link());
   FillDefaults(config->mutable_checkpoint());
   FillDefaults(config->mutable_log());

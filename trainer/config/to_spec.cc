@@ -128,6 +128,10 @@ PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t fir
   return spec;
 }
 
+DType ToDType(ParallelConfig::GradDtype dtype) {
+  return dtype == ParallelConfig::BF16 ? DType::kBF16 : DType::kF32;
+}
+
 LinkSpec ToLinkSpec(const LinkConfig& config) {
   return {.network_gbps = config.network_gbps(),
           .network_latency_us = config.network_latency_us(),
@@ -156,6 +160,8 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   spec.zero_stage = config.parallel().zero_stage();
   spec.bucket_megabytes = config.parallel().bucket_megabytes();
   spec.link = ToLinkSpec(config.parallel().link());
+  spec.grad_dtype = ToDType(config.parallel().grad_dtype());
+  spec.wire_dtype = ToDType(config.parallel().wire_dtype());
   spec.cpu_threads = config.parallel().cpu_threads();
   spec.required_ranks = config.parallel().ranks();
   spec.deterministic = config.parallel().deterministic();

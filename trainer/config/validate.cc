@@ -30,6 +30,7 @@ class Validator {
   void CheckBatch(const MergedPhase& phase);
   void CheckData(const MergedPhase& phase);
   void CheckSchedule(const MergedPhase& phase);
+  void CheckParallel();
   void CheckSparsity(const std::string& prefix,
                      const google::protobuf::RepeatedPtrField<SparsityConfig>& list);
 
@@ -189,6 +190,16 @@ void Validator::CheckSchedule(const MergedPhase& phase) {
   }
 }
 
+void Validator::CheckParallel() {
+  const ParallelConfig& parallel = config_.parallel();
+  if (parallel.grad_dtype() == ParallelConfig::BF16 &&
+      parallel.wire_dtype() == ParallelConfig::F32) {
+    Add("parallel.wire_dtype",
+        "parallel.wire_dtype = F32 is wider than parallel.grad_dtype = BF16: it would send zeros; "
+        "leave wire_dtype out, or set grad_dtype to F32");
+  }
+}
+
 void Validator::CheckSparsity(const std::string& prefix,
                               const google::protobuf::RepeatedPtrField<SparsityConfig>& list) {
   for (int i = 0; i < list.size(); ++i) {
@@ -214,6 +225,7 @@ void Validate(const RunConfig& config, const std::vector<MergedPhase>& phases,
   CheckRanges(config, origins, problems);
   Validator validator(config, origins, known, problems);
   validator.CheckModel();
+  validator.CheckParallel();
   validator.CheckSparsity("", config.sparsity());
   if (config.phase().empty()) {
     problems->Add(Place{},
