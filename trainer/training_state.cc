@@ -36,10 +36,11 @@ void ScatterFloats(FlatBuffer& buffer, int segment, StateKind kind,
   ScatterSegment(buffer, segment, kind, std::as_bytes(std::span<const float>(values)), stream);
 }
 
-// Moves stored values from one layout of a parameter to another; cells new to it get `fresh`.
+// Moves stored values from one layout of a parameter to another; cells new to it get `fresh`, and
+// padding stays zero.
 class Remap {
  public:
-  Remap(const Parameter& from, const Parameter& to) : count_(to.segment_count()) {
+  Remap(const Parameter& from, const Parameter& to) : to_(to), count_(to.segment_count()) {
     if (!(from.layout == to.layout)) slots_ = IndexRemap(from.layout, to.layout);
     same_ = slots_.empty();
   }
@@ -51,11 +52,21 @@ class Remap {
       for (size_t slot = 0; slot < slots_.size(); ++slot) {
         if (slots_[slot] >= 0) to[slot] = from[slots_[slot]];
       }
+      if (fresh != 0) ClearPadding(&to);
     }
     return to;
   }
 
  private:
+  void ClearPadding(std::vector<float>* values) const {
+    const std::vector<int64_t> cells = to_.layout.LogicalIndices();
+    for (size_t slot = 0; slot < cells.size(); ++slot) {
+      if (cells[slot] < 0) (*values)[slot] = 0;
+    }
+    std::fill(values->begin() + static_cast<int64_t>(cells.size()), values->end(), 0.0f);
+  }
+
+  const Parameter& to_;
   int64_t count_;
   bool same_ = false;
   std::vector<int64_t> slots_;

@@ -166,6 +166,41 @@ TEST(DistributionTest, ErKeepsSmallWeightsDenseAndTheTotalExact) {
   EXPECT_EQ(FindDistribution("er")->counts(weights, 0.9)[0], 16);
 }
 
+// What a phase draws of SLTrain's sparse part is what its parameterisation draws alone: single
+// weights rounded down as the reference does, blocks to the nearest.
+TEST(DistributionTest, SparsePlusLowRankKeepsItsOwnCounts) {
+  PhaseSpec phase;
+  SparsitySpec spec;
+  spec.include = {"layers.*"};
+  spec.parameterisation = "sparse_plus_low_rank";
+  spec.rank = 4;
+  spec.block_out = spec.block_in = 8;
+  const Parameterisation& row = *FindParameterisation(spec.parameterisation);
+  for (const bool blocks : {false, true}) {
+    spec.sparse_part = blocks ? SparsePart::kBlocks : SparsePart::kUnstructured;
+    for (const int64_t out : {20, 33, 64, 100}) {
+      const LinearSpec linear = {.name = "layers.0.mlp.up", .out = out, .in = 47};
+      const int64_t units = ShapeOf(linear, spec).units;
+      EXPECT_EQ(units, blocks ? (out + 7) / 8 * 6 : out * 47);
+      for (spec.sparsity = 0.5; spec.sparsity < 0.96; spec.sparsity += 0.0311) {
+        phase.sparsity = {spec};
+        const std::vector<LinearSpec> linears = {linear};
+        const SparsitySpec drawn =
+            MatchSparsity("layers.0.mlp.up.weight", InitialSparsity(linears, phase));
+        const SparseLayout layout = row.draw_layout(linear, drawn, 1);
+        const double wanted = (1 - spec.sparsity) * static_cast<double>(units);
+        EXPECT_EQ(StoredUnits(layout),
+                  blocks ? std::llround(wanted) : static_cast<int64_t>(wanted + 1e-9))
+            << units << " units at " << spec.sparsity;
+        EXPECT_TRUE(SameKind(layout, spec));
+        spec.sparse_part = blocks ? SparsePart::kUnstructured : SparsePart::kBlocks;
+        EXPECT_FALSE(SameKind(layout, spec));
+        spec.sparse_part = blocks ? SparsePart::kBlocks : SparsePart::kUnstructured;
+      }
+    }
+  }
+}
+
 // -------------------------------------------------------------------------------------- selection
 
 TEST(SelectionTest, ExactCountsWithTiesAndNan) {

@@ -11,6 +11,8 @@
 #include "trainer/generator.h"
 #include "trainer/planner.h"
 #include "trainer/resume.h"
+#include "trainer/state_succession.h"
+#include "trainer/topology_updater.h"
 #include "trainer/training_state.h"
 
 namespace filigree {
@@ -182,6 +184,35 @@ TEST_F(TrainerTest, PlannedMemoryIsWhatAStateHolds) {
       EXPECT_EQ(static_cast<int64_t>(held.at(kind)), plan.phases[phase].memory_bytes.at(kind))
           << kind << " of phase " << phase;
     }
+  }
+}
+
+// The peak of an update is the new state beside the old one, or the dense gradients before it.
+TEST_F(TrainerTest, PlannedMemoryOfAnUpdateIsItsPeak) {
+  for (const char* rule : {"set", "rigl"}) {
+    RunSpec run = OddRun();
+    run.phases.resize(1);
+    SparsitySpec& spec = run.phases[0].sparsity[0];
+    spec.rule = rule;
+    spec.drop_fraction = 0.3;
+    spec.update_interval = 2;
+    spec.initial_sparsity = spec.sparsity;
+    const RunPlan plan = PlanRun(run, 1, backend_);
+    CpuDevice device;
+    CpuBackend backend(device);
+    const auto stream = device.NewStream();
+    StateSuccession state(run, *communicator_, backend, *stream);
+    ASSERT_TRUE(state.Build(0, nullptr).ok());
+    TopologyUpdater updater(run, *communicator_, backend);
+    updater.BeginPhase(0);
+    updater.StartCollecting(state->model(), 2, *stream);
+    updater.FinishCollecting(state->model(), *stream);
+    const auto update = updater.Propose(*state, 2, *stream);
+    ASSERT_TRUE(update.changed());
+    state.ChangeLayouts(update.layouts, 2);
+    const auto peak = static_cast<double>(device.memory_usage().peak_bytes);
+    const auto planned = static_cast<double>(plan.phases[0].memory_total());
+    EXPECT_NEAR(peak / planned, 1, 0.02) << rule << ": held " << peak << ", planned " << planned;
   }
 }
 
