@@ -1,6 +1,7 @@
 // Whole decoders on the GPU in bf16 against the CPU's in double precision: losses and the gradient of
 // every parameter, both families, every parameterisation of the registry. The operations are tested one
 // by one elsewhere; here the question is whether the model puts them together alike on both devices.
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -144,12 +145,18 @@ TEST_P(GpuModelTest, LossAndEveryGradientFollowTheCpu) {
     // Activations and products are rounded to 2^-9 on the GPU; errors of a few hundred roundings in a row
     // partly cancel. A missing term, scale or transposition is a matter of whole gradients.
     EXPECT_NEAR(found.LossAndGradients(tokens, targets), loss, 2e-3 * loss);
+    double largest = 0;
+    for (size_t i = 0; i < expected.parameters().size(); ++i) {
+      const std::vector<float> gradient = expected.Gradient(static_cast<int>(i));
+      largest = std::max(largest, Compare(gradient, gradient).size);
+    }
     ASSERT_EQ(found.parameters().size(), expected.parameters().size());
     for (size_t i = 0; i < expected.parameters().size(); ++i) {
       const auto index = static_cast<int>(i);
       const Difference d = Compare(found.Gradient(index), expected.Gradient(index));
-      EXPECT_GT(d.size, 0) << expected.parameters()[i].name;
-      EXPECT_LE(d.error, 0.03 * d.size) << expected.parameters()[i].name;
+      // A bias of keys shifts all of a query's scores alike, which softmax ignores: its gradient is zero,
+      // and what rounding leaves of it is held against the model's gradients instead of its own.
+      EXPECT_LE(d.error, 0.03 * d.size + 1e-3 * largest) << expected.parameters()[i].name;
     }
   }
 }
