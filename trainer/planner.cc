@@ -1,10 +1,10 @@
 #include "trainer/planner.h"
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <optional>
-#include <tuple>
 #include <utility>
 
 #include "trainer/model/model.h"
@@ -50,25 +50,29 @@ std::map<std::string, int64_t> MemoryOf(const Model& model, const FlatLayout& la
 std::map<std::string, SparseLayout> SharedLayouts(const std::vector<LinearSpec>& linears,
                                                   const std::vector<SparsitySpec>& sparsity,
                                                   uint64_t seed) {
-  using Key = std::tuple<int64_t, int64_t, std::string, double, int64_t, int64_t>;
-  std::map<Key, SparseLayout> drawn;
+  struct Drawn {
+    int64_t out, in;
+    SparsitySpec spec;
+    SparseLayout layout;
+  };
+  std::vector<Drawn> drawn;
   std::map<std::string, SparseLayout> layouts;
   for (const LinearSpec& linear : linears) {
     const std::string weight = linear.name + ".weight";
-    const SparsitySpec spec = MatchSparsity(weight, sparsity);
+    SparsitySpec spec = MatchSparsity(weight, sparsity);
     if (spec.parameterisation == "dense") continue;
-    if (linear.out % spec.block_out != 0 || linear.in % spec.block_in != 0) continue;
-    const Key key = {linear.out,    linear.in,      spec.parameterisation,
-                     spec.sparsity, spec.block_out, spec.block_in};
-    auto found = drawn.find(key);
+    const bool divides = linear.out % spec.block_out == 0 && linear.in % spec.block_in == 0;
+    if (StoresBlocks(spec) && !divides) continue;
+    spec.include = spec.exclude = {};  // entries that differ in these alone draw alike
+    auto found = std::find_if(drawn.begin(), drawn.end(), [&](const Drawn& d) {
+      return d.out == linear.out && d.in == linear.in && d.spec == spec;
+    });
     if (found == drawn.end()) {
-      found =
-          drawn
-              .emplace(key,
-                       FindParameterisation(spec.parameterisation)->draw_layout(linear, spec, seed))
-              .first;
+      const Parameterisation& row = *FindParameterisation(spec.parameterisation);
+      drawn.push_back({linear.out, linear.in, spec, row.draw_layout(linear, spec, seed)});
+      found = std::prev(drawn.end());
     }
-    layouts.emplace(weight, found->second);
+    layouts.emplace(weight, found->layout);
   }
   return layouts;
 }

@@ -49,7 +49,9 @@ class Remap {
     if (same_) {
       std::copy_n(from.begin(), std::min(from.size(), to.size()), to.begin());
     } else {
-      for (size_t slot = 0; slot < slots_.size(); ++slot) {
+      const auto slots = static_cast<int64_t>(slots_.size());
+#pragma omp parallel for
+      for (int64_t slot = 0; slot < slots; ++slot) {
         if (slots_[slot] >= 0) to[slot] = from[slots_[slot]];
       }
       if (fresh != 0) ClearPadding(&to);
