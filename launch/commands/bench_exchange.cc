@@ -51,7 +51,7 @@ class Replay {
       : session_(session),
         model_(
             Model::Create(run.model, run.phases.front().sparsity, run.seed, {}, *session.backend)),
-        buffer_(MakeFlatBuffer(model_->parameters(), run, session.communicator->rank(),
+        buffer_(MakeFlatBuffer(model_->parameters(), run, /*phase=*/0, session.communicator->rank(),
                                session.communicator->size(), *session.device, *session.stream)),
         exchange_(buffer_, *session.communicator, WireOf(run, *session.backend)),
         ready_(session.device->NewEvent()) {
