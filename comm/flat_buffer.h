@@ -66,7 +66,7 @@ class FlatBuffer {
   TensorView values() const { return values_; }  // [total_count]
   // All memory of gradients: [total_count] in the order of the layout, or the slots.
   TensorView grads() const { return grads_; }
-  TensorView Values(int segment) const;          // [segment count]
+  TensorView Values(int segment) const;  // [segment count]
   // [segment count]; empty in a buffer of values only.
   TensorView Grads(int segment) const;
   // [bucket count], and what is there of an owned range (within a bucket, where there are slots).
@@ -119,8 +119,8 @@ enum class StateKind { kMaster, kM, kV, kBorn };
 
 // The whole array of one segment, gathered on every rank from the shards that own its pieces: the
 // common step of checkpoints and of topology or phase changes. Host memory, the segment's count of
-// elements as numbers of the master's dtype, however they are held. Synchronises `stream`. Collective over `communicator`, whose rank
-// is the shard; with one shard there is no traffic.
+// elements as numbers of the master's dtype, however they are held. Synchronises `stream`.
+// Collective over `communicator`, whose rank is the shard; with one shard there is no traffic.
 std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, StateKind kind,
                                      Communicator& communicator, Stream& stream);
 // The inverse, without traffic: every rank is given the whole array and keeps the pieces it owns,

@@ -11,8 +11,8 @@ struct StateFormat {
 };
 
 // Gradients that need not exist all at once: units of buckets (flat_layout.h) become final one
-// after another, from the last to the first, and take one of `count` places in turn. 0: every bucket
-// has a place of its own.
+// after another, from the last to the first, and take one of `count` places in turn. 0: every
+// bucket has a place of its own.
 struct GradientSlots {
   int count = 0;
   bool first_apart = false;  // unit 0 has a place of its own (a tied embedding's is written twice)

@@ -35,8 +35,9 @@ struct ProductEpilogue {
   bool accumulate_sums = true;
 };
 
-// Products of one shape: the operands and the output of product i begin i * (their number of elements
-// here) after those of product 0; 0 where all products read the same. Outputs do not overlap.
+// Products of one shape: the operands and the output of product i begin i * (their number of
+// elements here) after those of product 0; 0 where all products read the same. Outputs do not
+// overlap.
 struct MatMulBatch {
   int64_t count = 1;
   int64_t a = 0, b = 0, out = 0;
@@ -337,12 +338,12 @@ class LossOps {
 // joined later is multiplied by min(1, own step / growth_ramp) (SMET, arXiv 2606.00888: without it
 // every topology update is a spike of the loss).
 struct AdamWArgs {
-  TensorView values;      // compute dtype
-  TensorView master = {};  // F32 (F64 for F64), or empty
-  ConstTensorView grads;  // gradient dtype
-  TensorView m, v;        // F32 (F64 for F64), BF16 beside no master, or U8 codes
+  TensorView values;                      // compute dtype
+  TensorView master = {};                 // F32 (F64 for F64), or empty
+  ConstTensorView grads;                  // gradient dtype
+  TensorView m, v;                        // F32 (F64 for F64), BF16 beside no master, or U8 codes
   TensorView m_scale = {}, v_scale = {};  // [ceil(n / 256)] F32 beside codes
-  ConstTensorView scale;  // [1] F32
+  ConstTensorView scale;                  // [1] F32
   double lr = 0, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0;
   int64_t step = 1;
   ConstTensorView born = {};  // [n] as master, or empty

@@ -1,5 +1,5 @@
-// Per-layer updates: while backward goes on, a layer whose gradients are final is updated, and their
-// memory serves the layers that follow.
+// Per-layer updates: while backward goes on, a layer whose gradients are final is updated, and
+// their memory serves the layers that follow.
 //
 // Backward finishes units (flat_layout.h) from the last to the first: head and final norm, each
 // layer, embedding. With several ranks a unit's update waits until the next unit is done too, so

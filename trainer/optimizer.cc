@@ -128,8 +128,8 @@ void Optimizer::BeginPieces(const std::optional<UpdateArgs>& update, Stream& str
 void Optimizer::UpdatePiece(int bucket, Stream& stream) {
   for (const OwnedRange& run : runs_) {
     if (BucketOf(run) != bucket) continue;
-    backend_.SumOfSquares(
-        {.in = exchange_.SummedGrads(run), .out = scalars_.View(DType::kF64, 1)}, stream);
+    backend_.SumOfSquares({.in = exchange_.SummedGrads(run), .out = scalars_.View(DType::kF64, 1)},
+                          stream);
   }
   for (const OwnedRange& run : update_runs_) {
     if (pieces_ && BucketOf(run) == bucket) Update(run, *pieces_, stream);
@@ -169,11 +169,10 @@ void Optimizer::Update(const OwnedRange& run, const UpdateArgs& update, Stream& 
   args.born = buffer_.Born(run);
   if (!args.born.empty()) args.growth_ramp = growth_ramps_[run.segment];
   if (buffer_.format().bf16) {
-    args.rounding = {
-        .seed = rounding_seed_,
-        .stream =
-            RngStream("stochastic rounding", parameter.name, static_cast<uint64_t>(update.step)),
-        .first = run.segment_begin};
+    args.rounding = {.seed = rounding_seed_,
+                     .stream = RngStream("stochastic rounding", parameter.name,
+                                         static_cast<uint64_t>(update.step)),
+                     .first = run.segment_begin};
   } else {
     args.master = buffer_.Master(run);
   }

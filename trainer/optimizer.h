@@ -55,10 +55,10 @@ class Optimizer {
     int64_t step = 1;
   };
   // Step in pieces, bucket by bucket while backward goes on (layer_updates.h). The norm of all
-  // gradients is known only at the end, so clipping takes the step before's (of the first step there
-  // is none, and AdamW's first update does not depend on the gradient's size). Without `update`
-  // nothing is changed and the norm is taken. The gradients of a bucket are to be there, and may be
-  // forgotten afterwards.
+  // gradients is known only at the end, so clipping takes the step before's (of the first step
+  // there is none, and AdamW's first update does not depend on the gradient's size). Without
+  // `update` nothing is changed and the norm is taken. The gradients of a bucket are to be there,
+  // and may be forgotten afterwards.
   void BeginPieces(const std::optional<UpdateArgs>& update, Stream& stream);
   void UpdatePiece(int bucket, Stream& stream);
   Result EndPieces(Stream& stream);  // collective

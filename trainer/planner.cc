@@ -22,13 +22,11 @@ LinearFlops Scale(LinearFlops flops, double factor) {
 }
 
 std::map<std::string, int64_t> MemoryOf(const Model& model, const FlatLayout& layout,
-                                        const RunSpec& run, int index, int ranks,
-                                        Device& device) {
+                                        const RunSpec& run, int index, int ranks, Device& device) {
   const DType dtype = device.compute_dtype();
   const PhaseSpec& phase = run.phases[index];
-  const StateBytes state =
-      PredictStateBytes(layout, dtype, run.grad_dtype, phase.optimizer.state,
-                        SlotsOf(run, index, ranks), TracksAges(run, index));
+  const StateBytes state = PredictStateBytes(layout, dtype, run.grad_dtype, phase.optimizer.state,
+                                             SlotsOf(run, index, ranks), TracksAges(run, index));
   std::map<std::string, int64_t> bytes;
   bytes["values"] = state.values;
   bytes["grads"] = state.grads;

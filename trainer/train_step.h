@@ -49,8 +49,8 @@ class TrainStep {
   StepResult Run(TrainingState& state, const StepSamples& samples, const OptimizerSpec& optimizer,
                  double lr, int64_t updates);
 
-  // The gradients alone, exchanged, and nothing updated. Where the state updates by layers only their
-  // norm is left of them.
+  // The gradients alone, exchanged, and nothing updated. Where the state updates by layers only
+  // their norm is left of them.
   StepResult Gradients(TrainingState& state, const StepSamples& samples);
 
   BatchFeeder& feeder() { return feeder_; }

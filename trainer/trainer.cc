@@ -98,9 +98,9 @@ class Trainer {
   double valid_tokens_ = 0;             // of the step, over all ranks
   int64_t skipped_steps_ = 0;
   int consecutive_skips_ = 0;
-  bool spoiled_ = false;         // the last step changed layers by gradients that were not finite
+  bool spoiled_ = false;        // the last step changed layers by gradients that were not finite
   std::set<int64_t> left_out_;  // such steps, which are not tried again
-  bool trained_ = false;  // the state is that of a phase that has begun
+  bool trained_ = false;        // the state is that of a phase that has begun
 };
 
 Status Trainer::Start(const TrainOptions& options) {
@@ -354,24 +354,7 @@ Status Trainer::Run() {
 
 }  // namespace
 
-namespace {
-
-Status CheckUpdates(const RunSpec& run, const Device& device) {
-  if (!SumsInTree(run, device)) return OkStatus();
-  for (const PhaseSpec& phase : run.phases) {
-    if (!phase.optimizer.per_layer) continue;
-    return InvalidInput("phase " + phase.name +
-                        " has optimizer.update PER_LAYER, which cannot go with "
-                        "parallel.deterministic on a CPU: that sums all gradients before any "
-                        "update; take update GLOBAL or leave deterministic out");
-  }
-  return OkStatus();
-}
-
-}  // namespace
-
 Status Train(const TrainOptions& options, Communicator& communicator, Backend& backend) {
-  RETURN_IF_ERROR(AgreeOnStatus(CheckUpdates(options.run, backend.device()), communicator));
   backend.set_deterministic(options.run.deterministic);
   return Trainer(options, communicator, backend).Run();
 }

@@ -220,9 +220,9 @@ void TrainingState::InitializeValues(Stream& stream) {
 #pragma omp parallel for
     for (int64_t slot = 0; slot < stored; ++slot) {
       if (logical[slot] < 0) continue;  // padding
-      values[slot] = given.empty() ? static_cast<float>(
-                                         InitialValue(parameter, run_.seed, logical[slot]))
-                                   : given[logical[slot]];
+      values[slot] = given.empty()
+                         ? static_cast<float>(InitialValue(parameter, run_.seed, logical[slot]))
+                         : given[logical[slot]];
     }
     ScatterFloats(*buffer_, static_cast<int>(i), StateKind::kMaster, values, stream);
   }

@@ -90,8 +90,8 @@ std::vector<SegmentSpec> SegmentsOf(const std::vector<Parameter>& parameters,
 std::vector<int64_t> SegmentCounts(const std::vector<Parameter>& parameters);
 FlatLayout LayOutSegments(const std::vector<SegmentSpec>& segments, const RunSpec& run,
                           int world_size);
-// Where gradients of a phase may share memory: under per-layer updates of one micro-batch a step. With
-// several ranks a unit travels while the next is computed.
+// Where gradients of a phase may share memory: under per-layer updates of one micro-batch a step.
+// With several ranks a unit travels while the next is computed.
 GradientSlots SlotsOf(const RunSpec& run, int phase, int world_size);
 // The flat layout of a model's parameters under the run's ZeRO stage and bucket size.
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,

@@ -1,5 +1,5 @@
-// AdamW on state that is held in fewer bytes: BF16 weights and moments, 8-bit moments. Each block of
-// 256 elements is brought to fp32, updated there, and rounded back.
+// AdamW on state that is held in fewer bytes: BF16 weights and moments, 8-bit moments. Each block
+// of 256 elements is brought to fp32, updated there, and rounded back.
 #include <algorithm>
 
 #include "kernels/cpu/adamw_elements.h"

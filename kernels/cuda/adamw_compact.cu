@@ -1,8 +1,8 @@
 // AdamW on BF16 weights and moments, and on 8-bit moments: one pass over the state.
 //
-// A warp takes a block of 256 elements, which is what shares the scales of codes, eight neighbours a
-// lane. A code is found in eight steps down a tree of midpoints in shared memory, whose upper levels
-// lie in banks of their own.
+// A warp takes a block of 256 elements, which is what shares the scales of codes, eight neighbours
+// a lane. A code is found in eight steps down a tree of midpoints in shared memory, whose upper
+// levels lie in banks of their own.
 #include <algorithm>
 
 #include "kernels/base/math.h"
@@ -233,21 +233,20 @@ template <typename Grad, typename Moment>
 void Launch(const AdamWArgs& args, Moment m, Moment v, cudaStream_t stream) {
   const int64_t count = args.values.size();
   const bool master = !args.master.empty(), aged = !args.born.empty();
-  State<Grad, Moment> state = {
-      AsElements<bf16>(args.values, count, "values"),
-      master ? AsElements<float>(args.master, count, "master") : nullptr,
-      AsElements<Grad>(args.grads, count, "grads"),
-      m,
-      v,
-      aged ? AsElements<float>(args.born, count, "born") : nullptr,
-      false};
+  State<Grad, Moment> state = {AsElements<bf16>(args.values, count, "values"),
+                               master ? AsElements<float>(args.master, count, "master") : nullptr,
+                               AsElements<Grad>(args.grads, count, "grads"),
+                               m,
+                               v,
+                               aged ? AsElements<float>(args.born, count, "born") : nullptr,
+                               false};
   state.aligned = Aligned(state.values, 16) && Aligned(state.master, 16) &&
                   Aligned(state.grads, 16) && Aligned(m) && Aligned(v) && Aligned(state.born, 16);
   const float* scale = AsElements<float>(args.scale, 1, "scale");
   const AdamWFactors factors = FactorsOf(args);
   const int64_t blocks = CeilDiv(count, int64_t{kBlock} * kWarps);
-  const auto grid = static_cast<unsigned>(Moment::kCodes ? std::min(blocks, kResidentBlocks)
-                                                         : blocks);
+  const auto grid =
+      static_cast<unsigned>(Moment::kCodes ? std::min(blocks, kResidentBlocks) : blocks);
   const auto launch = [&](auto* kernel) {
     kernel<<<grid, kThreads, 0, stream>>>(state, count, scale, factors, args.rounding);
     CUDA_CHECK(cudaGetLastError());

@@ -171,9 +171,9 @@ void Print(const nlohmann::json& r) {
       "MFU %.1f %% dense-equivalent, %.1f %% executed; peak memory %.2f GB (%.2f GB in use on the"
       " device); %.1f MB exchanged a step; loss %.3f -> %.3f\n",
       100 * r["mfu_dense_equivalent"].get<double>(), 100 * r["mfu_executed"].get<double>(),
-      r["memory_peak_bytes"].get<double>() / 1e9,
-      r["device_bytes_in_use"].get<double>() / 1e9, r["exchanged_bytes"].get<double>() / 1e6,
-      r["first_loss"].get<double>(), r["last_loss"].get<double>());
+      r["memory_peak_bytes"].get<double>() / 1e9, r["device_bytes_in_use"].get<double>() / 1e9,
+      r["exchanged_bytes"].get<double>() / 1e6, r["first_loss"].get<double>(),
+      r["last_loss"].get<double>());
   if (!r.contains("exchange")) return;
   const nlohmann::json& e = r["exchange"];
   std::printf(

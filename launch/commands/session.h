@@ -40,8 +40,8 @@ StatusOr<Session> OpenSession(const SessionOptions& options);
 // What a run's configuration asks for.
 SessionOptions SessionOptionsOf(const RunSpec& run);
 
-// Memory in use on the session's device: on a GPU by whomever, contexts and libraries included; on a
-// CPU what the session allocated.
+// Memory in use on the session's device: on a GPU by whomever, contexts and libraries included; on
+// a CPU what the session allocated.
 int64_t BytesInUse(const Session& session);
 
 // Runs on rank 0 what computes nothing in parallel, while the other ranks wait for its status.

@@ -92,8 +92,8 @@ class GpuCompactAdamWTest : public GpuTest {
       return squares;
     }
 
-    Twin<float> weights;      // the CPU's values
-    Twin<BFloat16> halves;    // the GPU's
+    Twin<float> weights;    // the CPU's values
+    Twin<BFloat16> halves;  // the GPU's
     Twin<float> master, grads;
     Twin<BFloat16> half_grads, m, v;
     Twin<uint8_t> m_codes, v_codes;

@@ -106,8 +106,7 @@ LostStart ComputeLostStart(const LinearSpec& linear, const SparsitySpec& sparsit
   if (!wide) rest = Transposed(rest);
   for (int64_t k = 0; k < rank; ++k) {
     const double* product = leading.products.row(k);
-    const double sigma =
-        std::sqrt(std::inner_product(product, product + w.cols, product, 0.0));
+    const double sigma = std::sqrt(std::inner_product(product, product + w.cols, product, 0.0));
     const double root = std::sqrt(sigma / sparsity.low_rank_scale());
     for (int64_t i = 0; i < w.rows; ++i) leading.vectors.row(k)[i] *= root;
     for (int64_t j = 0; j < w.cols; ++j) leading.products.row(k)[j] *= root / sigma;

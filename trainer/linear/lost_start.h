@@ -1,4 +1,5 @@
-// LOST's start of W = scale B A + S (arXiv 2508.02668): a full weight is cut by its singular values.
+// LOST's start of W = scale B A + S (arXiv 2508.02668): a full weight is cut by its singular
+// values.
 //
 // W0 [out, in] is the weight a dense run would start from, N(0, init_std) from the run's seed, with
 // W0 = U Sigma V^T. The r largest singular values make the factors, B = U_r Sigma_r^1/2 and
@@ -20,10 +21,10 @@
 namespace filigree {
 
 struct LostStart {
-  std::vector<float> a;            // [rank, in]
-  std::vector<float> b;            // [out, rank]
-  std::vector<float> rest;         // C [out, in]
-  std::vector<int32_t> channels;   // of S, ascending
+  std::vector<float> a;           // [rank, in]
+  std::vector<float> b;           // [out, rank]
+  std::vector<float> rest;        // C [out, in]
+  std::vector<int32_t> channels;  // of S, ascending
 };
 
 LostStart ComputeLostStart(const LinearSpec& linear, const SparsitySpec& sparsity, uint64_t seed);
@@ -32,7 +33,8 @@ LostStart ComputeLostStart(const LinearSpec& linear, const SparsitySpec& sparsit
 int64_t LostChannels(const LinearSpec& linear, const SparsitySpec& sparsity);
 // The layout of S: those columns, of every row.
 SparseLayout DrawLostLayout(const LinearSpec& linear, const SparsitySpec& sparsity, uint64_t seed);
-// Gives a linear's parameters NAME.weight, NAME.low_rank_a and NAME.low_rank_b these initial values.
+// Gives a linear's parameters NAME.weight, NAME.low_rank_a and NAME.low_rank_b these initial
+// values.
 void StartAsLost(const LinearSpec& linear, const SparsitySpec& sparsity,
                  std::vector<Parameter>* parameters);
 
