@@ -24,6 +24,8 @@ struct SegmentSpec {
   int64_t count = 0;  // stored elements
   TrafficKind kind = TrafficKind::kDense;
   int group = 0;
+  // Segments whose gradients become final together (a layer's), from 0 in order of creation.
+  int unit = 0;
 };
 
 struct Segment {
@@ -37,6 +39,7 @@ struct Bucket {
   int64_t count = 0;          // padding included; a multiple of shards * kSegmentAlignment
   std::vector<int> segments;  // in order of creation
   TrafficKind kind = TrafficKind::kDense;
+  int unit = 0;  // of its first segment
 };
 
 // A piece of one segment inside the slice that a shard owns.
@@ -51,9 +54,10 @@ struct OwnedRange {
 class FlatLayout {
  public:
   FlatLayout() = default;
-  // `shards`: 1 (ZeRO-0) or the number of ranks (ZeRO-1).
+  // `shards`: 1 (ZeRO-0) or the number of ranks (ZeRO-1). `split_units`: no bucket holds segments
+  // of two units, so that the buckets of a unit lie side by side.
   static FlatLayout Build(const std::vector<SegmentSpec>& specs, int shards,
-                          int64_t bucket_elements);
+                          int64_t bucket_elements, bool split_units = false);
 
   int shards() const { return shards_; }
   int64_t total_count() const { return total_count_; }  // padding included

@@ -37,7 +37,7 @@ ExchangedBytes PredictExchangedBytes(const FlatLayout& layout, int world_size, D
 
 GradientExchange::GradientExchange(FlatBuffer& buffer, Communicator& communicator,
                                    std::optional<NarrowWire> wire)
-    : buffer_(buffer), communicator_(communicator), travelling_(buffer.grads()) {
+    : buffer_(buffer), communicator_(communicator) {
   const size_t buckets = buffer.layout().buckets().size();
   CHECK(buffer.layout().shards() == 1 || buffer.layout().shards() == communicator.size())
       << buffer.layout().shards() << " shards, " << communicator.size() << " ranks";
@@ -53,7 +53,24 @@ GradientExchange::GradientExchange(FlatBuffer& buffer, Communicator& communicato
   wire_buffer_ = device.Allocate(static_cast<size_t>(total) * SizeOf(wire_->dtype), "grads");
   wire_stream_ = device.NewStream();
   rounded_ = device.NewEvent();
-  travelling_ = wire_buffer_.View(wire_->dtype, total);
+}
+
+TensorView GradientExchange::SummedGrads(int bucket, int64_t begin, int64_t count) const {
+  if (!wire_) return buffer_.BucketGrads(bucket).Range(begin, count);
+  const int64_t first = buffer_.layout().buckets()[bucket].offset + begin;
+  const size_t first_byte = static_cast<size_t>(first) * SizeOf(wire_->dtype);
+  return wire_buffer_.View(wire_->dtype, count, first_byte);
+}
+
+TensorView GradientExchange::SummedGrads(const OwnedRange& range) const {
+  const FlatLayout& layout = buffer_.layout();
+  const int bucket = layout.segments()[range.segment].bucket;
+  return SummedGrads(bucket, range.flat_begin - layout.buckets()[bucket].offset, range.count);
+}
+
+TensorView GradientExchange::summed_grads() const {
+  CHECK(wire_ || buffer_.slots().count == 0) << "gradients do not exist all at once";
+  return wire_ ? wire_buffer_.View(wire_->dtype, buffer_.layout().total_count()) : buffer_.grads();
 }
 
 void GradientExchange::Reset() {
@@ -72,10 +89,10 @@ void GradientExchange::MarkReady(int segment, const Event& ready) {
   if (--missing_[bucket] == 0 && communicator_.size() > 1) Launch(bucket, ready);
 }
 
-const Event& GradientExchange::Round(const Bucket& bucket, const Event& ready) {
+const Event& GradientExchange::Round(int bucket, const Event& ready) {
   wire_stream_->Wait(ready);
-  wire_->round(buffer_.grads().Range(bucket.offset, bucket.count),
-               travelling_.Range(bucket.offset, bucket.count), *wire_stream_);
+  const TensorView grads = buffer_.BucketGrads(bucket);
+  wire_->round(grads, SummedGrads(bucket, 0, grads.size()), *wire_stream_);
   rounded_->Record(*wire_stream_);
   return *rounded_;
 }
@@ -83,15 +100,15 @@ const Event& GradientExchange::Round(const Bucket& bucket, const Event& ready) {
 void GradientExchange::Launch(int bucket, const Event& ready) {
   const FlatLayout& layout = buffer_.layout();
   const Bucket& b = layout.buckets()[bucket];
-  const TensorView whole = travelling_.Range(b.offset, b.count);
+  const TensorView whole = SummedGrads(bucket, 0, b.count);
   CHECK(!grad_work_[bucket]) << "the last step's gradients of bucket " << bucket
                              << " were never waited for";
-  const Event& start = wire_ ? Round(b, ready) : ready;
+  const Event& start = wire_ ? Round(bucket, ready) : ready;
   if (layout.shards() == 1) {
     grad_work_[bucket] = communicator_.AllReduce(whole, ReduceOp::kSum, start);
   } else {
     const FlatLayout::Slice own = layout.slice(bucket, buffer_.shard());
-    const TensorView slice = travelling_.Range(own.flat_offset, own.count);
+    const TensorView slice = whole.Range(own.flat_offset - b.offset, own.count);
     grad_work_[bucket] = communicator_.ReduceScatter(whole, slice, ReduceOp::kSum, start);
   }
   CountGrads(b, whole.dtype(), &bytes_);

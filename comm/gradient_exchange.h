@@ -75,7 +75,9 @@ class GradientExchange {
   void WaitGrads(Stream& stream);
   // Where the summed gradients are, as a flat array [total_count] like the buffer's: the buffer's
   // own, or what a narrow wire brought. Under ZeRO-1 the own slices alone are defined.
-  TensorView summed_grads() const { return travelling_; }
+  TensorView summed_grads() const;
+  // Of an owned range inside a bucket, also where not all gradients exist at once.
+  TensorView SummedGrads(const OwnedRange& range) const;
 
   // ZeRO-1: starts gathering the values of `bucket` that the ranks updated in their own slices,
   // complete with `updated` (nothing under ZeRO-0). In rising order of buckets.
@@ -103,9 +105,10 @@ class GradientExchange {
 
  private:
   void Reset();
+  TensorView SummedGrads(int bucket, int64_t begin, int64_t count) const;
   void Launch(int bucket, const Event& ready);
   // Rounds a bucket to the wire's dtype after `ready`; returns what its collective waits for.
-  const Event& Round(const Bucket& bucket, const Event& ready);
+  const Event& Round(int bucket, const Event& ready);
   // Makes `stream` wait for a collective under way, if there is one, and forgets it.
   void Wait(std::unique_ptr<Work>& work, StallTimer::Cause cause, Stream& stream);
 
@@ -115,7 +118,6 @@ class GradientExchange {
   DeviceBuffer wire_buffer_;
   std::unique_ptr<Stream> wire_stream_;  // rounds, beside backward
   std::unique_ptr<Event> rounded_;
-  TensorView travelling_;     // [total_count]: what is reduced
   std::vector<int> missing_;  // per bucket: segments not yet ready
   std::vector<bool> ready_;   // per segment
   std::vector<std::unique_ptr<Work>> grad_work_, value_work_;

@@ -13,7 +13,9 @@
 #include <memory>
 #include <span>
 
+#include "kernels/base/block_quantization.h"
 #include "kernels/base/device.h"
+#include "kernels/base/stochastic_rounding.h"
 #include "kernels/base/tensor_view.h"
 #include "kernels/sparse/layout.h"
 
@@ -33,8 +35,9 @@ struct ProductEpilogue {
   bool accumulate_sums = true;
 };
 
-// Products of one shape: the operands and the output of product i begin i * (their number of elements
-// here) after those of product 0; 0 where all products read the same. Outputs do not overlap.
+// Products of one shape: the operands and the output of product i begin i * (their number of
+// elements here) after those of product 0; 0 where all products read the same. Outputs do not
+// overlap.
 struct MatMulBatch {
   int64_t count = 1;
   int64_t a = 0, b = 0, out = 0;
@@ -325,20 +328,27 @@ class LossOps {
 // `master` is updated and `values` receives it rounded; both may be the same memory. `step` counts
 // from 1. `scale` is read on the device (one F32: clip factor); where it is not finite, nothing is
 // written.
+// Without a `master`, `values` themselves are the weights, numbers of BF16 (in whatever dtype
+// compute has): the update is computed in fp32 and rounded stochastically, and so are moments held
+// in BF16, since a second moment that decays by 0.1 % a step would stand still in them.
+// Moments may be held in 8 bits, with a scale a block of 256 (block_quantization.h): the update
+// uses the new moments before they are quantised.
 // `born`, where given, holds for each element the updates done when it joined, a whole number, 0
 // for those there from the start: the element's own step is step - born, and the update of one that
 // joined later is multiplied by min(1, own step / growth_ramp) (SMET, arXiv 2606.00888: without it
 // every topology update is a spike of the loss).
 struct AdamWArgs {
-  TensorView values;      // compute dtype
-  TensorView master;      // F32 (F64 for F64)
-  ConstTensorView grads;  // gradient dtype
-  TensorView m, v;        // F32 (F64 for F64)
-  ConstTensorView scale;  // [1] F32
+  TensorView values;                      // compute dtype
+  TensorView master = {};                 // F32 (F64 for F64), or empty
+  ConstTensorView grads;                  // gradient dtype
+  TensorView m, v;                        // F32 (F64 for F64), BF16 beside no master, or U8 codes
+  TensorView m_scale = {}, v_scale = {};  // [ceil(n / 256)] F32 beside codes
+  ConstTensorView scale;                  // [1] F32
   double lr = 0, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0;
   int64_t step = 1;
   ConstTensorView born = {};  // [n] as master, or empty
   int64_t growth_ramp = 0;    // updates; 0: none
+  RoundingKey rounding = {};  // of this update, where anything is rounded stochastically
 };
 
 // out[0] += sum of squares of `in`, F64, in a fixed order.

@@ -22,26 +22,26 @@ LinearFlops Scale(LinearFlops flops, double factor) {
 }
 
 std::map<std::string, int64_t> MemoryOf(const Model& model, const FlatLayout& layout,
-                                        const RunSpec& run, int ranks, const BatchSpec& batch,
-                                        Device& device) {
+                                        const RunSpec& run, int index, int ranks, Device& device) {
   const DType dtype = device.compute_dtype();
-  const auto value_bytes = static_cast<int64_t>(SizeOf(dtype));
-  const auto state_bytes = static_cast<int64_t>(SizeOf(DType::kF32));
+  const PhaseSpec& phase = run.phases[index];
+  const StateBytes state = PredictStateBytes(layout, dtype, run.grad_dtype, phase.optimizer.state,
+                                             SlotsOf(run, index, ranks), TracksAges(run, index));
   std::map<std::string, int64_t> bytes;
-  bytes["values"] = layout.total_count() * value_bytes;
-  bytes["grads"] = layout.total_count() * static_cast<int64_t>(SizeOf(run.grad_dtype));
+  bytes["values"] = state.values;
+  bytes["grads"] = state.grads;
   if (ranks > 1 && run.wire_dtype != run.grad_dtype) {
     bytes["grads"] += layout.total_count() * static_cast<int64_t>(SizeOf(run.wire_dtype));
   }
-  // Values in the master's dtype are the master (flat_buffer.h).
-  bytes["master"] = dtype == DType::kF32 ? 0 : layout.shard_count() * state_bytes;
-  bytes["moments"] = 2 * layout.shard_count() * state_bytes;
+  bytes["master"] = state.master;
+  bytes["moments"] = state.moments;
   const LinearMemory linears = model.linear_memory();
   bytes["layouts"] = linears.layout_bytes;
   bytes["compute_copies"] = linears.compute_copy_bytes;
   bytes["scratch"] = linears.scratch_bytes;
   bytes["activations"] = static_cast<int64_t>(
-      model.ActivationBytes(batch.micro_batch_sequences, batch.seq_len, /*training=*/true));
+      model.ActivationBytes(phase.batch.micro_batch_sequences, phase.batch.seq_len,
+                            /*training=*/true));
   return bytes;
 }
 
@@ -185,8 +185,7 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   plan.exchanged = PredictStepBytes(run, index, ranks, layout, backend.device());
   plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks);
   plan.buckets = static_cast<int>(layout.buckets().size());
-  plan.memory_bytes = MemoryOf(*model, layout, run, ranks, phase.batch, backend.device());
-  if (TracksAges(run, index)) plan.memory_bytes["moments"] += plan.memory_bytes["moments"] / 2;
+  plan.memory_bytes = MemoryOf(*model, layout, run, index, ranks, backend.device());
   if (SumsInTree(run, backend.device())) {
     plan.memory_bytes["scratch"] +=
         SampleTree::NodesHeld(phase.batch.sequences_per_step()) * plan.memory_bytes["grads"];

@@ -26,6 +26,19 @@ Status CheckGradients(const RunSpec& run, const Device& device) {
       "wire_dtype out, or deterministic");
 }
 
+// And it sums them all before any update.
+Status CheckUpdates(const RunSpec& run, const Device& device) {
+  if (!SumsInTree(run, device)) return OkStatus();
+  for (const PhaseSpec& phase : run.phases) {
+    if (!phase.optimizer.per_layer) continue;
+    return InvalidInput("phase " + phase.name +
+                        " has optimizer.update PER_LAYER, which cannot go with "
+                        "parallel.deterministic on a CPU; take update GLOBAL or leave deterministic "
+                        "out");
+  }
+  return OkStatus();
+}
+
 }  // namespace
 
 StatusOr<RunInputs> OpenRunInputs(const TrainOptions& options, const Communicator& communicator,
@@ -34,6 +47,7 @@ StatusOr<RunInputs> OpenRunInputs(const TrainOptions& options, const Communicato
   RunInputs inputs;
   RETURN_IF_ERROR(CheckWorld(run, communicator));
   RETURN_IF_ERROR(CheckGradients(run, device));
+  RETURN_IF_ERROR(CheckUpdates(run, device));
   if (communicator.rank() == 0) RETURN_IF_ERROR(CheckWritable(options.run_dir));
   ASSIGN_OR_RETURN(inputs.start, FindStart(run, options.run_dir, options.resume));
   for (const PhaseSpec& phase : run.phases) {

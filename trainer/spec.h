@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "comm/link_model.h"
+#include "comm/state_format.h"
 #include "kernels/base/dtype.h"
 
 namespace filigree {
@@ -50,6 +51,7 @@ struct SparsityPoint {
 };
 
 enum class SparsePart { kUnstructured, kBlocks };
+enum class FactorStart { kPublished, kLost };
 enum class LowRankCompute { kAuto, kRebuild, kFactored };
 
 // How the weights that match are stored and computed, and how their topology changes
@@ -79,6 +81,7 @@ struct SparsitySpec {
   SparsePart sparse_part = SparsePart::kUnstructured;
   LowRankCompute compute = LowRankCompute::kAuto;
   bool keep_rebuilt = false;
+  FactorStart factor_start = FactorStart::kPublished;
   // n_m.
   int64_t n = 2, m = 4;
   bool transposable = false;
@@ -117,6 +120,8 @@ struct BatchSpec {
 
 struct OptimizerSpec {
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1, clip_norm = 1.0;
+  StateFormat state = {};
+  bool per_layer = false;  // updates while backward goes on
 };
 
 enum class ScheduleShape { kCosine, kLinear, kConstant, kWsd };

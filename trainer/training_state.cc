@@ -4,6 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/base/math.h"
+#include "kernels/base/rng.h"
 #include "trainer/agree.h"
 #include "trainer/checkpoint/merged_weight.h"
 #include "trainer/sample_tree.h"
@@ -74,6 +76,12 @@ class Remap {
   std::vector<int64_t> slots_;
 };
 
+// "layers.3" of a layer's parameter, else nothing.
+std::string LayerOf(const std::string& name) {
+  if (!name.starts_with("layers.")) return "";
+  return name.substr(0, name.find('.', sizeof("layers.")));
+}
+
 int FindParameter(const std::vector<Parameter>& parameters, const std::string& name) {
   for (size_t i = 0; i < parameters.size(); ++i) {
     if (parameters[i].name == name) return static_cast<int>(i);
@@ -127,11 +135,16 @@ std::vector<int64_t> SegmentCounts(const std::vector<Parameter>& parameters) {
 std::vector<SegmentSpec> SegmentsOf(const std::vector<Parameter>& parameters,
                                     const std::vector<int64_t>& counts) {
   std::vector<SegmentSpec> segments;
+  int unit = 0;
   for (size_t i = 0; i < parameters.size(); ++i) {
     const bool sparsified = parameters[i].layout.kind() != LayoutKind::kDense;
+    // Units in order of creation: the embedding, each layer, what comes after.
+    const std::string layer = LayerOf(parameters[i].name);
+    if (i > 0 && layer != LayerOf(parameters[i - 1].name)) ++unit;
     segments.push_back({.count = counts[i],
                         .kind = sparsified ? TrafficKind::kSparsified : TrafficKind::kDense,
-                        .group = parameters[i].decay ? 0 : 1});
+                        .group = parameters[i].decay ? 0 : 1,
+                        .unit = unit});
   }
   return segments;
 }
@@ -142,7 +155,17 @@ FlatLayout LayOutSegments(const std::vector<SegmentSpec>& segments, const RunSpe
   for (const SegmentSpec& segment : segments) stored += segment.count;
   const int64_t bucket_elements =
       BucketBytesOf(stored, run, world_size) / static_cast<int64_t>(SizeOf(run.wire_dtype));
-  return FlatLayout::Build(segments, run.zero_stage == 1 ? world_size : 1, bucket_elements);
+  const bool split_units = std::ranges::any_of(
+      run.phases, [](const PhaseSpec& phase) { return phase.optimizer.per_layer; });
+  return FlatLayout::Build(segments, run.zero_stage == 1 ? world_size : 1, bucket_elements,
+                           split_units);
+}
+
+GradientSlots SlotsOf(const RunSpec& run, int phase, int world_size) {
+  const PhaseSpec& spec = run.phases[phase];
+  const int64_t sequences = CeilDiv(spec.batch.sequences_per_step(), world_size);
+  if (!spec.optimizer.per_layer || sequences > spec.batch.micro_batch_sequences) return {};
+  return {.count = world_size > 1 ? 2 : 1, .first_apart = run.model.tied_head};
 }
 
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
@@ -150,12 +173,12 @@ FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunS
   return LayOutSegments(SegmentsOf(parameters, SegmentCounts(parameters)), run, world_size);
 }
 
-FlatBuffer MakeFlatBuffer(const std::vector<Parameter>& parameters, const RunSpec& run, int rank,
-                          int world_size, Device& device, Stream& stream) {
+FlatBuffer MakeFlatBuffer(const std::vector<Parameter>& parameters, const RunSpec& run, int phase,
+                          int rank, int world_size, Device& device, Stream& stream) {
   FlatLayout layout = LayOutParameters(parameters, run, world_size);
   const int shard = layout.shards() > 1 ? rank : 0;
   return FlatBuffer(device, std::move(layout), shard, device.compute_dtype(), run.grad_dtype,
-                    stream);
+                    stream, run.phases[phase].optimizer.state, SlotsOf(run, phase, world_size));
 }
 
 std::optional<NarrowWire> WireOf(const RunSpec& run, Backend& backend) {
@@ -173,16 +196,18 @@ TrainingState::TrainingState(const RunSpec& run, int phase,
   const PhaseSpec& spec = run.phases[phase];
   model_ = Model::Create(run.model, InitialSparsity(LinearSpecs(run.model), spec), run.seed,
                          layouts, backend);
-  buffer_ =
-      std::make_unique<FlatBuffer>(MakeFlatBuffer(model_->parameters(), run, communicator.rank(),
-                                                  communicator.size(), backend.device(), stream));
+  buffer_ = std::make_unique<FlatBuffer>(MakeFlatBuffer(model_->parameters(), run, phase,
+                                                        communicator.rank(), communicator.size(),
+                                                        backend.device(), stream));
   if (TracksAges(run, phase)) buffer_->AllocateBorn(stream);
   model_->Bind(*buffer_);
   model_->ReserveActivations(spec.batch.micro_batch_sequences, spec.batch.seq_len,
                              /*training=*/true);
   exchange_ = std::make_unique<GradientExchange>(*buffer_, communicator, WireOf(run, backend));
-  optimizer_ = std::make_unique<Optimizer>(model_->parameters(), GrowthRamps(parameters(), spec),
-                                           *buffer_, *exchange_, backend);
+  optimizer_ = std::make_unique<Optimizer>(
+      model_->parameters(), GrowthRamps(parameters(), spec),
+      RandomBits(run.seed, RngStream("stochastic rounding"), static_cast<uint64_t>(phase)),
+      *buffer_, *exchange_, backend);
   if (SumsInTree(run, backend.device())) optimizer_->TakeWholeGradients();
 }
 
@@ -192,10 +217,14 @@ void TrainingState::InitializeValues(Stream& stream) {
     const std::vector<int64_t> logical = parameter.layout.LogicalIndices();
     std::vector<float> values(parameter.segment_count(), 0.0f);
     const auto stored = static_cast<int64_t>(logical.size());
+    const std::vector<float> given =
+        parameter.initial ? parameter.initial(run_.seed) : std::vector<float>();
 #pragma omp parallel for
     for (int64_t slot = 0; slot < stored; ++slot) {
       if (logical[slot] < 0) continue;  // padding
-      values[slot] = static_cast<float>(InitialValue(parameter, run_.seed, logical[slot]));
+      values[slot] = given.empty()
+                         ? static_cast<float>(InitialValue(parameter, run_.seed, logical[slot]))
+                         : given[logical[slot]];
     }
     ScatterFloats(*buffer_, static_cast<int>(i), StateKind::kMaster, values, stream);
   }
@@ -204,6 +233,7 @@ void TrainingState::InitializeValues(Stream& stream) {
 
 Status TrainingState::Load(const CheckpointReader& reader, bool moments, Stream& stream) {
   const bool with_moments = moments && reader.info().has_moments;
+  if (with_moments) optimizer_->set_last_norm(reader.info().grad_norm);
   for (size_t i = 0; i < parameters().size(); ++i) {
     const Parameter& to = parameters()[i];
     const int source = FindParameter(reader.info().parameters, to.name);
@@ -233,6 +263,7 @@ std::vector<float> TrainingState::Merged(const WeightParts& parts, Stream& strea
 
 int64_t TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done,
                                 Stream& stream) {
+  optimizer_->set_last_norm(previous.optimizer_->last_norm());
   int64_t gathered = 0;
   const bool sharded = previous.buffer_->layout().shards() > 1;
   for (size_t i = 0; i < parameters().size(); ++i) {
@@ -302,6 +333,7 @@ Status TrainingState::Save(const std::string& directory, const CheckpointInfo& p
     CheckpointInfo info = progress;
     info.parameters = parameters();
     info.has_born = buffer_->has_born();
+    info.grad_norm = optimizer_->last_norm();
     auto begun = CheckpointWriter::Begin(directory, std::move(info), tokenizer_dir);
     if (begun.ok()) {
       writer = std::move(begun).value();

@@ -53,8 +53,9 @@ size_t AvailableBytes() {
 
 CpuDevice::CpuDevice(DType compute_dtype, int64_t row_alignment)
     : compute_dtype_(compute_dtype), row_alignment_(row_alignment) {
-  CHECK(compute_dtype == DType::kF32 || compute_dtype == DType::kF64)
-      << "the CPU computes in F32 or F64, not " << NameOf(compute_dtype);
+  CHECK(compute_dtype == DType::kF32 || compute_dtype == DType::kF64 ||
+        compute_dtype == DType::kBF16)
+      << "the CPU computes in F32 or F64, and plans in BF16, not in " << NameOf(compute_dtype);
 }
 
 CpuDevice::~CpuDevice() { CHECK_EQ(usage_.total_bytes, 0u) << "a device must outlive its buffers"; }

@@ -98,6 +98,12 @@ int CudaDeviceCount() {
   return 0;
 }
 
+int64_t CudaBytesInUse() {
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(total - free);
+}
+
 // Dense BF16 products, from NVIDIA's data sheets; the first name that occurs in the model's counts.
 double CudaDevice::vendor_peak_flops() const {
   constexpr std::pair<std::string_view, double> kPeaks[] = {

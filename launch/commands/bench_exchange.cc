@@ -51,7 +51,7 @@ class Replay {
       : session_(session),
         model_(
             Model::Create(run.model, run.phases.front().sparsity, run.seed, {}, *session.backend)),
-        buffer_(MakeFlatBuffer(model_->parameters(), run, session.communicator->rank(),
+        buffer_(MakeFlatBuffer(model_->parameters(), run, /*phase=*/0, session.communicator->rank(),
                                session.communicator->size(), *session.device, *session.stream)),
         exchange_(buffer_, *session.communicator, WireOf(run, *session.backend)),
         ready_(session.device->NewEvent()) {
@@ -259,11 +259,13 @@ void Print(const nlohmann::json& r) {
 }  // namespace
 
 Status BenchExchangeCommand::Run() const {
-  const auto loaded = LoadCheckedConfig(config, overrides);
+  auto loaded = LoadCheckedConfig(config, overrides);
   ASSIGN_OR_RETURN(Session session,
                    OpenSession(loaded.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
   if (!loaded.ok()) return ForThisRank(loaded.status(), session);
-  const RunSpec& run = loaded->spec;
+  RunSpec& run = loaded->spec;
+  // All buckets travel one after the other, so that all gradients have memory.
+  run.phases.front().optimizer.per_layer = false;
   const int ranks = session.communicator->size();
   if (ranks == 1) {
     return InvalidInput(

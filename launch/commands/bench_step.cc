@@ -52,7 +52,7 @@ struct ExchangeTiming {
 struct Timing {
   std::vector<double> ms;
   ExchangeTiming exchange;
-  int64_t exchanged_bytes = 0;
+  int64_t exchanged_bytes = 0, bytes_in_use = 0;
   double first_loss = 0, last_loss = 0;  // of this rank's share
 
   double Median() const {
@@ -111,6 +111,7 @@ Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingSt
     timing.last_loss = result.loss_sum * session.communicator->size() / sets[0].valid_tokens;
     if (i == 0) timing.first_loss = timing.last_loss;
     timing.exchanged_bytes = state.exchange().TakeBytes().total();
+    timing.bytes_in_use = std::max(timing.bytes_in_use, BytesInUse(session));
     const StallTimer::Stalls stalled = stalls.Take();
     if (i < command.warmup) continue;
     timing.ms.push_back(elapsed.count());
@@ -149,6 +150,7 @@ nlohmann::json ToJson(const RunSpec& run, const Timing& timing, const Model& mod
                            {"exchanged_bytes", timing.exchanged_bytes},
                            {"memory_bytes", memory.bytes_by_kind},
                            {"memory_peak_bytes", memory.peak_bytes},
+                           {"device_bytes_in_use", timing.bytes_in_use},
                            {"first_loss", timing.first_loss},
                            {"last_loss", timing.last_loss}};
   if (session.communicator->size() > 1) {
@@ -166,11 +168,12 @@ void Print(const nlohmann::json& r) {
               r["step_ms"].get<double>(), r["samples"].size(),
               r["tokens_per_second"].get<double>());
   std::printf(
-      "MFU %.1f %% dense-equivalent, %.1f %% executed; peak memory %.2f GB; %.1f MB exchanged"
-      " a step; loss %.3f -> %.3f\n",
+      "MFU %.1f %% dense-equivalent, %.1f %% executed; peak memory %.2f GB (%.2f GB in use on the"
+      " device); %.1f MB exchanged a step; loss %.3f -> %.3f\n",
       100 * r["mfu_dense_equivalent"].get<double>(), 100 * r["mfu_executed"].get<double>(),
-      r["memory_peak_bytes"].get<double>() / 1e9, r["exchanged_bytes"].get<double>() / 1e6,
-      r["first_loss"].get<double>(), r["last_loss"].get<double>());
+      r["memory_peak_bytes"].get<double>() / 1e9, r["device_bytes_in_use"].get<double>() / 1e9,
+      r["exchanged_bytes"].get<double>() / 1e6, r["first_loss"].get<double>(),
+      r["last_loss"].get<double>());
   if (!r.contains("exchange")) return;
   const nlohmann::json& e = r["exchange"];
   std::printf(

@@ -140,6 +140,9 @@ optimizer {
   epsilon: 1e-08
   weight_decay: 0.1
   clip_norm: 1
+  state_dtype: F32_MASTER
+  moments: FULL
+  update: GLOBAL
 }
 schedule {
   lr: 0.0003
@@ -179,6 +182,7 @@ sparsity {
   n: 2
   m: 4
   transposable: false
+  initialisation: SLTRAIN
 }
 evaluation {
   every_steps: 250

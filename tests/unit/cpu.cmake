@@ -15,3 +15,6 @@ foreach(isa ${isas})
   set_tests_properties(cpu_test_${isa} PROPERTIES LABELS quick TIMEOUT 600
     ENVIRONMENT FILIGREE_CPU_ISA=${isa})
 endforeach()
+filigree_test(compact_state_test LABEL quick SOURCES compact_state_test.cc
+  DEPS filigree_checkpoint filigree_kernels_cpu)
+target_compile_definitions(compact_state_test PRIVATE FILIGREE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")

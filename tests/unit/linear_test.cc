@@ -4,12 +4,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "tests/unit/cpu_testing.h"
 #include "trainer/linear/linear_parts.h"
+#include "trainer/linear/lost_start.h"
 
 namespace filigree {
 namespace {
@@ -352,6 +354,63 @@ TEST_F(LinearTest, WhatCannotBeIsRefused) {
   EXPECT_NE(problem().find("leaves none"), std::string::npos) << problem();
   spec.sparse_part = SparsePart::kBlocks;
   EXPECT_NE(problem().find("leaves none"), std::string::npos) << problem();
+}
+
+// What LOST starts from is the dense start but for the columns that S leaves out.
+TEST(LostStartTest, FactorsAndChannelsAreTheDenseStart) {
+  for (const auto& [out, in] : {std::pair<int64_t, int64_t>{24, 40}, {40, 24}}) {
+    const LinearSpec linear = {.name = "layers.0.mlp.up", .out = out, .in = in};
+    SparsitySpec sparsity;
+    sparsity.parameterisation = "sparse_plus_low_rank";
+    sparsity.sparsity = 0.75;
+    sparsity.rank = 6;
+    sparsity.alpha = 3;
+    sparsity.factor_start = FactorStart::kLost;
+    const LostStart start = ComputeLostStart(linear, sparsity, 7);
+    EXPECT_EQ(static_cast<int64_t>(start.channels.size()), in / 4);
+    Parameter dense;
+    dense.name = "layers.0.mlp.up.weight";
+    std::vector<double> norms(in, 0.0);
+    double rest_squares = 0, dense_squares = 0;
+    for (int64_t i = 0; i < out; ++i) {
+      for (int64_t j = 0; j < in; ++j) {
+        double low_rank = 0;
+        for (int64_t k = 0; k < sparsity.rank; ++k) {
+          low_rank += static_cast<double>(start.b[i * sparsity.rank + k]) * start.a[k * in + j];
+        }
+        const double w = InitialValue(dense, 7, i * in + j), rest = start.rest[i * in + j];
+        EXPECT_NEAR(sparsity.low_rank_scale() * low_rank + rest, w, 1e-7);
+        norms[j] += rest * rest;
+        rest_squares += rest * rest;
+        dense_squares += w * w;
+      }
+    }
+    // The largest singular values: more than any six of 24 random directions would hold.
+    EXPECT_LT(rest_squares, 0.6 * dense_squares);
+    // Factors share them: A's rows and B's columns are orthogonal, of equal norms.
+    for (int64_t k = 0; k < sparsity.rank; ++k) {
+      for (int64_t l = 0; l <= k; ++l) {
+        double a = 0, b = 0;
+        for (int64_t j = 0; j < in; ++j) a += double{start.a[k * in + j]} * start.a[l * in + j];
+        for (int64_t i = 0; i < out; ++i) {
+          b += double{start.b[i * sparsity.rank + k]} * start.b[i * sparsity.rank + l];
+        }
+        EXPECT_NEAR(a, b, 1e-6);
+        if (l < k) EXPECT_NEAR(a, 0, 1e-6);
+      }
+    }
+    // The kept channels are the largest of what is left.
+    double least_kept = 1e9, most_left = 0;
+    for (int64_t j = 0; j < in; ++j) {
+      const bool kept = std::ranges::binary_search(start.channels, static_cast<int32_t>(j));
+      if (kept) least_kept = std::min(least_kept, norms[j]);
+      if (!kept) most_left = std::max(most_left, norms[j]);
+    }
+    EXPECT_GE(least_kept, most_left);
+    const SparseLayout layout = DrawLostLayout(linear, sparsity, 7);
+    EXPECT_EQ(layout.nonzero_count(), out * in / 4);
+    EXPECT_EQ(layout.columns()[0], start.channels[0]);
+  }
 }
 
 }  // namespace

@@ -98,6 +98,7 @@ void VisitProgress(Visitor& visit, Info& info) {
   visit("seed", info.seed);
   visit("has_moments", info.has_moments);
   visit.Optional("has_born", info.has_born);
+  visit.Optional("grad_norm", info.grad_norm);
 }
 
 template <typename Visitor, typename Spec>

@@ -97,6 +97,7 @@ SparsitySpec ToSparsitySpec(const SparsityConfig& config, const BatchConfig& bat
       .sparse_part = static_cast<SparsePart>(config.sparse_part()),
       .compute = static_cast<LowRankCompute>(config.compute()),
       .keep_rebuilt = config.keep_rebuilt(),
+      .factor_start = static_cast<FactorStart>(config.initialisation()),
       .n = config.n(),
       .m = config.m(),
       .transposable = config.transposable(),
@@ -115,11 +116,15 @@ PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t fir
   spec.batch = {.seq_len = merged.batch.seq_len(),
                 .tokens_per_step = merged.batch.tokens_per_step(),
                 .micro_batch_sequences = merged.batch.micro_batch_sequences()};
-  spec.optimizer = {.beta1 = merged.optimizer.beta1(),
-                    .beta2 = merged.optimizer.beta2(),
-                    .epsilon = merged.optimizer.epsilon(),
-                    .weight_decay = merged.optimizer.weight_decay(),
-                    .clip_norm = merged.optimizer.clip_norm()};
+  spec.optimizer = {
+      .beta1 = merged.optimizer.beta1(),
+      .beta2 = merged.optimizer.beta2(),
+      .epsilon = merged.optimizer.epsilon(),
+      .weight_decay = merged.optimizer.weight_decay(),
+      .clip_norm = merged.optimizer.clip_norm(),
+      .state = {.bf16 = merged.optimizer.state_dtype() == OptimizerConfig::BF16,
+                .eight_bit_moments = merged.optimizer.moments() == OptimizerConfig::EIGHT_BIT},
+      .per_layer = merged.optimizer.update() == OptimizerConfig::PER_LAYER};
   spec.schedule = ToScheduleSpec(merged.schedule, merged.steps);
   if (phase.has_rewind_step()) spec.rewind_step = phase.rewind_step();
   for (const SparsityConfig& entry : merged.sparsity) {

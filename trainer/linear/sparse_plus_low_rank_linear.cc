@@ -19,6 +19,7 @@
 #include "trainer/linear/formed_product.h"
 #include "trainer/linear/linear.h"
 #include "trainer/linear/linear_parts.h"
+#include "trainer/linear/lost_start.h"
 #include "trainer/linear/low_rank_factors.h"
 
 namespace filigree {
@@ -43,6 +44,7 @@ class SparsePlusLowRankLinear : public Linear {
     weight.init_std = uniform.std;
     std::vector<Parameter> parameters = {std::move(weight)};
     factors_.AppendParameters(uniform, {InitKind::kZeros}, &parameters);
+    if (sparsity_.factor_start == FactorStart::kLost) StartAsLost(spec_, sparsity_, &parameters);
     bias_.AppendParameter(&parameters);
     return parameters;
   }
@@ -216,8 +218,24 @@ int64_t StoredCells(const LinearSpec& linear, const SparsitySpec& sparsity) {
   return static_cast<int64_t>((1.0 - sparsity.sparsity) * cells * (1.0 + 1e-12));
 }
 
+// LOST chooses the input channels that S keeps.
+Status ValidateLost(const LinearSpec& linear, const SparsitySpec& sparsity) {
+  if (sparsity.sparse_part == SparsePart::kBlocks || sparsity.rule != "static_random") {
+    return InvalidInput(linear.name +
+                        ".weight: initialisation LOST chooses the channels of the sparse part "
+                        "itself; leave sparse_part and rule out, or take initialisation SLTRAIN");
+  }
+  if (LostChannels(linear, sparsity) >= 1) return OkStatus();
+  return InvalidInput(linear.name + ".weight: sparsity " + std::to_string(sparsity.sparsity) +
+                      " leaves none of its " + std::to_string(linear.in) +
+                      " input channels; lower it, or take parameterisation low_rank");
+}
+
 Status Validate(const LinearSpec& linear, const SparsitySpec& sparsity) {
   RETURN_IF_ERROR(ValidateRank(linear, sparsity));
+  if (sparsity.factor_start == FactorStart::kLost) {
+    RETURN_IF_ERROR(ValidateLost(linear, sparsity));
+  }
   if (sparsity.sparse_part == SparsePart::kBlocks) {
     return kBlockSparseParameterisation.validate(linear, sparsity);
   }
@@ -232,6 +250,7 @@ Status Validate(const LinearSpec& linear, const SparsitySpec& sparsity) {
 }
 
 SparseLayout DrawLayout(const LinearSpec& linear, const SparsitySpec& sparsity, uint64_t seed) {
+  if (sparsity.factor_start == FactorStart::kLost) return DrawLostLayout(linear, sparsity, seed);
   if (sparsity.sparse_part == SparsePart::kBlocks) {
     return kBlockSparseParameterisation.draw_layout(linear, sparsity, seed);
   }
