@@ -286,14 +286,16 @@ Status NcclCommunicator::Connect() {
     std::memcpy(id.internal, bytes.data(), sizeof(id.internal));
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
+    config.splitShare = 1;
     config.commName = "filigree";
     const auto deadline = steady_clock::now() + deadline_;
     result = ncclCommInitRankConfig(&parent_, size(), id, rank(), &config);
     result = Settle(parent_, result, deadline);
     if (result == ncclSuccess) {
       config.blocking = 1;
-      config.splitShare = 1;
-      result = Settle(parent_, ncclCommSplit(parent_, /*color=*/0, rank(), &comm_, &config), deadline);
+      // Returns success while NCCL is still at it: only the parent's state tells.
+      result = ncclCommSplit(parent_, /*color=*/0, rank(), &comm_, &config);
+      if (result == ncclSuccess) result = Settle(parent_, ncclInProgress, deadline);
     }
   }
   const bool failed = bytes.empty() || result != ncclSuccess;
