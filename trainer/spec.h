@@ -134,6 +134,13 @@ struct ScheduleSpec {
   double wsd_decay_fraction = 0.2;
 };
 
+// A frozen teacher beside the data; explained in configs/run.proto.
+struct DistillationSpec {
+  std::string teacher;  // directory
+  double temperature = 2, alpha = 0.5;
+  bool on() const { return !teacher.empty() && alpha > 0; }
+};
+
 enum class Moments { kFresh, kKeep };
 
 struct PhaseSpec {
@@ -147,6 +154,7 @@ struct PhaseSpec {
   ScheduleSpec schedule;
   std::vector<SparsitySpec> sparsity;
   int64_t rewind_step = -1;  // -1: none
+  DistillationSpec distillation;
 };
 
 enum class DeviceChoice { kAuto, kCpu, kCuda };
@@ -170,6 +178,7 @@ struct EvaluationSpec {
 struct RunSpec {
   std::string name;
   uint64_t seed = 1234;
+  std::string init_from;  // a model's directory; empty: initial values are drawn
   ModelSpec model;
   std::vector<PhaseSpec> phases;
   EvaluationSpec evaluation;

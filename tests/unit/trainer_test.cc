@@ -447,10 +447,10 @@ TEST(SpecTest, MomentsAreCountedFromTheLastFreshPhase) {
 
 TEST(ResumeTest, EveryDifferenceOfTheModelIsNamed) {
   ModelSpec a = OddRun().model, b = a;
-  EXPECT_TRUE(CheckSameModel(a, b, "p").ok());
+  EXPECT_TRUE(CheckSameModel(a, b, "p", "mend").ok());
   b.layers = 3;
   b.tied_head = true;
-  const Status status = CheckSameModel(a, b, "p");
+  const Status status = CheckSameModel(a, b, "p", "mend");
   EXPECT_EQ(status.exit_code(), 2);
   EXPECT_NE(status.message().find("layers 2 (config: 3)"), std::string::npos) << status.message();
   EXPECT_NE(status.message().find("tied_head 0 (config: 1)"), std::string::npos);

@@ -69,8 +69,10 @@ class Validator {
       Add("n_m keeps n of every m in each weight alike; take distribution uniform, not ",
           spec.distribution);
     }
-    if (spec.rule == "inherit" && index == 0) {
-      Add("the first phase has no phase before it to inherit from; take another rule");
+    if (spec.rule == "inherit" && index == 0 && run_.init_from.empty()) {
+      Add("the first phase has no phase before it to inherit from; take another rule, or start "
+          "from "
+          "a sparse model (init_from)");
     }
     if (spec.rule == "iterative_magnitude" && phase.rewind_step < 0) {
       Add("it goes with rewind_step of the phase (0: initial values); set it, or take one_shot");
