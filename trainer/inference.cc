@@ -1,5 +1,6 @@
 #include "trainer/inference.h"
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <string_view>
@@ -11,6 +12,16 @@
 namespace filigree {
 namespace {
 
+// The row of the registry whose factors have a nonlinearity between them.
+std::string NonlinearParameterisation() {
+  const auto rows = Parameterisations();
+  const auto row = std::find_if(rows.begin(), rows.end(), [](const Parameterisation& row) {
+    return row.factors == FactorKind::kNonlinear;
+  });
+  CHECK(row != rows.end());
+  return std::string(row->name);
+}
+
 // Linears that no dense weight expresses keep their parameterisation; all others are merged.
 std::vector<SparsitySpec> NonlinearParts(const std::vector<Parameter>& parameters) {
   constexpr std::string_view kSuffix = ".low_rank_a";
@@ -19,7 +30,7 @@ std::vector<SparsitySpec> NonlinearParts(const std::vector<Parameter>& parameter
     if (parameter.factor != FactorKind::kNonlinear || !parameter.name.ends_with(kSuffix)) continue;
     SparsitySpec entry;
     entry.include = {parameter.name.substr(0, parameter.name.size() - kSuffix.size()) + ".weight"};
-    entry.parameterisation = "cola";
+    entry.parameterisation = NonlinearParameterisation();
     entry.rank = parameter.shape[0];
     sparsity.push_back(std::move(entry));
   }

@@ -61,7 +61,7 @@ std::map<std::string, SparseLayout> SharedLayouts(const std::vector<LinearSpec>&
   for (const LinearSpec& linear : linears) {
     const std::string weight = linear.name + ".weight";
     SparsitySpec spec = MatchSparsity(weight, sparsity);
-    if (spec.parameterisation == "dense") continue;
+    if (RowOf(spec).dense) continue;
     const bool divides = linear.out % spec.block_out == 0 && linear.in % spec.block_in == 0;
     if (StoresBlocks(spec) && !divides) continue;
     spec.include = spec.exclude = {};  // entries that differ in these alone draw alike

@@ -129,8 +129,8 @@ Status CheckLayouts(const CheckpointInfo& checkpoint, const RunSpec& run, int ph
     if (!checkpoint.has_moments && found->second->kind() == LayoutKind::kDense) continue;
     if (Describe(*found->second) == Describe(drawn)) continue;
     // Rules other than a random draw move counts, within the kind.
-    const bool moves = FindTopologyRule(sparsity.rule)->entry == PhaseEntry::kInherit &&
-                       sparsity.parameterisation != "dense";
+    const bool moves =
+        FindTopologyRule(sparsity.rule)->entry == PhaseEntry::kInherit && !RowOf(sparsity).dense;
     if (moves && SameKind(*found->second, sparsity)) continue;
     return InvalidInput(path + ": " + weight + " is stored as " + Describe(*found->second) +
                         ", phase " + run.phases[phase].name + " of the config asks for " +

@@ -60,9 +60,13 @@ class Validator {
           "take "
           "magnitude or taylor");
     }
-    if (spec.rule != "static_random" && spec.parameterisation != "masked" &&
-        spec.parameterisation != "block_sparse") {
-      Add("rules that choose which weights live work on masked and block_sparse, not on ",
+    if (spec.rule != "static_random" && !RowOf(spec).movable) {
+      std::string movable;
+      for (const Parameterisation& row : Parameterisations()) {
+        if (!row.movable) continue;
+        movable += (movable.empty() ? "" : " and ") + std::string(row.name);
+      }
+      Add("rules that choose which weights live work on ", movable, ", not on ",
           spec.parameterisation, "; take rule static_random");
     }
     if (spec.parameterisation == "n_m" && spec.distribution != "uniform") {
