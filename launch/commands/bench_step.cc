@@ -11,6 +11,7 @@
 #include "trainer/metrics/numbers.h"
 #include "trainer/peak_flops.h"
 #include "trainer/schedule.h"
+#include "trainer/teacher.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
@@ -207,7 +208,7 @@ Status BenchStepCommand::Run() const {
                    OpenSession(checked.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
   if (!checked.ok()) return ForThisRank(checked, session);
   const RunSpec& run = loaded->spec;
-  StatusOr<std::unique_ptr<Teacher>> teacher = std::unique_ptr<Teacher>();
+  StatusOr<std::unique_ptr<Teacher>> teacher = std::unique_ptr<Teacher>();  // none
   if (run.phases.front().distillation.on()) {
     Status known = OpenTeachers(run).status();
     if (known.ok()) {

@@ -100,6 +100,19 @@ class DistillationTest(SystemTest):
             self.assertEqual(read_bytes(newest(cut), "model.safetensors"),
                              read_bytes(newest(several), "model.safetensors"))
 
+    def test_the_same_bits_at_any_number_of_ranks(self):
+        run, _ = self.teacher()
+        text = self.distilled(run, phase(3, sparse()), parallel="deterministic: true")
+        one = self.train("tree-1", text)
+        planned = self.planned("tree.textproto", text)
+        for ranks in (2, 3):
+            several = self.train(f"tree-{ranks}", text, ranks=ranks)
+            self.assertEqual(losses(several), losses(one))
+            self.assertEqual(divergences(several), divergences(one))
+            if ranks == 2:
+                self.assertEqual(metrics(several)[0][-1]["exchanged_bytes"],
+                                 planned["exchanged_bytes_per_step"])
+
     def planned(self, name, text):
         return json.loads(self.filigree("plan", self.write(name, text), "--ranks", 2,
                                         "--json").stdout)

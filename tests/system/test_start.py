@@ -1,7 +1,9 @@
 """Runs that start from another model: Hugging Face directories, checkpoints and runs."""
+import json
 import os
 import re
 import shutil
+import struct
 import unittest
 
 from filigree_testing import (GPT2, LLAMA, RefusalTest, SystemTest, checkpoints, config, losses,
@@ -50,6 +52,32 @@ class StartTest(SystemTest):
                         self.assert_close([metrics(begun)[1][0]["val_loss"]], [last], 1e-6, kind)
                         self.assertIn(f'init_from: "{what}"',
                                       read_bytes(begun, "config.textproto").decode())
+
+    def test_shards_of_half_floats(self):
+        """A directory as others save it: several files, an index, F16."""
+        _, hf = self.source()
+        sharded = self.path("sharded")
+        os.makedirs(sharded)
+        shutil.copy(os.path.join(hf, "config.json"), sharded)
+        tensors = sorted(read_safetensors(hf, "model.safetensors")[0].items())
+        index, expected = {}, {}
+        for i, part in enumerate((tensors[:5], tensors[5:11], tensors[11:])):
+            file, header, body = f"model-{i + 1:05}-of-00003.safetensors", {}, b""
+            for name, tensor in part:
+                halves = struct.pack(f"<{len(tensor.values())}e", *tensor.values())
+                header[name] = {"dtype": "F16", "shape": tensor.shape,
+                                "data_offsets": [len(body), len(body) + len(halves)]}
+                body += halves
+                index[name] = file
+                expected[name] = list(struct.unpack(f"<{len(halves) // 2}e", halves))
+            text = json.dumps(header).encode()
+            with open(os.path.join(sharded, file), "wb") as out:
+                out.write(struct.pack("<Q", len(text)) + text + body)
+        self.write(os.path.join("sharded", "model.safetensors.index.json"),
+                   json.dumps({"metadata": {}, "weight_map": index}))
+        run = self.train("from-shards", starting_from(sharded, frozen(config(
+            self.data, phase(2), schedule=FROZEN))), ranks=2)
+        self.assertEqual(self.weights(run, "from-shards-hf"), expected)
 
     def test_masks_are_drawn_and_pruned_from_the_weights(self):
         """A random mask keeps the weights under it, a one-shot one the largest of each matrix."""
