@@ -158,6 +158,8 @@ class NcclCommunicator final : public Communicator {
   }
 
   Status Connect();
+  // Of one that did not connect.
+  std::unique_ptr<Communicator> TakeInner() { return std::move(inner_); }
 
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
@@ -322,14 +324,18 @@ Status NcclCommunicator::Connect() {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(std::unique_ptr<Communicator> inner,
-                                                             Device& device,
-                                                             double deadline_seconds) {
-  if (inner->size() == 1) return inner;
-  auto communicator =
-      std::make_unique<NcclCommunicator>(std::move(inner), device, deadline_seconds);
-  RETURN_IF_ERROR(communicator->Connect());
-  return std::unique_ptr<Communicator>(std::move(communicator));
+Status ConnectOverNccl(std::unique_ptr<Communicator>* communicator, Device& device,
+                       double deadline_seconds) {
+  if ((*communicator)->size() == 1) return OkStatus();
+  auto nccl =
+      std::make_unique<NcclCommunicator>(std::move(*communicator), device, deadline_seconds);
+  const Status connected = nccl->Connect();
+  if (connected.ok()) {
+    *communicator = std::move(nccl);
+  } else {
+    *communicator = nccl->TakeInner();
+  }
+  return connected;
 }
 
 }  // namespace filigree

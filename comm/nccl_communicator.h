@@ -10,8 +10,9 @@
 
 namespace filigree {
 
-// Joins the ranks of `inner` (MPI or TCP) in one NCCL communicator on `device`, a GPU, which must
-// outlive the result. Collective. A single rank has no peers: `inner` is returned as it is.
+// Joins the ranks of `*communicator` (MPI or TCP, "inner") in one NCCL communicator on `device`, a
+// GPU, which must outlive it; it takes the place of the inner one. Collective. A single rank has no
+// peers: nothing changes.
 //
 // Bulk collectives of device memory run on a stream of their own, which first waits for `ready`;
 // Work::Wait makes a stream wait for the collective and never blocks the host. Work that nobody
@@ -33,9 +34,8 @@ namespace filigree {
 //
 // Errors: a build without NCCL and several ranks (invalid input); peers that do not come within
 // `deadline_seconds`, two ranks on one GPU, no network (the machine's, with NCCL's own words). All
-// ranks return an error where one does.
-StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(std::unique_ptr<Communicator> inner,
-                                                             Device& device,
-                                                             double deadline_seconds = 300);
+// ranks return an error where one does, and `*communicator` is then as it was.
+Status ConnectOverNccl(std::unique_ptr<Communicator>* communicator, Device& device,
+                       double deadline_seconds = 300);
 
 }  // namespace filigree

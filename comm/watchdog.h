@@ -21,10 +21,10 @@
 
 namespace filigree {
 
-// `inner` under a watchdog, until destruction: reports its collectives as progress and otherwise
-// does as `inner` does. Seconds without progress before it acts; 0: `inner` itself, unwatched.
-// Collective. Where ranks cannot connect to rank 0, says so: they watch themselves alone.
-StatusOr<std::unique_ptr<Communicator>> Watch(std::unique_ptr<Communicator> inner,
-                                              double timeout_seconds);
+// Puts `*communicator` under a watchdog, until destruction: what takes its place reports its
+// collectives as progress and otherwise does as it does. Seconds without progress before it acts;
+// 0: nothing changes. Collective. Where ranks cannot connect to rank 0, says so: they watch
+// themselves alone. On an error `*communicator` is as it was.
+Status Watch(std::unique_ptr<Communicator>* communicator, double timeout_seconds);
 
 }  // namespace filigree

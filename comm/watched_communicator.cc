@@ -53,6 +53,8 @@ class WatchedCommunicator final : public Communicator {
       : inner_(std::move(inner)), watchdog_(*inner_, timeout_seconds) {}
 
   Status Connect() { return watchdog_.Start(); }
+  // Of one that did not connect.
+  std::unique_ptr<Communicator> TakeInner() { return std::move(inner_); }
 
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
@@ -99,12 +101,16 @@ class WatchedCommunicator final : public Communicator {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<Communicator>> Watch(std::unique_ptr<Communicator> inner,
-                                              double timeout_seconds) {
-  if (timeout_seconds == 0) return inner;
-  auto watched = std::make_unique<WatchedCommunicator>(std::move(inner), timeout_seconds);
-  RETURN_IF_ERROR(watched->Connect());
-  return std::unique_ptr<Communicator>(std::move(watched));
+Status Watch(std::unique_ptr<Communicator>* communicator, double timeout_seconds) {
+  if (timeout_seconds == 0) return OkStatus();
+  auto watched = std::make_unique<WatchedCommunicator>(std::move(*communicator), timeout_seconds);
+  const Status connected = watched->Connect();
+  if (connected.ok()) {
+    *communicator = std::move(watched);
+  } else {
+    *communicator = watched->TakeInner();
+  }
+  return connected;
 }
 
 }  // namespace filigree

@@ -111,6 +111,29 @@ StatusOr<const SentencePiecePlugin*> LoadPlugin() {
   return static_cast<const SentencePiecePlugin*>(symbol);
 }
 
+// The digits after `words` in `text`; empty where it does not have them.
+std::string NumberAfter(std::string_view text, std::string_view words) {
+  const size_t found = text.find(words);
+  if (found == std::string_view::npos) return "";
+  const std::string_view rest = text.substr(found + words.size());
+  return std::string(rest.substr(0, rest.find_first_not_of("0123456789")));
+}
+
+// The library's error ("FILE(LINE) [EXPRESSION] SENTENCE") as the user of `prepare` can act on it.
+std::string WhyNotTrained(const std::string& error) {
+  if (const std::string most = NumberAfter(error, "Please set it to a value <= "); !most.empty()) {
+    return "this text offers merges for at most " + most +
+           " ids; ask for no more, or give more text";
+  }
+  if (const std::string least = NumberAfter(error, " vs "); !least.empty()) {
+    return "this text needs at least " + least +
+           " ids: 259 for bytes and controls, and one for each common character; ask for more";
+  }
+  const size_t expression_end = error.rfind("] ");
+  return "SentencePiece cannot train on this text: " +
+         (expression_end == std::string::npos ? error : error.substr(expression_end + 2));
+}
+
 // Loaded once and kept for the life of the process.
 StatusOr<const SentencePiecePlugin*> Plugin() {
   static const auto* const plugin = new StatusOr<const SentencePiecePlugin*>(LoadPlugin());
@@ -156,12 +179,8 @@ StatusOr<std::string> TrainSentencePieceModel(const std::vector<std::string>& pi
   };
   std::string model_bytes, error;
   if (plugin->train(options, pieces, &model_bytes, &error)) return model_bytes;
-  return InvalidInput(
-      "train-sentencepiece:" + std::to_string(vocab_size) +
-      ": no such vocabulary can be trained on this text (it needs 259 ids for bytes "
-      "and controls, one for each common character, and as many merges as the text "
-      "offers): " +
-      error);
+  return InvalidInput("train-sentencepiece:" + std::to_string(vocab_size) + ": " +
+                      WhyNotTrained(error));
 }
 
 }  // namespace filigree

@@ -312,12 +312,30 @@ struct CrossEntropyArgs {
   double loss_scale = 0;  // 1 / global valid tokens in training, 0 in evaluation
 };
 
+// The same with a teacher (Hinton et al., arXiv 1503.02531): of a token with logits z and teacher's
+// logits u,
+//   losses      = CE(softmax(z), target)
+//   divergences = T^2 KL(softmax(u / T) || softmax(z / T))
+// and where `loss_scale` is not zero the logits are overwritten by the gradient of
+// loss_scale * ((1 - alpha) losses + alpha divergences):
+//   loss_scale * ((1 - alpha) (softmax(z) - onehot) + alpha T (softmax(z / T) - softmax(u / T))).
+struct DistillationLossArgs {
+  TensorView logits;               // [T, Vp]
+  ConstTensorView teacher_logits;  // [T, at least V]; padding as in the logits
+  ConstTensorView targets;         // [T] I32
+  TensorView losses, divergences;  // [T] F32 (F64 for F64)
+  int64_t vocab_size = 0;
+  double temperature = 1, alpha = 0;
+  double loss_scale = 0;
+};
+
 class LossOps {
  public:
   virtual ~LossOps() = default;
   virtual void Embedding(const EmbeddingArgs& args, Stream& stream) = 0;
   virtual void EmbeddingBackward(const EmbeddingBackwardArgs& args, Stream& stream) = 0;
   virtual void CrossEntropy(const CrossEntropyArgs& args, Stream& stream) = 0;
+  virtual void DistillationLoss(const DistillationLossArgs& args, Stream& stream) = 0;
 };
 
 // ------------------------------------------------------------------------------------ optimizer

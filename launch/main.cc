@@ -121,6 +121,8 @@ void AddExport(CLI::App& app, ExportCommand& c, Runner& run) {
   sub->add_option("--dtype", c.dtype, "bf16 or f32")
       ->check(CLI::IsMember({"bf16", "f32"}))
       ->capture_default_str();
+  sub->add_flag("--padded", c.padded,
+                "Fill layers that pruning left of different sizes up with zeros; same logits");
   sub->add_option("--format", c.format,
                   "sltrain: factors, values and indices as SLTrain's own trainer stores them")
       ->check(CLI::IsMember({"huggingface", "sltrain"}))

@@ -40,9 +40,16 @@ TensorView BatchFeeder::Losses(int64_t rows, int64_t seq_len) {
   return losses_.View(DType::kF32, rows * seq_len);
 }
 
-double BatchFeeder::SumLosses(int64_t count, Stream& stream) {
+TensorView BatchFeeder::Divergences(int64_t rows, int64_t seq_len) {
+  if (divergences_.bytes() == 0) {
+    divergences_ = device_.Allocate(losses_.bytes(), "activations");
+  }
+  return divergences_.View(DType::kF32, rows * seq_len);
+}
+
+double BatchFeeder::Sum(const DeviceBuffer& values, int64_t count, Stream& stream) {
   TensorView host = host_losses_.View(DType::kF32, count);
-  device_.CopyAsync(host, losses_.View(DType::kF32, count), stream);
+  device_.CopyAsync(host, values.View(DType::kF32, count), stream);
   stream.Synchronize();
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) sum += host.As<float>()[i];

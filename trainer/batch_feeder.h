@@ -21,11 +21,16 @@ class BatchFeeder {
   // Where the losses of a micro-batch of `rows` rows go on the device: [rows * seq_len].
   TensorView Losses(int64_t rows, int64_t seq_len);
   // Sum of the first `count` losses, in order, in double. Waits for the stream.
-  double SumLosses(int64_t count, Stream& stream);
+  double SumLosses(int64_t count, Stream& stream) { return Sum(losses_, count, stream); }
+  // The same for divergences from a teacher. The memory is there from the first call on.
+  TensorView Divergences(int64_t rows, int64_t seq_len);
+  double SumDivergences(int64_t count, Stream& stream) { return Sum(divergences_, count, stream); }
 
  private:
+  double Sum(const DeviceBuffer& values, int64_t count, Stream& stream);
+
   Device& device_;
-  DeviceBuffer tokens_, targets_, losses_;
+  DeviceBuffer tokens_, targets_, losses_, divergences_;
   DeviceBuffer host_tokens_, host_targets_, host_losses_;
 };
 

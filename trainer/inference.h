@@ -11,6 +11,11 @@
 
 namespace filigree {
 
+// The model that evaluation runs, without memory of its own: every weight is dense, but for factors
+// with a nonlinearity between them. And its flat layout.
+std::unique_ptr<Model> CreateInferenceModel(const CheckpointInfo& info, Backend& backend);
+FlatLayout InferenceLayout(const Model& model);
+
 class InferenceModel {
  public:
   // Every weight is merged to a dense one, as an export would be, so both compute the same

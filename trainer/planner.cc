@@ -9,6 +9,7 @@
 
 #include "trainer/model/model.h"
 #include "trainer/sample_tree.h"
+#include "trainer/teacher.h"
 #include "trainer/topology/plan.h"
 #include "trainer/training_state.h"
 
@@ -60,7 +61,7 @@ std::map<std::string, SparseLayout> SharedLayouts(const std::vector<LinearSpec>&
   for (const LinearSpec& linear : linears) {
     const std::string weight = linear.name + ".weight";
     SparsitySpec spec = MatchSparsity(weight, sparsity);
-    if (spec.parameterisation == "dense") continue;
+    if (RowOf(spec).dense) continue;
     const bool divides = linear.out % spec.block_out == 0 && linear.in % spec.block_in == 0;
     if (StoresBlocks(spec) && !divides) continue;
     spec.include = spec.exclude = {};  // entries that differ in these alone draw alike
@@ -244,10 +245,18 @@ const PhasePlan& RunPlan::largest() const {
       [](const PhasePlan& a, const PhasePlan& b) { return a.memory_total() < b.memory_total(); });
 }
 
-RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend) {
+RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend,
+                const std::map<std::string, CheckpointInfo>& teachers) {
   RunPlan plan;
-  for (size_t phase = 0; phase < run.phases.size(); ++phase) {
-    plan.phases.push_back(PlanPhase(run, static_cast<int>(phase), ranks, backend));
+  for (size_t i = 0; i < run.phases.size(); ++i) {
+    plan.phases.push_back(PlanPhase(run, static_cast<int>(i), ranks, backend));
+    const PhaseSpec& phase = run.phases[i];
+    if (!phase.distillation.on()) continue;
+    const TeacherCost teacher =
+        CostOfTeacher(teachers.at(phase.distillation.teacher), phase.batch, backend);
+    PhasePlan& planned = plan.phases.back();
+    planned.memory_bytes["teacher"] = teacher.memory_bytes;
+    planned.flops.executed += teacher.flops_per_token * static_cast<double>(planned.tokens);
   }
   return plan;
 }

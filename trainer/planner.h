@@ -14,6 +14,7 @@
 
 #include "comm/gradient_exchange.h"
 #include "kernels/backend.h"
+#include "trainer/checkpoint/checkpoint.h"
 #include "trainer/linear/linear.h"
 #include "trainer/spec.h"
 #include "trainer/step_traffic.h"
@@ -46,7 +47,7 @@ struct PhasePlan {
   int buckets = 0;
   // One rank's bytes by kind: values grads master moments layouts compute_copies activations
   // scratch, and topology: what an update holds beside these, the dense gradients that it collects
-  // or the new state while the old one is there.
+  // or the new state while the old one is there; and teacher where there is one.
   std::map<std::string, int64_t> memory_bytes;
   int64_t memory_total() const;
 };
@@ -64,6 +65,9 @@ struct RunPlan {
   const PhasePlan& largest() const;
 };
 
-RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend);
+// `teachers` are the run's (OpenTeachers); the memory of a phase's is its kind "teacher", its
+// forward passes count as executed operations.
+RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend,
+                const std::map<std::string, CheckpointInfo>& teachers = {});
 
 }  // namespace filigree

@@ -4,8 +4,10 @@
 #include <sstream>
 
 #include "trainer/checkpoint/merged_weight.h"
+#include "trainer/export/open_model.h"
 #include "trainer/linear/linear.h"
 #include "trainer/model/model.h"
+#include "trainer/tokenizer_match.h"
 #include "trainer/topology/plan.h"
 
 namespace filigree {
@@ -23,7 +25,8 @@ std::string Describe(const SparseLayout& layout) {
 }
 
 Status CheckFits(const CheckpointInfo& info, const RunSpec& run, const std::string& path) {
-  RETURN_IF_ERROR(CheckSameModel(info.model, run.model, path));
+  RETURN_IF_ERROR(CheckSameModel(info.model, run.model, path,
+                                 "use the config it was trained with, or choose another --out"));
   if (info.has_moments && info.seed != run.seed) {
     return InvalidInput(path + ": was trained with seed " + std::to_string(info.seed) +
                         ", the config says " + std::to_string(run.seed) +
@@ -48,8 +51,9 @@ std::string DescribeFactors(const Parameter* a, bool has_weight) {
 }
 
 // A linear's factors start at initial values or go on from their own; a dense weight has none.
+// `merges`: low-rank factors may also become a weight.
 Status CheckFactors(const CheckpointInfo& checkpoint, const RunSpec& run, const PhaseSpec& phase,
-                    const std::string& path) {
+                    const std::string& path, bool merges) {
   for (const LinearSpec& linear : LinearSpecs(run.model)) {
     const std::string weight = linear.name + ".weight";
     const SparsitySpec sparsity = MatchSparsity(weight, phase.sparsity);
@@ -65,6 +69,9 @@ Status CheckFactors(const CheckpointInfo& checkpoint, const RunSpec& run, const 
     const std::string wanted =
         DescribeFactors(row->factors == FactorKind::kNone ? nullptr : &asked, row->has_weight);
     if (found == wanted) continue;
+    const bool merged = merges && asked.factor == FactorKind::kNone && stored.has_factors() &&
+                        checkpoint.parameters[stored.low_rank_a].factor == FactorKind::kLowRank;
+    if (merged) continue;
     return InvalidInput(path + ": " + weight + " is stored " + found + ", phase " + phase.name +
                         " of the config asks for one " + wanted +
                         "; use the parameterisation it was trained with");
@@ -74,7 +81,8 @@ Status CheckFactors(const CheckpointInfo& checkpoint, const RunSpec& run, const 
 
 }  // namespace
 
-Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const std::string& path) {
+Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const std::string& path,
+                      const std::string& mend) {
   std::ostringstream differences;
   const auto compare = [&](const char* field, auto a, auto b) {
     if (a == b) return;
@@ -97,13 +105,12 @@ Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const s
     compare("max_positions", checkpoint.max_positions, run.max_positions);
   }
   if (differences.tellp() == 0) return OkStatus();
-  return InvalidInput(path + ": holds another model: " + differences.str() +
-                      "; use the config it was trained with, or choose another --out");
+  return InvalidInput(path + ": holds another model: " + differences.str() + "; " + mend);
 }
 
 Status CheckLayouts(const CheckpointInfo& checkpoint, const RunSpec& run, int phase,
                     const std::string& path) {
-  RETURN_IF_ERROR(CheckFactors(checkpoint, run, run.phases[phase], path));
+  RETURN_IF_ERROR(CheckFactors(checkpoint, run, run.phases[phase], path, /*merges=*/false));
   std::map<std::string, const SparseLayout*> stored;
   for (const Parameter& parameter : checkpoint.parameters) {
     stored[parameter.name] = &parameter.layout;
@@ -122,8 +129,8 @@ Status CheckLayouts(const CheckpointInfo& checkpoint, const RunSpec& run, int ph
     if (!checkpoint.has_moments && found->second->kind() == LayoutKind::kDense) continue;
     if (Describe(*found->second) == Describe(drawn)) continue;
     // Rules other than a random draw move counts, within the kind.
-    const bool moves = FindTopologyRule(sparsity.rule)->entry == PhaseEntry::kInherit &&
-                       sparsity.parameterisation != "dense";
+    const bool moves =
+        FindTopologyRule(sparsity.rule)->entry == PhaseEntry::kInherit && !RowOf(sparsity).dense;
     if (moves && SameKind(*found->second, sparsity)) continue;
     return InvalidInput(path + ": " + weight + " is stored as " + Describe(*found->second) +
                         ", phase " + run.phases[phase].name + " of the config asks for " +
@@ -150,9 +157,42 @@ StatusOr<std::unique_ptr<CheckpointReader>> FindStart(const RunSpec& run,
     ASSIGN_OR_RETURN(path, ResolveCheckpoint(resume));
   }
   if (path.empty()) return std::unique_ptr<CheckpointReader>();
-  ASSIGN_OR_RETURN(auto reader, CheckpointReader::Open(path));
-  RETURN_IF_ERROR(CheckFits(reader->info(), run, path));
+  auto reader = CheckpointReader::Open(path);
+  if (reader.status().code() == StatusCode::kInvalidInput) {
+    return InvalidInput(reader.status().message() +
+                        " (`train --resume CHECKPOINT` goes on from that one, another --out begins "
+                        "again)");
+  }
+  RETURN_IF_ERROR(reader.status());
+  RETURN_IF_ERROR(CheckFits((*reader)->info(), run, path));
   return reader;
+}
+
+StatusOr<std::unique_ptr<CheckpointReader>> OpenInitialModel(const RunSpec& run) {
+  ASSIGN_OR_RETURN(auto reader, OpenModel(run.init_from));
+  const std::string& path = reader->directory();
+  const ModelSpec& model = reader->info().model;
+  if (!model.layer_shapes.empty() || model.norm_divisor() != model.width) {
+    return InvalidInput(path +
+                        ": was pruned: its layers or norms have sizes that model { } cannot say; "
+                        "`filigree export` it (--padded where layers differ) and start from that");
+  }
+  RETURN_IF_ERROR(
+      CheckSameModel(model, run.model, path, "make model { } say the same, or change init_from"));
+  RETURN_IF_ERROR(CheckFactors(reader->info(), run, run.phases.front(), path, /*merges=*/true));
+  for (const PhaseSpec& phase : run.phases) {
+    RETURN_IF_ERROR(CheckTokenizerOfData(*reader, phase.data.prepared));
+  }
+  return reader;
+}
+
+std::map<std::string, SparseLayout> InitialLayouts(const CheckpointInfo& initial,
+                                                   const RunSpec& run) {
+  std::map<std::string, SparseLayout> layouts;
+  for (const Parameter& parameter : initial.parameters) {
+    layouts.emplace(parameter.name, parameter.layout);
+  }
+  return InheritedLayouts(LinearSpecs(run.model), run.phases.front(), layouts);
 }
 
 }  // namespace filigree

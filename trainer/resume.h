@@ -1,6 +1,7 @@
-// Where a run starts: from a checkpoint, or from fresh weights.
+// Where a run starts: from a checkpoint of its own, from another model, or from fresh weights.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 
@@ -18,8 +19,20 @@ StatusOr<std::unique_ptr<CheckpointReader>> FindStart(const RunSpec& run,
                                                       const std::string& run_dir,
                                                       const std::string& resume);
 
-// OK where a checkpoint of `checkpoint` can go on as `run`; else every difference by name.
-Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const std::string& path);
+// The model that `run` starts from (RunSpec::init_from, not empty). InvalidInput where it is none,
+// is another model than the run's (every difference by name), has another tokenizer than the data,
+// or has weights that the first phase cannot take over.
+StatusOr<std::unique_ptr<CheckpointReader>> OpenInitialModel(const RunSpec& run);
+
+// The layouts that the first phase keeps of that model's: of the same kind, under rules that
+// inherit.
+std::map<std::string, SparseLayout> InitialLayouts(const CheckpointInfo& initial,
+                                                   const RunSpec& run);
+
+// OK where a checkpoint of `checkpoint` can go on as `run`; else every difference by name, and
+// `mend`.
+Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const std::string& path,
+                      const std::string& mend);
 
 // OK where the checkpoint's layouts are of the kinds that the phase's `sparsity` asks for, with as
 // many stored cells; else the first weight that differs.

@@ -1,9 +1,12 @@
 #include "trainer/run_inputs.h"
 
+#include <algorithm>
+
 #include "trainer/phase_data.h"
 #include "trainer/resume.h"
 #include "trainer/run_directory.h"
 #include "trainer/sample_tree.h"
+#include "trainer/teacher.h"
 
 namespace filigree {
 namespace {
@@ -50,6 +53,13 @@ StatusOr<RunInputs> OpenRunInputs(const TrainOptions& options, const Communicato
   RETURN_IF_ERROR(CheckUpdates(run, device));
   if (communicator.rank() == 0) RETURN_IF_ERROR(CheckWritable(options.run_dir));
   ASSIGN_OR_RETURN(inputs.start, FindStart(run, options.run_dir, options.resume));
+  const bool returns = std::any_of(run.phases.begin(), run.phases.end(), [](const PhaseSpec& phase) {
+    return phase.rewind_step == 0;
+  });
+  if (!run.init_from.empty() && (!inputs.start || returns)) {
+    ASSIGN_OR_RETURN(inputs.initial, OpenInitialModel(run));
+  }
+  RETURN_IF_ERROR(OpenTeachers(run).status());
   for (const PhaseSpec& phase : run.phases) {
     RETURN_IF_ERROR(OpenPhaseData(phase, run.model, run.seed).status());
   }

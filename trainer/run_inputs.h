@@ -1,5 +1,5 @@
-// What a run opens before it writes anything: the checkpoint it starts from, its data, its
-// tokenizer.
+// What a run opens before it writes anything: the checkpoint or model it starts from, its
+// data, its tokenizer, its teachers.
 #pragma once
 
 #include <memory>
@@ -14,7 +14,10 @@
 namespace filigree {
 
 struct RunInputs {
-  std::unique_ptr<CheckpointReader> start;  // nullptr: fresh weights
+  std::unique_ptr<CheckpointReader> start;  // nullptr: the run begins
+  // init_from's model, where its values are wanted still: at the beginning, and where a later phase
+  // goes back to it.
+  std::unique_ptr<CheckpointReader> initial;
   std::unique_ptr<Tokenizer> tokenizer;     // nullptr where the data has none
   std::string tokenizer_dir;
 };

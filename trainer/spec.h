@@ -18,6 +18,13 @@ enum class ModelFamily { kLlama, kGpt2 };
 enum class GateActivation { kSilu, kIdentity };
 enum class Recompute { kNone, kActivations, kLayer };
 
+// The sizes of one layer where layers differ: those of a model that was, or is being, pruned.
+struct LayerShape {
+  int64_t heads = 0, kv_heads = 0, feed_forward = 0;
+
+  bool operator==(const LayerShape&) const = default;
+};
+
 // A decoder-only transformer. Letters as in ARCHITECTURE.md.
 struct ModelSpec {
   ModelFamily family = ModelFamily::kLlama;
@@ -36,6 +43,17 @@ struct ModelSpec {
   double init_std = 0.02;
   Recompute recompute = Recompute::kNone;
   GateActivation gate_activation = GateActivation::kSilu;
+  // RMSNorm's divisor: the width before stem channels were removed; 0: width.
+  int64_t norm_width = 0;
+  // One a layer where they differ; else empty, and each layer has heads, kv_heads, feed_forward,
+  // which otherwise hold the largest of each.
+  std::vector<LayerShape> layer_shapes = {};
+
+  LayerShape ShapeOf(int64_t layer) const {
+    if (layer_shapes.empty()) return {heads, kv_heads, feed_forward};
+    return layer_shapes[static_cast<size_t>(layer)];
+  }
+  int64_t norm_divisor() const { return norm_width > 0 ? norm_width : width; }
 
   bool operator==(const ModelSpec&) const = default;
 };
@@ -134,6 +152,13 @@ struct ScheduleSpec {
   double wsd_decay_fraction = 0.2;
 };
 
+// A frozen teacher beside the data; explained in configs/run.proto.
+struct DistillationSpec {
+  std::string teacher;  // directory
+  double temperature = 2, alpha = 0.5;
+  bool on() const { return !teacher.empty() && alpha > 0; }
+};
+
 enum class Moments { kFresh, kKeep };
 
 struct PhaseSpec {
@@ -147,6 +172,7 @@ struct PhaseSpec {
   ScheduleSpec schedule;
   std::vector<SparsitySpec> sparsity;
   int64_t rewind_step = -1;  // -1: none
+  DistillationSpec distillation;
 };
 
 enum class DeviceChoice { kAuto, kCpu, kCuda };
@@ -170,6 +196,7 @@ struct EvaluationSpec {
 struct RunSpec {
   std::string name;
   uint64_t seed = 1234;
+  std::string init_from;  // a model's directory; empty: initial values are drawn
   ModelSpec model;
   std::vector<PhaseSpec> phases;
   EvaluationSpec evaluation;

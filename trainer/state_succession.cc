@@ -4,6 +4,7 @@
 
 #include "kernels/base/log.h"
 #include "trainer/agree.h"
+#include "trainer/resume.h"
 #include "trainer/topology/plan.h"
 
 namespace filigree {
@@ -17,13 +18,17 @@ Status StateSuccession::Build(int phase, const CheckpointReader* start) {
       if (!start->info().has_moments && parameter.layout.kind() == LayoutKind::kDense) continue;
       layouts.emplace(parameter.name, parameter.layout);
     }
+  } else if (initial_) {
+    layouts = InitialLayouts(initial_->info(), run_);
   }
   state_ = std::make_unique<TrainingState>(run_, phase, layouts, communicator_, backend_, stream_);
-  if (!start) {
-    state_->InitializeValues(stream_);
-    return OkStatus();
-  }
-  return state_->Load(*start, /*moments=*/true, stream_);
+  return start ? state_->Load(*start, /*moments=*/true, stream_) : TakeInitialValues();
+}
+
+Status StateSuccession::TakeInitialValues() {
+  if (initial_) return state_->Load(*initial_, /*moments=*/false, stream_);
+  state_->InitializeValues(stream_);
+  return OkStatus();
 }
 
 int64_t StateSuccession::Rebuild(int phase, const std::map<std::string, SparseLayout>& layouts,
@@ -49,10 +54,7 @@ int64_t StateSuccession::ChangeLayouts(const std::map<std::string, SparseLayout>
 
 Status StateSuccession::Rewind(const std::string& run_dir) {
   const int64_t target = run_.phases[state_->phase()].rewind_step;
-  if (target == 0) {
-    state_->InitializeValues(stream_);
-    return OkStatus();
-  }
+  if (target == 0) return AgreeOnStatus(TakeInitialValues(), communicator_);
   const std::string directory = CheckpointDirectory(run_dir, target);
   auto reader = CheckpointReader::Open(directory);
   RETURN_IF_ERROR(AgreeOnStatus(reader.status(), communicator_));

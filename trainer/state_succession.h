@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "comm/communicator.h"
 #include "kernels/backend.h"
@@ -23,6 +24,8 @@ class StateSuccession {
   StateSuccession(const RunSpec& run, Communicator& communicator, Backend& backend, Stream& stream)
       : run_(run), communicator_(communicator), backend_(backend), stream_(stream) {}
 
+  // The values that the run begins with are this model's (RunSpec::init_from); else they are drawn.
+  void set_initial(std::unique_ptr<CheckpointReader> initial) { initial_ = std::move(initial); }
   // The first state: the checkpoint's where there is one, else initial values.
   Status Build(int phase, const CheckpointReader* start);
 
@@ -41,6 +44,7 @@ class StateSuccession {
   Status Rewind(const std::string& run_dir);
 
  private:
+  Status TakeInitialValues();
   int64_t Rebuild(int phase, const std::map<std::string, SparseLayout>& layouts, bool keep_moments,
                   int64_t step);
 
@@ -48,6 +52,7 @@ class StateSuccession {
   Communicator& communicator_;
   Backend& backend_;
   Stream& stream_;
+  std::unique_ptr<CheckpointReader> initial_;
   std::unique_ptr<TrainingState> state_;
 };
 

@@ -20,13 +20,14 @@ ExchangedBytes PredictStepBytes(const RunSpec& run, int phase, int ranks, const 
                                 const Device& device) {
   ExchangedBytes bytes =
       PredictExchangedBytes(layout, ranks, device.compute_dtype(), run.wire_dtype);
-  bytes.control = ControlBytesPerStep(run, ranks);
+  const int64_t losses = run.phases[phase].distillation.on() ? 2 : 1;
+  bytes.control = ControlBytesPerStep(run, ranks) + (ranks > 1 ? (losses - 1) * kScalar : 0);
   if (ranks == 1 || !SumsInTree(run, device)) return bytes;
   const int64_t sent = SampleTree::NodesSent(run.phases[phase].batch.sequences_per_step(), ranks);
   bytes.sparsified_grads *= sent;
   bytes.dense_grads *= sent;
-  // Each node brings its loss; every rank has all gradients, so the norm needs no reduction.
-  bytes.control += sent * kScalar - (run.zero_stage == 1 ? kScalar : 0);
+  // Each node brings its losses; every rank has all gradients, so the norm needs no reduction.
+  bytes.control += sent * losses * kScalar - (run.zero_stage == 1 ? kScalar : 0);
   return bytes;
 }
 

@@ -9,10 +9,10 @@
 
 namespace filigree {
 
-// Reductions of scalars in a step: the tokens that count with the stop flag, the loss, under ZeRO-1
-// the norm.
+// Reductions of scalars in a step: the tokens that count with the stop flag, the loss (with a
+// teacher's divergence beside it), under ZeRO-1 the norm.
 int ScalarReductionsPerStep(const RunSpec& run);
-// Their bytes.
+// Their bytes, without a teacher.
 int64_t ControlBytesPerStep(const RunSpec& run, int ranks);
 
 // Of a step of phase `phase` over this layout on `ranks` such devices.

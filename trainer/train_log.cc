@@ -47,7 +47,7 @@ SparsityCount TrainLog::Count(const Model& model) {
   const LinearFlops forward = ForwardFlopsPerToken(model, phase_->batch.seq_len);
   const double factor = kForwardAndBackward * tokens;
   flops_per_step_ = {forward.dense_equivalent * factor, forward.method * factor,
-                     forward.executed * factor};
+                     forward.executed * factor + teacher_flops_ * tokens};
   const SparsityCount count = CountSparsity(model.parameters());
   sparsity_ = count.sparsity();
   return count;
@@ -62,10 +62,11 @@ void TrainLog::Topology(TopologyMetrics metrics, const Model& model) {
   most_sparse_ = std::max(most_sparse_, sparsity_);
 }
 
-void TrainLog::BeginPhase(int phase, int64_t steps_done, const Model& model, Backend& backend,
-                          int ranks) {
+void TrainLog::BeginPhase(int phase, int64_t steps_done, const Model& model, double teacher_flops,
+                          Backend& backend, int ranks) {
   phase_ = &run_.phases[phase];
   device_ = &backend.device();
+  teacher_flops_ = teacher_flops;
   const double tokens = static_cast<double>(phase_->batch.tokens_per_step);
   const SparsityCount count = Count(model);
   unigram_entropy_ = UnigramEntropyOf(phase_->data);
@@ -113,6 +114,10 @@ void TrainLog::WriteEvents(const StepMetrics& metrics) {
       {"memory/bytes", static_cast<double>(metrics.memory_bytes)}};
   for (const auto& [tag, value] : scalars) {
     WarnIfFailed(events_->WriteScalar(metrics.step, tag, value));
+  }
+  if (metrics.distillation_loss) {
+    WarnIfFailed(
+        events_->WriteScalar(metrics.step, "train/distillation_loss", *metrics.distillation_loss));
   }
   WarnIfFailed(events_->Flush());
 }

@@ -28,8 +28,9 @@ class TrainLog {
                                                   int64_t steps_done, bool writes);
 
   // A phase begins (or goes on) after `steps_done` steps: says what it is and counts what the step
-  // lines need.
-  void BeginPhase(int phase, int64_t steps_done, const Model& model, Backend& backend, int ranks);
+  // lines need. `teacher_flops` are a teacher's, executed for each token.
+  void BeginPhase(int phase, int64_t steps_done, const Model& model, double teacher_flops,
+                  Backend& backend, int ranks);
   // The weights that live may have changed; fills in what is stored, then tells it.
   void Topology(TopologyMetrics metrics, const Model& model);
   // Fills in what follows from the model and the clock (sparsity, throughput, MFU, memory), then
@@ -56,6 +57,7 @@ class TrainLog {
   const PhaseSpec* phase_ = nullptr;
   Device* device_ = nullptr;
   double sparsity_ = 0, most_sparse_ = -1;
+  double teacher_flops_ = 0;    // a token
   LinearFlops flops_per_step_;  // forward and backward, of all ranks
   double peak_flops_ = 0;       // of all ranks; 0 until measured
   std::optional<double> unigram_entropy_;

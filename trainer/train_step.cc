@@ -21,10 +21,27 @@ TrainStep::TrainStep(const BatchSpec& batch, Backend& backend, Stream& stream)
       event_(backend.device().NewEvent()),
       feeder_(backend.device(), batch.micro_batch_sequences, batch.seq_len) {}
 
+// Forward and backward of one micro-batch, its teacher's forward pass first.
+void TrainStep::RunMicroBatch(Model& model, MicroBatch batch, double loss_scale, StepResult* sums) {
+  const int64_t count = batch.tokens.size(), rows = count / batch.seq_len;
+  Distillation distillation;
+  if (teacher_) {
+    teacher_->Forward(batch, stream_);
+    distillation = {.teacher = teacher_,
+                    .temperature = distillation_.temperature,
+                    .alpha = distillation_.alpha,
+                    .divergences = feeder_.Divergences(rows, batch.seq_len)};
+    batch.distillation = &distillation;
+  }
+  model.ForwardBackward(batch, loss_scale, feeder_.Losses(rows, batch.seq_len), stream_);
+  sums->loss_sum += feeder_.SumLosses(count, stream_);
+  if (teacher_) sums->divergence_sum += feeder_.SumDivergences(count, stream_);
+}
+
 // Forward and backward of this rank's samples. Parameters leave for the exchange during the last
 // micro-batch, so that is where the gradients become final.
-double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& samples,
-                                  LayerUpdates* layers) {
+StepResult TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& samples,
+                                      LayerUpdates* layers) {
   const int64_t seq_len = batch_.seq_len;
   // A rank without samples runs one masked row: zero gradients, and the same order of collectives.
   const std::vector<int32_t> no_tokens(samples.sequences == 0 ? seq_len : 0, 0);
@@ -32,7 +49,7 @@ double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& sampl
   GradientExchange& exchange = state.exchange();
   ParameterHooks hooks;
   hooks.before_use = [&](int parameter) { exchange.WaitValues(parameter, stream_); };
-  double loss_sum = 0;
+  StepResult sums;
   for (int64_t done = 0; done < count; done += batch_.micro_batch_sequences) {
     const int64_t rows = std::min(batch_.micro_batch_sequences, count - done);
     if (done + rows == count) {
@@ -47,33 +64,34 @@ double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& sampl
     const MicroBatch batch =
         feeder_.Feed(none ? no_tokens.data() : samples.tokens + done * seq_len,
                      none ? nullptr : samples.targets + done * seq_len, rows, seq_len, stream_);
-    state.model().ForwardBackward(batch, LossScale(samples), feeder_.Losses(rows, seq_len),
-                                  stream_);
-    loss_sum += feeder_.SumLosses(rows * seq_len, stream_);
+    RunMicroBatch(state.model(), batch, LossScale(samples), &sums);
     ReportProgress();
   }
   hooks.grad_ready = nullptr;
   state.model().set_hooks(hooks);
   exchange.EndBackward();
-  return loss_sum;
+  return sums;
 }
 
-double TrainStep::RunSequencesInTree(TrainingState& state, const StepSamples& samples) {
+StepResult TrainStep::RunSequencesInTree(TrainingState& state, const StepSamples& samples) {
   const int64_t seq_len = batch_.seq_len;
   GradientExchange& exchange = state.exchange();
   ParameterHooks hooks;
   hooks.before_use = [&](int parameter) { exchange.WaitValues(parameter, stream_); };
   state.model().set_hooks(hooks);
-  double loss_sum = 0;
+  double losses[2] = {};  // of a sample, then of all: cross-entropy and divergence
+  const int64_t loss_count = teacher_ ? 2 : 1;
   std::vector<TensorView> summed = samples.statistics;
   summed.push_back(state.buffer().grads());
-  summed.push_back(TensorView(&loss_sum, DType::kF64, {1}));
+  summed.push_back(TensorView(losses, DType::kF64, {loss_count}));
   SampleTree tree(backend_.device(), summed, batch_.sequences_per_step(), *tree_ranks_);
   for (int64_t i = 0; i < samples.sequences; ++i) {
     const MicroBatch batch = feeder_.Feed(samples.tokens + i * seq_len,
                                           samples.targets + i * seq_len, 1, seq_len, stream_);
-    state.model().ForwardBackward(batch, LossScale(samples), feeder_.Losses(1, seq_len), stream_);
-    loss_sum = feeder_.SumLosses(seq_len, stream_);
+    StepResult sums;
+    RunMicroBatch(state.model(), batch, LossScale(samples), &sums);
+    losses[0] = sums.loss_sum;
+    losses[1] = sums.divergence_sum;
     tree.TakeSample(stream_);
     ReportProgress();
   }
@@ -81,12 +99,13 @@ double TrainStep::RunSequencesInTree(TrainingState& state, const StepSamples& sa
   tree.Complete(stream_);
   const int64_t sent = SampleTree::NodesSent(batch_.sequences_per_step(), tree_ranks_->size());
   exchange.CountGradients(sent);
-  exchange.CountControl(sent * static_cast<int64_t>(sizeof(loss_sum)));
-  return tree_ranks_->rank() == 0 ? loss_sum : 0;
+  exchange.CountControl(sent * loss_count * static_cast<int64_t>(sizeof(double)));
+  if (tree_ranks_->rank() != 0) return {};
+  return {.loss_sum = losses[0], .divergence_sum = teacher_ ? losses[1] : 0, .update = {}};
 }
 
 // Leaves the gradients on their way to the other ranks.
-double TrainStep::RunPasses(TrainingState& state, const StepSamples& samples) {
+StepResult TrainStep::RunPasses(TrainingState& state, const StepSamples& samples) {
   if (tree_ranks_) {
     backend_.device().ZeroAsync(state.buffer().grads(), stream_);
     return RunSequencesInTree(state, samples);
@@ -99,16 +118,14 @@ StepResult TrainStep::RunByLayers(TrainingState& state, const StepSamples& sampl
                                   const std::optional<Optimizer::UpdateArgs>& update) {
   state.model().StartGradients();
   LayerUpdates layers(state, update, stream_);
-  StepResult result;
-  result.loss_sum = RunMicroBatches(state, samples, &layers);
+  StepResult result = RunMicroBatches(state, samples, &layers);
   result.update = layers.End();
   return result;
 }
 
 StepResult TrainStep::Gradients(TrainingState& state, const StepSamples& samples) {
   if (state.updates_by_layers()) return RunByLayers(state, samples, std::nullopt);
-  StepResult result;
-  result.loss_sum = RunPasses(state, samples);
+  StepResult result = RunPasses(state, samples);
   state.exchange().WaitGrads(stream_);
   result.update.grad_norm = state.optimizer().GradNorm(stream_);
   return result;
@@ -120,7 +137,7 @@ StepResult TrainStep::Run(TrainingState& state, const StepSamples& samples,
   if (state.updates_by_layers()) {
     result = RunByLayers(state, samples, Optimizer::UpdateArgs{optimizer, lr, updates});
   } else {
-    result.loss_sum = RunPasses(state, samples);
+    result = RunPasses(state, samples);
     result.update = state.optimizer().Step(optimizer, lr, updates, stream_);
   }
   if (!result.update.skipped) state.model().ValuesChanged();

@@ -13,6 +13,7 @@
 #include "trainer/layer_updates.h"
 #include "trainer/optimizer.h"
 #include "trainer/spec.h"
+#include "trainer/teacher.h"
 #include "trainer/training_state.h"
 
 namespace filigree {
@@ -29,9 +30,9 @@ struct StepSamples {
 };
 
 struct StepResult {
-  // Over this rank's samples, divided by nothing; after SumInTree rank 0 has that of all samples,
-  // the others nothing.
-  double loss_sum = 0;
+  // Over this rank's samples, divided by nothing: cross-entropy, and T^2 KL from the teacher. After
+  // SumInTree rank 0 has those of all samples, the others nothing.
+  double loss_sum = 0, divergence_sum = 0;
   Optimizer::Result update;
 };
 
@@ -43,6 +44,12 @@ class TrainStep {
   // From now on each sequence's gradients are taken alone and added over the ranks in one tree
   // (sample_tree.h). `communicator` must outlive the object.
   void SumInTree(Communicator& communicator) { tree_ranks_ = &communicator; }
+
+  // From now on the loss has a teacher (nullptr: none), which must outlive the step's use.
+  void set_teacher(Teacher* teacher, const DistillationSpec& distillation) {
+    teacher_ = teacher;
+    distillation_ = distillation;
+  }
 
   // Runs the step on `state`: learning rate `lr`, `updates` counted as Optimizer::Step does. A rank
   // without samples takes part in every collective.
@@ -56,12 +63,14 @@ class TrainStep {
   BatchFeeder& feeder() { return feeder_; }
 
  private:
-  double RunPasses(TrainingState& state, const StepSamples& samples);
+  StepResult RunPasses(TrainingState& state, const StepSamples& samples);
   // With `layers` each parameter of the last micro-batch is theirs once it has left.
-  double RunMicroBatches(TrainingState& state, const StepSamples& samples, LayerUpdates* layers);
+  StepResult RunMicroBatches(TrainingState& state, const StepSamples& samples,
+                             LayerUpdates* layers);
   StepResult RunByLayers(TrainingState& state, const StepSamples& samples,
                          const std::optional<Optimizer::UpdateArgs>& update);
-  double RunSequencesInTree(TrainingState& state, const StepSamples& samples);
+  StepResult RunSequencesInTree(TrainingState& state, const StepSamples& samples);
+  void RunMicroBatch(Model& model, MicroBatch batch, double loss_scale, StepResult* sums);
 
   const BatchSpec batch_;
   Backend& backend_;
@@ -69,6 +78,8 @@ class TrainStep {
   std::unique_ptr<Event> event_;
   BatchFeeder feeder_;
   Communicator* tree_ranks_ = nullptr;  // of SumInTree
+  Teacher* teacher_ = nullptr;
+  DistillationSpec distillation_;
 };
 
 }  // namespace filigree

@@ -22,6 +22,7 @@
 #include "trainer/schedule.h"
 #include "trainer/state_succession.h"
 #include "trainer/stop_signal.h"
+#include "trainer/teacher.h"
 #include "trainer/topology_updater.h"
 #include "trainer/train_log.h"
 #include "trainer/train_step.h"
@@ -50,6 +51,7 @@ class Trainer {
   Status Start(const TrainOptions& options);
   Status Reload();
   Status EnterPhase(int phase);
+  Status TakeTeacher();
   Status StartTopology();
   void ProbeGradients();
   void UpdateTopology();
@@ -90,6 +92,7 @@ class Trainer {
   int phase_ = 0;
   PhaseData data_;
   std::unique_ptr<Prefetcher> prefetcher_;
+  std::unique_ptr<Teacher> teacher_;  // nullptr: the phase has none
   std::unique_ptr<TrainStep> train_step_;
   StateSuccession state_;
   TopologyUpdater topology_;
@@ -131,6 +134,10 @@ Status Trainer::Start(const TrainOptions& options) {
   LogInfo("effective configuration:\n" + options_.config_text);
   if (start)
     LogInfo("going on from " + start->directory() + " (step " + std::to_string(step_) + ")");
+  if (inputs_.initial) {
+    if (!start) LogInfo("starting from " + inputs_.initial->directory());
+    state_.set_initial(std::move(inputs_.initial));
+  }
   ReportActivity("building the model");
   return AgreeOnStatus(state_.Build(phase_, start.get()), communicator_);
 }
@@ -191,6 +198,17 @@ Status Trainer::StartTopology() {
   return phase().rewind_step < 0 ? OkStatus() : state_.Rewind(options_.run_dir);
 }
 
+// The phase's teacher, after the one of the phase before has gone.
+Status Trainer::TakeTeacher() {
+  teacher_.reset();
+  if (!phase().distillation.on()) return OkStatus();
+  ReportActivity("loading the teacher");
+  auto teacher = Teacher::Load(phase(), backend_, *stream_);
+  RETURN_IF_ERROR(AgreeOnStatus(teacher.status(), communicator_));
+  teacher_ = std::move(teacher).value();
+  return OkStatus();
+}
+
 Status Trainer::EnterPhase(int phase) {
   ReportActivity("entering a phase");
   const bool first_entry = !prefetcher_;
@@ -203,13 +221,16 @@ Status Trainer::EnterPhase(int phase) {
   const bool begins = state_->phase() != phase || !trained_;
   if (state_->phase() != phase) state_.EnterPhase(phase, step_);
   state_->model().set_hooks({});
+  RETURN_IF_ERROR(TakeTeacher());
   train_step_ = std::make_unique<TrainStep>(this->phase().batch, backend_, *stream_);
+  train_step_->set_teacher(teacher_.get(), this->phase().distillation);
   if (SumsInTree(run_, backend_.device())) train_step_->SumInTree(communicator_);
   topology_.BeginPhase(phase);
   if (begins) RETURN_IF_ERROR(StartTopology());
   trained_ = true;
   CheckLayoutsAgree(state_->parameters(), communicator_);
-  log_->BeginPhase(phase, step_, state_->model(), backend_, communicator_.size());
+  const double taught = teacher_ ? teacher_->flops_per_token(this->phase().batch.seq_len) : 0.0;
+  log_->BeginPhase(phase, step_, state_->model(), taught, backend_, communicator_.size());
   if (state_->updates_by_layers() && this->phase().optimizer.clip_norm > 0) {
     LogInfo("per-layer updates: clipping is approximate, by the gradient norm of the step before");
   }
@@ -251,12 +272,14 @@ void Trainer::RunStep(StepMetrics* metrics) {
   skipped_steps_ += update.skipped;
   consecutive_skips_ = update.skipped ? consecutive_skips_ + 1 : 0;
 
-  double loss_sum = result.loss_sum;
-  communicator_.AllReduceHost(std::span<double>(&loss_sum, 1), ReduceOp::kSum);
-  exchange.CountControl(sizeof(loss_sum));
+  double sums[] = {result.loss_sum, result.divergence_sum};
+  const std::span<double> reduced(sums, teacher_ ? 2 : 1);
+  communicator_.AllReduceHost(reduced, ReduceOp::kSum);
+  exchange.CountControl(static_cast<int64_t>(reduced.size_bytes()));
   const std::chrono::duration<double, std::milli> elapsed =
       std::chrono::steady_clock::now() - begin;
-  metrics->loss = loss_sum / std::max(valid_tokens_, 1.0);
+  metrics->loss = sums[0] / std::max(valid_tokens_, 1.0);
+  if (teacher_) metrics->distillation_loss = sums[1] / std::max(valid_tokens_, 1.0);
   metrics->lr = lr;
   metrics->grad_norm = update.grad_norm;
   metrics->step_ms = elapsed.count();

@@ -82,13 +82,6 @@ std::string LayerOf(const std::string& name) {
   return name.substr(0, name.find('.', sizeof("layers.")));
 }
 
-int FindParameter(const std::vector<Parameter>& parameters, const std::string& name) {
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    if (parameters[i].name == name) return static_cast<int>(i);
-  }
-  return -1;
-}
-
 // For each parameter the updates over which a grown value's own are ramped up.
 std::vector<int64_t> GrowthRamps(const std::vector<Parameter>& parameters, const PhaseSpec& phase) {
   std::vector<int64_t> ramps;
@@ -236,7 +229,17 @@ Status TrainingState::Load(const CheckpointReader& reader, bool moments, Stream&
   if (with_moments) optimizer_->set_last_norm(reader.info().grad_norm);
   for (size_t i = 0; i < parameters().size(); ++i) {
     const Parameter& to = parameters()[i];
-    const int source = FindParameter(reader.info().parameters, to.name);
+    const WeightParts parts = FindWeightParts(reader.info().parameters, to.name);
+    if (parts.has_factors() && !FindWeightParts(parameters(), to.name).has_factors()) {
+      ASSIGN_OR_RETURN(const std::vector<float> merged,
+                       MergedWeight(reader.info().parameters, parts, [&](int index) {
+                         return reader.ReadSegment(index, CheckpointArray::kMaster);
+                       }));
+      ScatterFloats(*buffer_, static_cast<int>(i), StateKind::kMaster, SegmentOfDense(to, merged),
+                    stream);
+      continue;
+    }
+    const int source = parts.weight;
     CHECK(source >= 0) << to.name << " is missing from " << reader.directory();
     const Remap remap(reader.info().parameters[source], to);
     for (const auto& [kind, array] : kArrays) {

@@ -51,7 +51,8 @@ class TrainingState {
   // Initial values as functions of the run's seed. Constructed states hold zeros.
   void InitializeValues(Stream& stream);
   // Values and, where `moments` is set and the checkpoint has them, moments. Cells that the
-  // checkpoint does not store start at zero, cells that this state does not store are dropped.
+  // checkpoint does not store start at zero, cells that this state does not store are dropped. A
+  // weight stored as factors is merged where this state has none.
   Status Load(const CheckpointReader& reader, bool moments, Stream& stream);
   // Takes values over from a state of the same model with other layouts: cells stored in both keep
   // theirs, new ones start at zero. A weight that was stored as factors is merged where this state

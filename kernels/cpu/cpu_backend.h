@@ -49,6 +49,7 @@ class CpuBackend final : public Backend {
   void Embedding(const EmbeddingArgs& args, Stream& stream) override;
   void EmbeddingBackward(const EmbeddingBackwardArgs& args, Stream& stream) override;
   void CrossEntropy(const CrossEntropyArgs& args, Stream& stream) override;
+  void DistillationLoss(const DistillationLossArgs& args, Stream& stream) override;
 
   void AdamW(const AdamWArgs& args, Stream& stream) override;
   void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) override;

@@ -53,6 +53,8 @@ enum class ScratchSlot {
   kMoreSums,
   kWideGrad,  // BF16 gradients: what an operation adds, in F32
   kMoreWideGrad,
+  kProbabilities,      // distillation: the student's of a token
+  kMoreProbabilities,  // and the teacher's
   kCount
 };
 void* ScratchBytes(ScratchSlot slot, size_t bytes);

@@ -13,6 +13,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/device_rows.h"
+#include "kernels/cuda/logit_rows.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vectors.cuh"
 
@@ -20,8 +21,6 @@ namespace filigree {
 namespace {
 
 constexpr int kMaxThreads = 512;
-// Below every logit, and finite: the difference of two of them is 0.
-constexpr float kLowest = -3.0e38f;
 
 struct LossParams {
   Rows<bf16> logits;
@@ -30,24 +29,6 @@ struct LossParams {
   int cols, vocab_size;
   float loss_scale;
 };
-
-__device__ __forceinline__ float Exp(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
-  return y;
-}
-
-// Values of the pack whose first column is `col`; padding columns are -infinity.
-template <int kVec>
-__device__ __forceinline__ void LogitsOf(const Bf16Pack<kVec>& pack, int col, int vocab_size,
-                                         float (&values)[kVec]) {
-  Unpack(pack, values);
-  if (col + kVec <= vocab_size) return;
-#pragma unroll
-  for (int k = 0; k < kVec; ++k) {
-    if (col + k >= vocab_size) values[k] = -INFINITY;
-  }
-}
 
 template <int kVec>
 __device__ __forceinline__ float MaxOf(const float (&values)[kVec], float max) {

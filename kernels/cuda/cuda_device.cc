@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/base/check.h"
+#include "kernels/base/rng.h"
 #include "kernels/cuda/cuda_check.h"
 
 namespace filigree {
@@ -102,6 +103,12 @@ int64_t CudaBytesInUse() {
   size_t free = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
   return static_cast<int64_t>(total - free);
+}
+
+uint64_t CudaDeviceIdentity(int ordinal) {
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, ordinal));
+  return RngStream("gpu", std::string_view(properties.uuid.bytes, sizeof(properties.uuid.bytes)));
 }
 
 // Dense BF16 products, from NVIDIA's data sheets; the first name that occurs in the model's counts.

@@ -16,6 +16,9 @@ int CudaDeviceCount();
 // too.
 int64_t CudaBytesInUse();
 
+// A number that tells this GPU (or MIG instance) from every other one of any host.
+uint64_t CudaDeviceIdentity(int ordinal);
+
 // GPU `ordinal` of those visible to this process.
 std::unique_ptr<Device> MakeCudaDevice(int ordinal);
 // `device` comes from MakeCudaDevice and must outlive the backend.

@@ -11,6 +11,7 @@
 #include "trainer/metrics/numbers.h"
 #include "trainer/peak_flops.h"
 #include "trainer/schedule.h"
+#include "trainer/teacher.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
@@ -91,9 +92,10 @@ double ExchangeAlone(int warmup, int repeats, TrainingState& state, Session& ses
 
 // Times whole steps, host included, from one finished step to the next.
 Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingState& state,
-                 Session& session) {
+                 Teacher* teacher, Session& session) {
   const PhaseSpec& phase = run.phases.front();
   TrainStep step(phase.batch, *session.backend, *session.stream);
+  step.set_teacher(teacher, phase.distillation);
   // A few sets of tokens take turns: drawing them is not what is measured.
   std::vector<RandomSamples> sets;
   for (uint64_t i = 0; i < 4; ++i) sets.emplace_back(run, *session.communicator, i);
@@ -206,10 +208,19 @@ Status BenchStepCommand::Run() const {
                    OpenSession(checked.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
   if (!checked.ok()) return ForThisRank(checked, session);
   const RunSpec& run = loaded->spec;
+  StatusOr<std::unique_ptr<Teacher>> teacher = std::unique_ptr<Teacher>();  // none
+  if (run.phases.front().distillation.on()) {
+    Status known = OpenTeachers(run).status();
+    if (known.ok()) {
+      teacher = Teacher::Load(run.phases.front(), *session.backend, *session.stream);
+      known = teacher.status();
+    }
+    if (!known.ok()) return ForThisRank(known, session);
+  }
   const double peak = run.peak_tflops > 0 ? run.peak_tflops * 1e12 : PeakFlops(*session.backend);
   TrainingState state(run, 0, {}, *session.communicator, *session.backend, *session.stream);
   state.InitializeValues(*session.stream);
-  const Timing timing = TimeSteps(*this, run, state, session);
+  const Timing timing = TimeSteps(*this, run, state, teacher->get(), session);
   if (session.communicator->rank() != 0) return OkStatus();
   const nlohmann::json result = ToJson(run, timing, state.model(), session, peak);
   json ? void(std::printf("%s\n", result.dump().c_str())) : Print(result);

@@ -63,6 +63,7 @@ struct GenerateCommand {
 
 struct ExportCommand {
   std::string what, out, dtype = "bf16", format = "huggingface";
+  bool padded = false;
   Status Run() const;
 };
 

@@ -22,6 +22,7 @@ Status ExportCommand::Run() const {
   }
   ExportOptions options;
   options.dtype = dtype == "f32" ? DType::kF32 : DType::kBF16;
+  options.padded = padded;
   RETURN_IF_ERROR(ExportHuggingFace(*reader, out, options));
   LogInfo("exported " + checkpoint + " to " + out);
   return OkStatus();

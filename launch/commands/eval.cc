@@ -1,5 +1,6 @@
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "launch/commands/commands.h"
@@ -10,6 +11,7 @@
 #include "trainer/inference.h"
 #include "trainer/phase_data.h"
 #include "trainer/read_floats.h"
+#include "trainer/tokenizer_match.h"
 
 namespace filigree {
 namespace {
@@ -58,6 +60,8 @@ Status EvaluateAsRank(const EvalCommand& command, Session& session) {
     return InvalidInput("--seq-len " + std::to_string(seq_len) + ": the model has " +
                         std::to_string(spec.max_positions) + " positions; give at most that");
   }
+  RETURN_IF_ERROR(CheckTokenizerOfData(
+      *reader, std::filesystem::absolute(command.data).parent_path().string()));
   const LossFormula formula =
       command.formula == "sltrain" ? LossFormula::kSltrain : LossFormula::kTokenMean;
   ASSIGN_OR_RETURN(const auto data,

@@ -8,6 +8,7 @@
 #include "trainer/metrics/numbers.h"
 #include "trainer/planner.h"
 #include "trainer/scaling_plan.h"
+#include "trainer/teacher.h"
 
 namespace filigree {
 namespace {
@@ -216,9 +217,11 @@ Status PlanCommand::Run() const {
   if (!loaded.ok()) return ForThisRank(loaded.status(), session);
   RunSpec& run = loaded->spec;
   ApplyLink(*this, &run.link);
+  const auto teachers = OpenTeachers(run);
+  if (!teachers.ok()) return ForThisRank(teachers.status(), session);
   const int64_t in_use = BytesInUse(session);
   const MemoryUsage held = session.device->memory_usage();
-  RunPlan plan = PlanRun(run, ranks, *session.backend);
+  RunPlan plan = PlanRun(run, ranks, *session.backend, *teachers);
   AddLibraries(held, in_use, &plan);
   std::vector<ScalingPoint> scaling;
   if (step_ms > 0) {

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
+#include <vector>
 
 #include "comm/bootstrap.h"
 #include "comm/watchdog.h"
@@ -44,13 +45,32 @@ Status OpenGpu(DeviceChoice choice, Session* session) {
   const Communicator& communicator = *session->communicator;
   const int count = CudaDeviceCount();
   if (count == 0 && choice == DeviceChoice::kAuto) return OpenCpu(session), OkStatus();
-  if (count <= communicator.local_rank()) {
+  // A rank that sees one GPU alone was given it by its launcher (Slurm's --gpus-per-task=1).
+  const int ordinal = count == 1 ? 0 : communicator.local_rank();
+  if (count <= ordinal) {
     return InvalidInput(communicator.host() + " has " + std::to_string(count) + " GPUs for " +
                         std::to_string(communicator.local_size()) +
                         " ranks; start at most one rank a GPU, or set parallel { device: CPU }");
   }
-  session->device = MakeCudaDevice(communicator.local_rank());
+  session->device = MakeCudaDevice(ordinal);
+  session->gpu = CudaDeviceIdentity(ordinal);
   session->backend = MakeCudaBackend(*session->device);
+  return OkStatus();
+}
+
+// No two ranks on one GPU. Collective.
+Status CheckGpusDiffer(uint64_t gpu, Communicator& communicator) {
+  std::vector<int64_t> gpus(communicator.size(), 0);
+  gpus[communicator.rank()] = static_cast<int64_t>(gpu);
+  communicator.AllReduceHost(gpus, ReduceOp::kSum);
+  for (size_t rank = 1; rank < gpus.size(); ++rank) {
+    const auto first = std::find(gpus.begin(), gpus.begin() + rank, gpus[rank]);
+    if (first == gpus.begin() + rank) continue;
+    return InvalidInput("ranks " + std::to_string(first - gpus.begin()) + " and " +
+                        std::to_string(rank) +
+                        " see the same GPU and no other; start at most one rank a GPU (nvidia-smi "
+                        "-L, CUDA_VISIBLE_DEVICES), or set parallel { device: CPU }");
+  }
   return OkStatus();
 }
 
@@ -65,9 +85,8 @@ Status ConnectGpus(Session* session) {
                         std::to_string(ranks) +
                         " ranks; mend the others, or set parallel { device: CPU }");
   }
-  ASSIGN_OR_RETURN(session->communicator,
-                   MakeNcclCommunicator(std::move(session->communicator), *session->device));
-  return OkStatus();
+  RETURN_IF_ERROR(CheckGpusDiffer(session->gpu, *session->communicator));
+  return ConnectOverNccl(&session->communicator, *session->device);
 }
 #else
 Status ConnectGpus(Session*) { return OkStatus(); }
@@ -112,12 +131,9 @@ StatusOr<Session> OpenSession(const SessionOptions& options) {
   // One rank without a GPU ends all of them.
   opened = AgreeOnStatus(opened, *session.communicator);
   if (!opened.ok()) return ForThisRank(opened, session);
-  const bool speaks = session.communicator->rank() == 0;
-  if (const Status connected = ConnectGpus(&session); !connected.ok()) {
-    return Status(connected.code(), speaks ? connected.message() : "");
-  }
-  ASSIGN_OR_RETURN(session.communicator,
-                   Watch(std::move(session.communicator), options.timeout_seconds));
+  opened = ConnectGpus(&session);
+  if (opened.ok()) opened = Watch(&session.communicator, options.timeout_seconds);
+  if (!opened.ok()) return ForThisRank(opened, session);
   session.stream = session.device->NewStream();
   return session;
 }

@@ -18,6 +18,7 @@ struct Session {
   std::unique_ptr<Communicator> communicator;  // on GPUs it has streams of the device
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Stream> stream;
+  uint64_t gpu = 0;  // which one it is; 0: none
 };
 
 struct SessionOptions {

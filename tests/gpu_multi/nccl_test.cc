@@ -29,9 +29,9 @@ class NcclTest : public ::testing::Test {
     if (!enough) GTEST_SKIP() << "fewer than 2 GPUs answer";
     ASSERT_GE(mpi->size(), 2) << "run under mpirun -np 2";
     device_ = MakeCudaDevice(mpi->local_rank());
-    auto nccl = MakeNcclCommunicator(std::move(mpi), *device_, /*deadline_seconds=*/60);
-    ASSERT_TRUE(nccl.ok()) << nccl.status().message();
-    comm_ = std::move(nccl).value();
+    comm_ = std::move(mpi);
+    const Status connected = ConnectOverNccl(&comm_, *device_, /*deadline_seconds=*/60);
+    ASSERT_TRUE(connected.ok()) << connected.message();
     stream_ = device_->NewStream();
   }
 
@@ -50,9 +50,7 @@ TEST_F(NcclTest, CollectivesAreExact) {
 }
 
 TEST_F(NcclTest, TheSameUnderTheWatchdog) {
-  auto watched = Watch(std::move(comm_), 60);
-  ASSERT_TRUE(watched.ok());
-  comm_ = std::move(watched).value();
+  ASSERT_TRUE(Watch(&comm_, 60).ok());
   CollectiveCheck check(*comm_, *device_);
   check.Run(DType::kF32);
 }

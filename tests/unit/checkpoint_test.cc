@@ -123,8 +123,7 @@ TEST_F(CheckpointTest, EveryFileIsGuarded) {
       ASSERT_FALSE(reader.ok()) << path << " at " << at;
       EXPECT_EQ(reader.status().exit_code(), 2);
       EXPECT_THAT(reader.status().message(), StartsWith(path));
-      EXPECT_THAT(reader.status().message(),
-                  HasSubstr("use --resume with an older checkpoint: --resume " + older));
+      EXPECT_THAT(reader.status().message(), HasSubstr("take an older checkpoint, " + older));
     }
     std::ofstream(path, std::ios::binary) << content;
   }

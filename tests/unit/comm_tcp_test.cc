@@ -231,9 +231,10 @@ TEST(Bootstrap, NamesTheVariableThatIsWrong) {
 }
 
 std::unique_ptr<Communicator> MeetWatched(int port, int rank, int ranks, double timeout) {
-  auto watched = Watch(Meet(At(port, rank, ranks)), timeout);
-  CHECK(watched.ok()) << watched.status().message();
-  return std::move(watched).value();
+  std::unique_ptr<Communicator> communicator = Meet(At(port, rank, ranks));
+  const Status watched = Watch(&communicator, timeout);
+  CHECK(watched.ok()) << watched.message();
+  return communicator;
 }
 
 TEST(Watchdog, LeavesAWorkingRunAlone) {

@@ -88,6 +88,38 @@ TEST(ConfigTest, ResolvesDefaults) {
   EXPECT_EQ(spec.checkpoint_keep_last, 3);
 }
 
+TEST(ConfigTest, StartAndTeacherAreOptionalAndInherited) {
+  const RunSpec plain = Spec(kSmall);
+  EXPECT_TRUE(plain.init_from.empty());
+  EXPECT_FALSE(plain.phases[0].distillation.on());
+  const RunSpec spec = Spec(std::string(kSmall) + R"(init_from: "hf"
+distillation { teacher: "t" alpha: 0.25 }
+phase { steps: 2 distillation { temperature: 4 } }
+phase { steps: 2 distillation { alpha: 0 } }
+)");
+  EXPECT_EQ(spec.init_from, "hf");
+  EXPECT_EQ(spec.phases[0].distillation.temperature, 2);
+  EXPECT_EQ(spec.phases[1].distillation.temperature, 4);
+  EXPECT_EQ(spec.phases[1].distillation.alpha, 0.25);
+  EXPECT_EQ(spec.phases[1].distillation.teacher, "t");
+  EXPECT_TRUE(spec.phases[1].distillation.on());
+  EXPECT_FALSE(spec.phases[2].distillation.on());
+  // The effective configuration says the same.
+  auto loaded =
+      Parse(Parse(std::string(kSmall) + "distillation { teacher: \"t\" }")->effective_text);
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  EXPECT_EQ(loaded->spec.phases[0].distillation.alpha, 0.5);
+}
+
+TEST(ConfigTest, DistillationIsChecked) {
+  EXPECT_THAT(Error(std::string(kSmall) + "distillation { alpha: 0.5 }"),
+              HasSubstr("run.textproto:7: distillation.teacher is missing"));
+  EXPECT_THAT(Error(std::string(kSmall) + "distillation { teacher: \"t\" alpha: 1.5 }"),
+              HasSubstr("distillation.alpha must lie in [0, 1]"));
+  EXPECT_THAT(Error(std::string(kSmall) + "distillation { teacher: \"t\" temperature: 0 }"),
+              HasSubstr("distillation.temperature must be positive"));
+}
+
 TEST(ConfigTest, Gpt2HasItsOwnDefaults) {
   const ModelSpec model = Spec(With("layers", "family: GPT2 layers")).model;
   EXPECT_EQ(model.feed_forward, 192);

@@ -14,6 +14,7 @@ namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 // Awkward for tokenizers: line ends, tabs, runs of spaces, other scripts, control bytes.
 const char* const kAwkward[] = {
@@ -154,6 +155,15 @@ TEST_F(TextTest, TrainingRefusesImpossibleVocabularies) {
     EXPECT_EQ(model.status().exit_code(), 2);
     EXPECT_THAT(model.status().message(),
                 HasSubstr("train-sentencepiece:" + std::to_string(vocab_size)));
+    EXPECT_THAT(model.status().message(), Not(HasSubstr("trainer_interface")));
+    // The limit that the message names is the limit.
+    const std::string words = vocab_size == 100 ? "at least " : "at most ";
+    const size_t found = model.status().message().find(words);
+    ASSERT_NE(found, std::string::npos) << model.status().message();
+    const int limit = std::atoi(model.status().message().c_str() + found + words.size());
+    EXPECT_TRUE(TrainSentencePieceModel(SampleBlocks(), limit).ok()) << limit;
+    const int beyond = vocab_size == 100 ? limit - 1 : limit + 1;
+    EXPECT_FALSE(TrainSentencePieceModel(SampleBlocks(), beyond).ok()) << beyond;
   }
   const auto garbage = MakeSentencePieceTokenizer("garbage", "some/tokenizer.model");
   ASSERT_FALSE(garbage.ok());

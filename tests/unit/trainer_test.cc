@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <vector>
 
 #include "comm/bootstrap.h"
@@ -13,6 +14,7 @@
 #include "trainer/planner.h"
 #include "trainer/resume.h"
 #include "trainer/state_succession.h"
+#include "trainer/teacher.h"
 #include "trainer/topology_updater.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
@@ -437,6 +439,29 @@ TEST_F(TrainerTest, GradientsThatAreNotFiniteSpoilAStepOfLayers) {
   EXPECT_EQ(state->optimizer().last_norm(), norm);
 }
 
+TEST_F(TrainerTest, PlannedTeacherIsWhatItHolds) {
+  RunSpec run = OddRun();
+  const std::string directory = ::testing::TempDir() + "filigree-teacher/step_00000001";
+  {
+    auto state = MakeState(run, 0);
+    state->InitializeValues(*stream_);
+    CheckpointInfo info;
+    info.model = run.model;
+    ASSERT_TRUE(state->Save(directory, info, "", *stream_).ok());
+  }
+  run.phases[1].distillation.teacher = directory;
+  const auto teachers = OpenTeachers(run);
+  ASSERT_TRUE(teachers.ok()) << teachers.status().message();
+  const RunPlan plan = PlanRun(run, 1, backend_, *teachers);
+  EXPECT_EQ(plan.phases[0].memory_bytes.count("teacher"), 0u);
+  const auto before = static_cast<int64_t>(device_.memory_usage().total_bytes);
+  const auto teacher = Teacher::Load(run.phases[1], backend_, *stream_);
+  ASSERT_TRUE(teacher.ok()) << teacher.status().message();
+  EXPECT_EQ(static_cast<int64_t>(device_.memory_usage().total_bytes) - before,
+            plan.phases[1].memory_bytes.at("teacher"));
+  std::filesystem::remove_all(std::filesystem::path(directory).parent_path());
+}
+
 TEST(SpecTest, MomentsAreCountedFromTheLastFreshPhase) {
   RunSpec run = OddRun();
   EXPECT_EQ(UpdatesSinceFreshMoments(run, 0, 0), 1);
@@ -447,10 +472,10 @@ TEST(SpecTest, MomentsAreCountedFromTheLastFreshPhase) {
 
 TEST(ResumeTest, EveryDifferenceOfTheModelIsNamed) {
   ModelSpec a = OddRun().model, b = a;
-  EXPECT_TRUE(CheckSameModel(a, b, "p").ok());
+  EXPECT_TRUE(CheckSameModel(a, b, "p", "mend").ok());
   b.layers = 3;
   b.tied_head = true;
-  const Status status = CheckSameModel(a, b, "p");
+  const Status status = CheckSameModel(a, b, "p", "mend");
   EXPECT_EQ(status.exit_code(), 2);
   EXPECT_NE(status.message().find("layers 2 (config: 3)"), std::string::npos) << status.message();
   EXPECT_NE(status.message().find("tied_head 0 (config: 1)"), std::string::npos);

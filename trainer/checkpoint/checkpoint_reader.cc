@@ -24,10 +24,9 @@ std::string Mend(const std::string& directory) {
     older = other;
   }
   if (older.empty()) {
-    return "; no older checkpoint lies beside it: restore the file from a copy, or begin again "
-           "with --resume none";
+    return "; no older checkpoint lies beside it: restore the file from a copy";
   }
-  return "; use --resume with an older checkpoint: --resume " + older;
+  return "; take an older checkpoint, " + older + ", or restore the file from a copy";
 }
 
 Status CheckFile(const CheckpointFile& expected, const std::string& path,

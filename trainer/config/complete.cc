@@ -103,6 +103,7 @@ void FillRunLevel(const KnownNames& known, RunConfig* config) {
   FillDefaults(config->mutable_batch());
   FillDefaults(config->mutable_optimizer());
   FillDefaults(schedule);
+  if (config->has_distillation()) FillDefaults(config->mutable_distillation());
   FillDefaults(config->mutable_evaluation());
   ParallelConfig* parallel = config->mutable_parallel();
   if (!parallel->has_wire_dtype()) parallel->set_wire_dtype(parallel->grad_dtype());
@@ -131,6 +132,8 @@ MergedPhase Merge(const RunConfig& config, const Phase& phase, const std::string
   MergeFields(phase.batch(), &merged.batch);
   MergeFields(phase.optimizer(), &merged.optimizer);
   MergeFields(phase.schedule(), &merged.schedule);
+  merged.distillation = config.distillation();
+  MergeFields(phase.distillation(), &merged.distillation);
   const auto& sparsity = phase.sparsity().empty() ? config.sparsity() : phase.sparsity();
   merged.sparsity.assign(sparsity.begin(), sparsity.end());
   merged.steps = StepsOf(phase, merged.batch);

@@ -17,6 +17,7 @@ struct MergedPhase {
   BatchConfig batch;
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
+  DistillationConfig distillation;  // all unset where the configuration has none
   std::vector<SparsityConfig> sparsity;
   // 0 where the phase's length is missing or does not come out.
   int64_t steps = 0;

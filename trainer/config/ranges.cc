@@ -84,6 +84,8 @@ constexpr FieldRange kRanges[] = {
     {"SparsityConfig.m", Range::kPositive},
     {"SparsityConfig.rank", Range::kNotNegative},
     {"SparsityConfig.alpha", Range::kNotNegative},
+    {"DistillationConfig.temperature", Range::kPositive},
+    {"DistillationConfig.alpha", Range::kFraction},
     {"EvaluationConfig.every_steps", Range::kNotNegative},
     {"EvaluationConfig.tokens", Range::kNotNegative},
     {"EvaluationConfig.sample_tokens", Range::kNotNegative},

@@ -127,6 +127,9 @@ PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t fir
       .per_layer = merged.optimizer.update() == OptimizerConfig::PER_LAYER};
   spec.schedule = ToScheduleSpec(merged.schedule, merged.steps);
   if (phase.has_rewind_step()) spec.rewind_step = phase.rewind_step();
+  spec.distillation = {.teacher = merged.distillation.teacher(),
+                       .temperature = merged.distillation.temperature(),
+                       .alpha = merged.distillation.alpha()};
   for (const SparsityConfig& entry : merged.sparsity) {
     spec.sparsity.push_back(ToSparsitySpec(entry, merged.batch));
   }
@@ -151,6 +154,7 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   RunSpec spec;
   spec.name = config.name();
   spec.seed = config.seed();
+  spec.init_from = config.init_from();
   spec.model = ToModelSpec(config.model());
   for (int i = 0; i < config.phase_size(); ++i) {
     spec.phases.push_back(ToPhaseSpec(config.phase(i), phases[i], spec.total_steps()));

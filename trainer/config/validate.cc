@@ -31,6 +31,7 @@ class Validator {
   void CheckData(const MergedPhase& phase);
   void CheckSchedule(const MergedPhase& phase);
   void CheckParallel();
+  void CheckDistillation(const MergedPhase& phase);
   void CheckSparsity(const std::string& prefix,
                      const google::protobuf::RepeatedPtrField<SparsityConfig>& list);
 
@@ -200,6 +201,14 @@ void Validator::CheckParallel() {
   }
 }
 
+void Validator::CheckDistillation(const MergedPhase& phase) {
+  const DistillationConfig& distillation = phase.distillation;
+  const bool given = distillation.has_alpha() || distillation.has_temperature();
+  if (!given || distillation.alpha() == 0 || !distillation.teacher().empty()) return;
+  AddInPhase(phase, "distillation.teacher",
+             "is missing; name the teacher's checkpoint, or set distillation { alpha: 0 }");
+}
+
 void Validator::CheckSparsity(const std::string& prefix,
                               const google::protobuf::RepeatedPtrField<SparsityConfig>& list) {
   for (int i = 0; i < list.size(); ++i) {
@@ -239,6 +248,7 @@ void Validate(const RunConfig& config, const std::vector<MergedPhase>& phases,
     validator.CheckBatch(phase);
     validator.CheckData(phase);
     validator.CheckSchedule(phase);
+    validator.CheckDistillation(phase);
   }
 }
 

@@ -158,22 +158,6 @@ void CheckSizes(const ModelSpec& model, Refusals* refusals) {
 
 }  // namespace
 
-Status CheckExpressible(const ModelSpec& model) {
-  if (model.family == ModelFamily::kLlama) {
-    if (model.width % model.heads == 0) return OkStatus();
-    return InvalidInput("a llama of width " + std::to_string(model.width) + " with " +
-                        std::to_string(model.heads) +
-                        " heads cannot be exported: transformers loads only widths that are a "
-                        "multiple of the heads");
-  }
-  if (model.heads * model.head_size == model.width && model.kv_heads == model.heads) {
-    return OkStatus();
-  }
-  return InvalidInput(
-      "a GPT-2 whose heads do not make up its width, or with fewer key-value heads, cannot be "
-      "exported: transformers' GPT2LMHeadModel has no such form");
-}
-
 std::string HfConfigText(const ModelSpec& model, DType dtype, SpecialTokens tokens) {
   Json json = model.family == ModelFamily::kLlama ? LlamaConfig(model) : Gpt2Config(model);
   const char* dtype_name = dtype == DType::kBF16 ? "bfloat16" : "float32";

@@ -16,9 +16,6 @@ struct SpecialTokens {
   int64_t bos = -1, eos = -1;
 };
 
-// InvalidInput where transformers' class of the family cannot express the model.
-Status CheckExpressible(const ModelSpec& model);
-
 // Both texts carry what either version reads: rope_theta and rope_parameters, torch_dtype and
 // dtype. `dtype` is kBF16 or kF32.
 std::string HfConfigText(const ModelSpec& model, DType dtype, SpecialTokens tokens);

@@ -12,6 +12,7 @@
 #include "trainer/checkpoint/merged_weight.h"
 #include "trainer/checkpoint/safetensors.h"
 #include "trainer/checkpoint/stored_values.h"
+#include "trainer/export/export_form.h"
 #include "trainer/export/huggingface_config.h"
 #include "trainer/export/huggingface_names.h"
 #include "trainer/export/huggingface_tokenizer.h"
@@ -51,6 +52,11 @@ bool IsOurs(const fs::path& path) {
          file->metadata().at(kProducerKey) == kProducer;
 }
 
+// Only a family without biases of norms has a divisor to fold.
+bool IsNormGain(const HfTensor::Part& part) {
+  return part.shape.size() == 1 && part.parameter.ends_with("norm.weight");
+}
+
 // Nobody's files are lost: only an empty place or an earlier export may be replaced.
 Status CheckReplaceable(const std::string& out_dir) {
   std::error_code error;
@@ -69,10 +75,14 @@ Status CheckReplaceable(const std::string& out_dir) {
 
 class Exporter {
  public:
-  Exporter(const CheckpointReader& reader, const ExportOptions& options, std::string out_dir)
-      : reader_(reader), options_(options), out_dir_(std::move(out_dir)) {
+  Exporter(const CheckpointReader& reader, ExportForm form, const ExportOptions& options,
+           std::string out_dir)
+      : reader_(reader), form_(std::move(form)), options_(options), out_dir_(std::move(out_dir)) {
     const CheckpointInfo& info = reader.info();
-    tensors_ = HfTensorsOf(info.model);
+    tensors_ = HfTensorsOf(form_.model);
+    for (const HfTensor& tensor : HfTensorsOf(info.model)) {
+      for (const HfTensor::Part& part : tensor.parts) stored_shape_[part.parameter] = part.shape;
+    }
     for (const HfTensor& tensor : tensors_) {
       for (const HfTensor::Part& part : tensor.parts) {
         parts_of_[part.parameter] = FindWeightParts(info.parameters, part.parameter);
@@ -91,7 +101,7 @@ class Exporter {
     for (const HfTensor& tensor : tensors_) {
       for (const HfTensor::Part& part : tensor.parts) {
         const WeightParts& parts = parts_of_.at(part.parameter);
-        if (!HasShape(parts, part.shape)) {
+        if (!HasShape(parts, stored_shape_.at(part.parameter))) {
           return InvalidInput(place + part.parameter + "\" is missing or of another shape than " +
                               "the model in the manifest implies; it cannot be exported");
         }
@@ -136,7 +146,7 @@ class Exporter {
     SafetensorsMetadata metadata = metadata_;
     for (const HfTensor& tensor : tensors_) {
       const bool dense = std::all_of(tensor.parts.begin(), tensor.parts.end(), [&](auto& part) {
-        return LayoutOf(part).kind() == LayoutKind::kDense;
+        return LayoutOf(part).kind() == LayoutKind::kDense && !IsPadded(part);
       });
       if (dense) continue;
       const int64_t cells = tensor.out() * tensor.in();
@@ -154,7 +164,7 @@ class Exporter {
   }
 
   Status WriteConfigs() const {
-    const ModelSpec& model = reader_.info().model;
+    const ModelSpec& model = form_.model;
     ASSIGN_OR_RETURN(const SpecialTokens tokens,
                      ExportTokenizer(reader_.tokenizer_dir(), out_dir_, model.max_positions));
     RETURN_IF_ERROR(WriteText("config.json", HfConfigText(model, options_.dtype, tokens)));
@@ -176,7 +186,13 @@ class Exporter {
   // Of the cells that are stored one by one; dense where only factors are.
   SparseLayout LayoutOf(const HfTensor::Part& part) const {
     const int weight = parts_of_.at(part.parameter).weight;
-    return weight >= 0 ? parameters()[weight].layout : SparseLayout::Dense(part.out(), part.in());
+    if (weight >= 0) return parameters()[weight].layout;
+    const std::vector<int64_t>& shape = stored_shape_.at(part.parameter);
+    return SparseLayout::Dense(shape[0], shape[1]);
+  }
+
+  bool IsPadded(const HfTensor::Part& part) const {
+    return stored_shape_.at(part.parameter) != part.shape;
   }
 
   TensorSpec SpecOf(const HfTensor& tensor) const {
@@ -206,7 +222,10 @@ class Exporter {
                        MergedWeight(parameters(), parts_of_.at(part.parameter), [&](int index) {
                          return reader_.ReadSegment(index, CheckpointArray::kMaster);
                        }));
-      parts.push_back(std::move(values));
+      if (form_.gain_factor != 1 && IsNormGain(part)) {
+        for (float& value : values) value = static_cast<float>(value * form_.gain_factor);
+      }
+      parts.push_back(PadTo(part.shape, stored_shape_.at(part.parameter), std::move(values)));
     }
     const std::vector<float> values = StackParts(tensor, std::move(parts));
     if (options_.dtype == DType::kF32) {
@@ -219,7 +238,7 @@ class Exporter {
   std::vector<uint8_t> MaskBits(const HfTensor& tensor) const {
     std::vector<std::vector<uint8_t>> parts;
     for (const HfTensor::Part& part : tensor.parts) {
-      parts.push_back(MaskOf(LayoutOf(part)));
+      parts.push_back(PadTo(part.shape, stored_shape_.at(part.parameter), MaskOf(LayoutOf(part))));
     }
     const std::vector<uint8_t> mask = StackParts(tensor, std::move(parts));
     std::vector<uint8_t> bits((mask.size() + 7) / 8, 0);
@@ -240,7 +259,8 @@ class Exporter {
                        {"kind", NameOf(layout.kind())},
                        {"block_rows", swap ? layout.block_in() : layout.block_out()},
                        {"block_cols", swap ? layout.block_out() : layout.block_in()},
-                       {"density", 1.0 - layout.sparsity()}});
+                       {"density", static_cast<double>(layout.nonzero_count()) /
+                                       static_cast<double>(part.out() * part.in())}});
       const WeightParts& stored = parts_of_.at(part.parameter);
       if (!stored.has_factors()) continue;
       const Parameter& a = parameters()[stored.low_rank_a];
@@ -260,10 +280,12 @@ class Exporter {
   }
 
   const CheckpointReader& reader_;
+  const ExportForm form_;
   const ExportOptions& options_;
   const std::string out_dir_;
   std::vector<HfTensor> tensors_;
   std::map<std::string, WeightParts> parts_of_;
+  std::map<std::string, std::vector<int64_t>> stored_shape_;  // the checkpoint's, by parameter
   SafetensorsMetadata metadata_;
 };
 
@@ -272,10 +294,11 @@ class Exporter {
 Status ExportHuggingFace(const CheckpointReader& reader, const std::string& out_dir,
                          const ExportOptions& options) {
   CHECK(options.dtype == DType::kBF16 || options.dtype == DType::kF32);
-  RETURN_IF_ERROR(CheckExpressible(reader.info().model));
+  auto form = FormOf(reader.info().model, options.padded);
+  if (!form.ok()) return InvalidInput(reader.directory() + ": " + form.status().message());
   RETURN_IF_ERROR(CheckReplaceable(out_dir));
   ASSIGN_OR_RETURN(StagedDirectory staged, StagedDirectory::Begin(out_dir));
-  const Exporter exporter(reader, options, staged.path());
+  const Exporter exporter(reader, std::move(form).value(), options, staged.path());
   RETURN_IF_ERROR(exporter.CheckParameters());
   RETURN_IF_ERROR(exporter.WriteModel());
   RETURN_IF_ERROR(exporter.WriteLayouts());

@@ -13,6 +13,7 @@
 //                                 the parameter, kind, block_rows, block_cols and density, and of
 //                                 low-rank factors beside those cells rank and scale: the model's
 //                                 weight is W = scale * B A + the stored cells, merged in fp32.
+//                                 What `padded` filled up is not stored.
 //
 // Metadata of every file: producer, step, config_xxh64 (of the effective configuration).
 #pragma once
@@ -29,6 +30,7 @@ namespace filigree {
 struct ExportOptions {
   DType dtype = DType::kBF16;  // or kF32; bf16 is rounded to nearest even
   int64_t max_shard_bytes = 5'000'000'000;
+  bool padded = false;  // fills layers that differ up to one size with zeros (export_form.h)
 };
 
 // Written aside, then renamed to `out_dir`. InvalidInput: a model that transformers' class cannot

@@ -65,7 +65,8 @@ std::span<const NameRow> RowsOf(ModelFamily family) {
                                        : std::span<const NameRow>(kGpt2Rows);
 }
 
-int64_t Extent(char letter, const ModelSpec& model) {
+int64_t Extent(char letter, const ModelSpec& model, int64_t layer) {
+  const LayerShape shape = model.ShapeOf(layer);
   switch (letter) {
     case 'V':
       return model.vocab_size;
@@ -74,12 +75,12 @@ int64_t Extent(char letter, const ModelSpec& model) {
     case 'D':
       return model.width;
     case 'A':
-      return model.heads * model.head_size;
+      return shape.heads * model.head_size;
     case 'K':
-      return model.kv_heads * model.head_size;
+      return shape.kv_heads * model.head_size;
     default:
       CHECK(letter == 'F') << letter;
-      return model.feed_forward;
+      return shape.feed_forward;
   }
 }
 
@@ -100,7 +101,7 @@ void ForEachParameter(const ModelSpec& model, Visit visit) {
     for (auto row = begin; row != end; ++row) {
       if (model.tied_head && row->ours == "head.weight") continue;
       std::vector<int64_t> shape;
-      for (char letter : row->shape) shape.push_back(Extent(letter, model));
+      for (char letter : row->shape) shape.push_back(Extent(letter, model, layer));
       visit(WithLayer(row->ours, layer), WithLayer(row->theirs, layer), shape, row->transposed);
     }
   };

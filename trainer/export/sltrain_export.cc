@@ -137,6 +137,12 @@ Status ExportSltrain(const CheckpointReader& reader, const std::string& out_dir,
   if (reader.info().model.family != ModelFamily::kLlama) {
     return InvalidInput(reader.directory() + ": SLTrain's checkpoints are llamas");
   }
+  const ModelSpec& model = reader.info().model;
+  if (!model.layer_shapes.empty() || model.norm_divisor() != model.width) {
+    return InvalidInput(reader.directory() +
+                        ": was pruned, and SLTrain's models have layers of one size and norms that "
+                        "divide by their width; leave out --format sltrain");
+  }
   SltrainExporter exporter(reader, dtype);
   RETURN_IF_ERROR(exporter.Plan());
   ASSIGN_OR_RETURN(StagedDirectory staged, StagedDirectory::Begin(out_dir));

@@ -127,7 +127,13 @@ std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& spa
 
 }  // namespace
 
-const Parameterisation kBlockSparseParameterisation = {
-    "block_sparse", "blocks stored and multiplied", true, &Validate, &DrawLayout, &Create};
+const Parameterisation kBlockSparseParameterisation = {.name = "block_sparse",
+                                                       .summary = "blocks stored and multiplied",
+                                                       .computes_stored = true,
+                                                       .validate = &Validate,
+                                                       .draw_layout = &DrawLayout,
+                                                       .create = &Create,
+                                                       .units = StoredUnits::kBlocks,
+                                                       .movable = true};
 
 }  // namespace filigree

@@ -95,7 +95,12 @@ std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& spa
 
 }  // namespace
 
-const Parameterisation kDenseParameterisation = {"dense",   "every weight stored", false,
-                                                 &Validate, &DrawLayout,           &Create};
+const Parameterisation kDenseParameterisation = {.name = "dense",
+                                                 .summary = "every weight stored",
+                                                 .computes_stored = false,
+                                                 .validate = &Validate,
+                                                 .draw_layout = &DrawLayout,
+                                                 .create = &Create,
+                                                 .dense = true};
 
 }  // namespace filigree

@@ -156,6 +156,13 @@ class Linear {
   virtual LinearMemory memory(DType compute_dtype) const = 0;
 };
 
+// What a weight stores, and its sparsity counts.
+enum class StoredUnits {
+  kCells,       // single weights
+  kBlocks,      // blocks of block_out x block_in
+  kSparsePart,  // either, as the entry's sparse_part says
+};
+
 // One row of the registry.
 struct Parameterisation {
   std::string_view name;
@@ -175,11 +182,19 @@ struct Parameterisation {
   FactorKind factors = FactorKind::kNone;
   // Whether a parameter NAME.weight is stored (beside the factors, if there are any).
   bool has_weight = true;
+  StoredUnits units = StoredUnits::kCells;
+  // Whether topology rules may choose which units live; else the layout stays as it was drawn.
+  bool movable = false;
+  // Whether it is the weight itself, every cell stored and nothing else: what a weight is that no
+  // sparsity entry matches.
+  bool dense = false;
 };
 
 // All rows, and one by name (nullptr where there is none).
 std::span<const Parameterisation> Parameterisations();
 const Parameterisation* FindParameterisation(std::string_view name);
+// The row of a validated entry.
+const Parameterisation& RowOf(const SparsitySpec& sparsity);
 
 // The first entry of `sparsity` whose patterns match the weight's name; a dense spec where none
 // does.

@@ -117,6 +117,12 @@ std::unique_ptr<Linear> MakeMaskedLinear(const LinearSpec& linear, SparseLayout 
 }
 
 const Parameterisation kMaskedParameterisation = {
-    "masked", "single weights stored, computed densely", false, &Validate, &DrawLayout, &Create};
+    .name = "masked",
+    .summary = "single weights stored, computed densely",
+    .computes_stored = false,
+    .validate = &Validate,
+    .draw_layout = &DrawLayout,
+    .create = &Create,
+    .movable = true};
 
 }  // namespace filigree

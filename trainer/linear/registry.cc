@@ -40,6 +40,12 @@ const Parameterisation* FindParameterisation(std::string_view name) {
   return nullptr;
 }
 
+const Parameterisation& RowOf(const SparsitySpec& sparsity) {
+  const Parameterisation* row = FindParameterisation(sparsity.parameterisation);
+  CHECK(row != nullptr) << sparsity.parameterisation;  // the parser knows the names
+  return *row;
+}
+
 SparsitySpec MatchSparsity(std::string_view weight_name,
                            const std::vector<SparsitySpec>& sparsity) {
   for (const SparsitySpec& spec : sparsity) {

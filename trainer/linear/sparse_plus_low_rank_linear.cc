@@ -287,6 +287,8 @@ const Parameterisation kSparsePlusLowRankParameterisation = {
     &Validate,
     &DrawLayout,
     &Create,
-    FactorKind::kLowRank};
+    FactorKind::kLowRank,
+    /*has_weight=*/true,
+    StoredUnits::kSparsePart};
 
 }  // namespace filigree

@@ -72,8 +72,8 @@ std::string KeepLines(std::string_view text, int64_t steps_done) {
 }  // namespace
 
 std::string ToJsonLine(const StepMetrics& m) {
-  return JsonLine()
-      .Add("step", m.step)
+  JsonLine line;
+  line.Add("step", m.step)
       .Add("tokens", m.tokens)
       .Add("loss", m.loss)
       .Add("lr", m.lr)
@@ -85,8 +85,9 @@ std::string ToJsonLine(const StepMetrics& m) {
       .Add("mfu_executed", m.mfu_executed)
       .Add("exchanged_bytes", m.exchanged_bytes)
       .Add("memory_bytes", m.memory_bytes)
-      .Add("skipped_steps", m.skipped_steps)
-      .Finish();
+      .Add("skipped_steps", m.skipped_steps);
+  if (m.distillation_loss) line.Add("distillation_loss", *m.distillation_loss);
+  return line.Finish();
 }
 
 std::string ToJsonLine(const EvaluationMetrics& m) {

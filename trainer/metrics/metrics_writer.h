@@ -2,6 +2,7 @@
 //
 //   training    step tokens loss lr grad_norm sparsity tokens_per_second step_ms
 //               mfu_dense_equivalent mfu_executed exchanged_bytes memory_bytes skipped_steps
+//               and distillation_loss where a teacher takes part (run.proto, DistillationConfig)
 //   evaluation  step val_loss val_tokens, and val_unigram_entropy where it is known
 //   topology    step topology dropped grown stored_values exchanged_bytes
 //   phase       step phase
@@ -34,6 +35,7 @@ struct StepMetrics {
   int64_t exchanged_bytes = 0;                               // sent by this rank in this step
   int64_t memory_bytes = 0;                                  // of the device, peak
   int64_t skipped_steps = 0;                                 // since this start, for non-finite gradients
+  std::optional<double> distillation_loss = std::nullopt;    // T^2 KL from the teacher, as `loss`
 };
 
 struct EvaluationMetrics {

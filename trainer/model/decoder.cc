@@ -54,6 +54,9 @@ class Decoder final : public Model {
   void ForwardLoss(const MicroBatch& batch, TensorView losses, Stream& stream) override;
   void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,
                        Stream& stream) override;
+  void ForwardHidden(const MicroBatch& batch, Stream& stream) override;
+  int64_t MaxLogitRows() const override { return hidden_logits_.rows(); }
+  ConstTensorView HiddenLogits(int64_t begin, int64_t rows, Stream& stream) override;
   ConstTensorView Logits(const MicroBatch& batch, Stream& stream) override;
 
  private:
@@ -78,6 +81,7 @@ class Decoder final : public Model {
   HeadModule head_;
   ActivationArena arena_;
   DeviceBuffer scratch_;  // of the linears' backward
+  TensorView hidden_, hidden_logits_;  // of ForwardHidden: [T, D], [chunk rows, Vp]
 };
 
 std::vector<std::unique_ptr<DecoderLayer>> Decoder::MakeLayers(
@@ -241,11 +245,22 @@ void Decoder::Backward(const MicroBatch& batch, const Activations& a, Stream& st
   embedding_.Backward(batch, a.dx, stream);
 }
 
-ConstTensorView Decoder::Logits(const MicroBatch& batch, Stream& stream) {
+void Decoder::ForwardHidden(const MicroBatch& batch, Stream& stream) {
   const Activations a = Forward(batch, /*training=*/false, stream);
-  CHECK_LE(a.final_norm.rows(), a.logits.rows()) << "logits are for one sequence at a time";
-  head_.Logits(a.final_norm, a.logits.Rows(0, a.final_norm.rows()), stream);
-  return a.logits.Rows(0, a.final_norm.rows()).Cols(0, spec_.vocab_size);
+  hidden_ = a.final_norm;
+  hidden_logits_ = a.logits;
+}
+
+ConstTensorView Decoder::HiddenLogits(int64_t begin, int64_t rows, Stream& stream) {
+  const TensorView logits = hidden_logits_.Rows(0, rows);
+  head_.Logits(hidden_.Rows(begin, rows), logits, stream);
+  return logits;
+}
+
+ConstTensorView Decoder::Logits(const MicroBatch& batch, Stream& stream) {
+  ForwardHidden(batch, stream);
+  CHECK_LE(hidden_.rows(), MaxLogitRows()) << "logits are for one sequence at a time";
+  return HiddenLogits(0, hidden_.rows(), stream).Cols(0, spec_.vocab_size);
 }
 
 }  // namespace

@@ -20,11 +20,29 @@
 
 namespace filigree {
 
+// The logits of a frozen teacher for the tokens of one micro-batch.
+class TeacherLogits {
+ public:
+  virtual ~TeacherLogits() = default;
+  // At most so many rows at a time.
+  virtual int64_t max_rows() const = 0;
+  // Those of rows [begin, begin + rows) of the batch, padding included; valid until the next call.
+  virtual ConstTensorView Rows(int64_t begin, int64_t rows, Stream& stream) = 0;
+};
+
+// Turns a training pass's loss into DistillationLoss (kernels/backend.h).
+struct Distillation {
+  TeacherLogits* teacher = nullptr;
+  double temperature = 1, alpha = 0;
+  TensorView divergences;  // [B * S], written
+};
+
 // One micro-batch on the device: B sequences of S tokens, row-major.
 struct MicroBatch {
   ConstTensorView tokens;   // [B * S] I32
   ConstTensorView targets;  // [B * S] I32, -1 masked; empty for Logits
   int64_t seq_len = 0;
+  const Distillation* distillation = nullptr;  // of ForwardBackward alone; nullptr: none
 };
 
 // Called by the model with an index into parameters(). Either may be empty.
@@ -81,6 +99,12 @@ class Model {
   // As ForwardLoss, then gradients of loss_scale * sum of losses are added into grads.
   virtual void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,
                                Stream& stream) = 0;
+  // Runs the layers over a batch, whose logits HiddenLogits then gives: those of rows
+  // [begin, begin + rows), [rows, Vp], at most MaxLogitRows() rows at a time. Views of the
+  // activation memory: logits are valid until the next HiddenLogits, all until the next pass.
+  virtual void ForwardHidden(const MicroBatch& batch, Stream& stream) = 0;
+  virtual int64_t MaxLogitRows() const = 0;
+  virtual ConstTensorView HiddenLogits(int64_t begin, int64_t rows, Stream& stream) = 0;
   // Logits [S, V] of a batch of one sequence, as a view of the activation memory, valid until the
   // next pass.
   virtual ConstTensorView Logits(const MicroBatch& batch, Stream& stream) = 0;

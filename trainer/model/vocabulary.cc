@@ -113,20 +113,45 @@ void HeadModule::Logits(ConstTensorView x, TensorView logits, Stream& stream) {
   backend_.MatMul({.a = x, .b = Weight(), .out = logits, .transpose_b = true}, stream);
 }
 
-void HeadModule::Loss(ConstTensorView x, const MicroBatch& batch, double loss_scale,
-                      TensorView logits, TensorView losses, TensorView dx, Stream& stream) {
-  const int64_t tokens = x.rows();
-  for (int64_t begin = 0; begin < tokens; begin += logits.rows()) {
-    const int64_t rows = std::min(logits.rows(), tokens - begin);
-    const ConstTensorView chunk = x.Rows(begin, rows);
-    const TensorView chunk_logits = logits.Rows(0, rows);
-    Logits(chunk, chunk_logits, stream);
-    backend_.CrossEntropy({.logits = chunk_logits,
-                           .targets = batch.targets.Range(begin, rows),
-                           .losses = losses.Range(begin, rows),
+void HeadModule::ChunkLoss(const MicroBatch& batch, int64_t begin, double loss_scale,
+                           TensorView logits, TensorView losses, Stream& stream) {
+  const int64_t rows = logits.rows();
+  const ConstTensorView targets = batch.targets.Range(begin, rows);
+  if (!batch.distillation) {
+    backend_.CrossEntropy({.logits = logits,
+                           .targets = targets,
+                           .losses = losses,
                            .vocab_size = spec_.vocab_size,
                            .loss_scale = loss_scale},
                           stream);
+    return;
+  }
+  const Distillation& distillation = *batch.distillation;
+  backend_.DistillationLoss({.logits = logits,
+                             .teacher_logits = distillation.teacher->Rows(begin, rows, stream),
+                             .targets = targets,
+                             .losses = losses,
+                             .divergences = distillation.divergences.Range(begin, rows),
+                             .vocab_size = spec_.vocab_size,
+                             .temperature = distillation.temperature,
+                             .alpha = distillation.alpha,
+                             .loss_scale = loss_scale},
+                            stream);
+}
+
+void HeadModule::Loss(ConstTensorView x, const MicroBatch& batch, double loss_scale,
+                      TensorView logits, TensorView losses, TensorView dx, Stream& stream) {
+  const int64_t tokens = x.rows();
+  int64_t chunk_rows = logits.rows();
+  if (batch.distillation) {
+    chunk_rows = std::min(chunk_rows, batch.distillation->teacher->max_rows());
+  }
+  for (int64_t begin = 0; begin < tokens; begin += chunk_rows) {
+    const int64_t rows = std::min(chunk_rows, tokens - begin);
+    const ConstTensorView chunk = x.Rows(begin, rows);
+    const TensorView chunk_logits = logits.Rows(0, rows);
+    Logits(chunk, chunk_logits, stream);
+    ChunkLoss(batch, begin, loss_scale, chunk_logits, losses.Range(begin, rows), stream);
     if (loss_scale == 0) continue;
     backend_.MatMul(
         {.a = chunk_logits,

@@ -43,13 +43,17 @@ class HeadModule {
   int64_t ChunkRows(int64_t tokens, int64_t seq_len) const;
 
   // Losses [T] of x [T, D] against the batch's targets, through `logits` [chunk rows, Vp]. Where
-  // loss_scale is not zero, also dx [T, D] (overwritten) and the head's gradient.
+  // loss_scale is not zero, also dx [T, D] (overwritten) and the head's gradient. With the batch's
+  // teacher, if it has one.
   void Loss(ConstTensorView x, const MicroBatch& batch, double loss_scale, TensorView logits,
             TensorView losses, TensorView dx, Stream& stream);
   // logits [T, Vp] of x [T, D].
   void Logits(ConstTensorView x, TensorView logits, Stream& stream);
 
  private:
+  // Losses of the chunk whose first row is `begin`, and its logits' gradient in their place.
+  void ChunkLoss(const MicroBatch& batch, int64_t begin, double loss_scale, TensorView logits,
+                 TensorView losses, Stream& stream);
   TensorView Weight() const;  // [Vp, D]
   TensorView Grads() const;
 

@@ -78,9 +78,9 @@ std::vector<int64_t> ErdosRenyiCounts(std::span<const WeightShape> weights, doub
 }  // namespace
 
 bool StoresBlocks(const SparsitySpec& spec) {
-  return spec.parameterisation == "block_sparse" ||
-         (spec.parameterisation == "sparse_plus_low_rank" &&
-          spec.sparse_part == SparsePart::kBlocks);
+  const StoredUnits units = RowOf(spec).units;
+  return units == StoredUnits::kBlocks ||
+         (units == StoredUnits::kSparsePart && spec.sparse_part == SparsePart::kBlocks);
 }
 
 WeightShape ShapeOf(const LinearSpec& linear, const SparsitySpec& spec) {

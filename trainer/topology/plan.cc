@@ -51,7 +51,7 @@ std::vector<TopologyEntry> EntriesOf(std::span<const LinearSpec> linears, const 
     const bool repeated = std::any_of(entries.begin(), entries.end(), [&](const TopologyEntry& e) {
       return e.spec == spec;  // the same entry twice: the first has taken its weights
     });
-    if (spec.parameterisation != "dense" && !entry.linears.empty() && !repeated) {
+    if (!RowOf(spec).dense && !entry.linears.empty() && !repeated) {
       entries.push_back(std::move(entry));
     }
   }
@@ -109,7 +109,7 @@ bool TracksAges(const RunSpec& run, int phase) {
 bool MovesTopology(const PhaseSpec& phase) {
   return std::any_of(phase.sparsity.begin(), phase.sparsity.end(), [](const SparsitySpec& spec) {
     const TopologyRule* rule = FindTopologyRule(spec.rule);
-    return spec.parameterisation != "dense" && rule->action != FindTopologyRule("inherit")->action;
+    return !RowOf(spec).dense && rule->action != FindTopologyRule("inherit")->action;
   });
 }
 

@@ -60,17 +60,23 @@ class Validator {
           "take "
           "magnitude or taylor");
     }
-    if (spec.rule != "static_random" && spec.parameterisation != "masked" &&
-        spec.parameterisation != "block_sparse") {
-      Add("rules that choose which weights live work on masked and block_sparse, not on ",
+    if (spec.rule != "static_random" && !RowOf(spec).movable) {
+      std::string movable;
+      for (const Parameterisation& row : Parameterisations()) {
+        if (!row.movable) continue;
+        movable += (movable.empty() ? "" : " and ") + std::string(row.name);
+      }
+      Add("rules that choose which weights live work on ", movable, ", not on ",
           spec.parameterisation, "; take rule static_random");
     }
     if (spec.parameterisation == "n_m" && spec.distribution != "uniform") {
       Add("n_m keeps n of every m in each weight alike; take distribution uniform, not ",
           spec.distribution);
     }
-    if (spec.rule == "inherit" && index == 0) {
-      Add("the first phase has no phase before it to inherit from; take another rule");
+    if (spec.rule == "inherit" && index == 0 && run_.init_from.empty()) {
+      Add("the first phase has no phase before it to inherit from; take another rule, or start "
+          "from "
+          "a sparse model (init_from)");
     }
     if (spec.rule == "iterative_magnitude" && phase.rewind_step < 0) {
       Add("it goes with rewind_step of the phase (0: initial values); set it, or take one_shot");
