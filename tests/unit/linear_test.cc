@@ -396,7 +396,9 @@ TEST(LostStartTest, FactorsAndChannelsAreTheDenseStart) {
           b += double{start.b[i * sparsity.rank + k]} * start.b[i * sparsity.rank + l];
         }
         EXPECT_NEAR(a, b, 1e-6);
-        if (l < k) EXPECT_NEAR(a, 0, 1e-6);
+        if (l < k) {
+          EXPECT_NEAR(a, 0, 1e-6);
+        }
       }
     }
     // The kept channels are the largest of what is left.
