@@ -179,10 +179,10 @@ sparsity {
   sparse_part: UNSTRUCTURED
   compute: AUTO
   keep_rebuilt: false
+  initialisation: SLTRAIN
   n: 2
   m: 4
   transposable: false
-  initialisation: SLTRAIN
 }
 evaluation {
   every_steps: 250
