@@ -115,6 +115,7 @@ model {
   norm_epsilon: 1e-06
   init_std: 0.02
   recompute: NONE
+  gate_activation: SILU
 }
 data {
   train {
