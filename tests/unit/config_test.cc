@@ -147,6 +147,7 @@ model {
   norm_epsilon: 1e-06
   init_std: 0.02
   recompute: NONE
+  gate_activation: SILU
 }
 data {
   train {
@@ -211,10 +212,10 @@ sparsity {
   sparse_part: UNSTRUCTURED
   compute: AUTO
   keep_rebuilt: false
+  initialisation: SLTRAIN
   n: 2
   m: 4
   transposable: false
-  initialisation: SLTRAIN
 }
 evaluation {
   every_steps: 250
