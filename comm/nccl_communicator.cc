@@ -147,7 +147,9 @@ class NcclCommunicator final : public Communicator {
       : inner_(std::move(inner)),
         deadline_(std::chrono::duration_cast<steady_clock::duration>(
             std::chrono::duration<double>(deadline_seconds))),
-        stream_(device.NewStream()),
+        // A collective that waits for multiprocessors holds up its peers, which hold theirs meanwhile;
+        // it takes few, and briefly.
+        stream_(device.NewStream(StreamPriority::kUrgent)),
         events_(device) {}
 
   ~NcclCommunicator() override {

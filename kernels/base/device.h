@@ -73,6 +73,9 @@ struct MemoryUsage {
   size_t peak_bytes = 0;
 };
 
+// Work of an urgent stream gets a free multiprocessor before work of others that waits for one.
+enum class StreamPriority { kNormal, kUrgent };
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -93,7 +96,8 @@ class Device {
   // Same shape and dtype on both sides; either may be host or device memory; rows may be strided.
   virtual void CopyAsync(TensorView dst, ConstTensorView src, Stream& stream) = 0;
   virtual void ZeroAsync(TensorView dst, Stream& stream) = 0;
-  virtual std::unique_ptr<Stream> NewStream() = 0;
+  virtual std::unique_ptr<Stream> NewStream(StreamPriority priority) = 0;
+  std::unique_ptr<Stream> NewStream() { return NewStream(StreamPriority::kNormal); }
   virtual std::unique_ptr<Event> NewEvent() = 0;
   // One that also knows when it was done, which costs a little: for benchmarks.
   virtual std::unique_ptr<Event> NewTimedEvent() = 0;

@@ -119,7 +119,9 @@ void CpuDevice::ZeroAsync(TensorView dst, Stream&) {
   }
 }
 
-std::unique_ptr<Stream> CpuDevice::NewStream() { return std::make_unique<CpuStream>(); }
+std::unique_ptr<Stream> CpuDevice::NewStream(StreamPriority) {
+  return std::make_unique<CpuStream>();
+}
 std::unique_ptr<Event> CpuDevice::NewEvent() { return std::make_unique<CpuEvent>(); }
 
 MemoryUsage CpuDevice::memory_usage() const {

@@ -42,7 +42,12 @@ class CudaEvent final : public Event {
 
 class CudaStream final : public Stream {
  public:
-  CudaStream() { CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  explicit CudaStream(StreamPriority priority) {
+    int least = 0, greatest = 0;
+    CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    CUDA_CHECK(cudaStreamCreateWithPriority(
+        &stream_, cudaStreamNonBlocking, priority == StreamPriority::kUrgent ? greatest : least));
+  }
   // What was submitted is finished first: its buffers may be freed next.
   ~CudaStream() override {
     CUDA_CHECK(cudaStreamSynchronize(stream_));
@@ -211,7 +216,9 @@ void CudaDevice::ZeroAsync(TensorView dst, Stream& stream) {
                                dst.rows(), native));
 }
 
-std::unique_ptr<Stream> CudaDevice::NewStream() { return std::make_unique<CudaStream>(); }
+std::unique_ptr<Stream> CudaDevice::NewStream(StreamPriority priority) {
+  return std::make_unique<CudaStream>(priority);
+}
 std::unique_ptr<Event> CudaDevice::NewEvent() {
   return std::make_unique<CudaEvent>(cudaEventDisableTiming);
 }

@@ -36,7 +36,8 @@ class CudaDevice final : public Device {
   DeviceBuffer AllocatePinned(size_t bytes, std::string_view kind) override;
   void CopyAsync(TensorView dst, ConstTensorView src, Stream& stream) override;
   void ZeroAsync(TensorView dst, Stream& stream) override;
-  std::unique_ptr<Stream> NewStream() override;
+  using Device::NewStream;
+  std::unique_ptr<Stream> NewStream(StreamPriority priority) override;
   std::unique_ptr<Event> NewEvent() override;
   std::unique_ptr<Event> NewTimedEvent() override;
   MemoryUsage memory_usage() const override;

@@ -96,7 +96,7 @@ def replay_records(options, name, percent, sparse, dense, zero):
     ratio = zero["sparsified_ms"] / sparse["sparsified_ms"]
     target = ", at least 3.5 asked" if percent == 75 else ""
     print(f"{name} sparsified segments: {ratio:.2f}x faster, {bytes_ratio:.2f}x fewer bytes{target}")
-    common = {"block": options.block, "bucket_megabytes": options.bucket_megabytes}
+    common = {"starts": options.rounds, "block": options.block, "bucket_megabytes": options.bucket_megabytes}
     records.append(bench_records.ratio(
         options, f"exchange/2host_{percent}/sparsified", sparse["sparsified_ms"],
         zero["sparsified_ms"], options.steps, {"bytes_ratio": round(bytes_ratio, 4), **common}))
@@ -115,8 +115,13 @@ def replay_records(options, name, percent, sparse, dense, zero):
 
 
 def replay(options, keep):
-    """Records of the exchange alone."""
-    found = {name: replay_variant(options, name) for name in VARIANTS}
+    """Records of the exchange alone. A socket's speed differs from one start to the next: variants take
+    turns, and the fastest start of each counts."""
+    rounds = [{name: replay_variant(options, name) for name in VARIANTS} for _ in range(options.rounds)]
+    found = {}
+    for name in VARIANTS:
+        fastest = min((r[name] for r in rounds), key=lambda r: r["step_ms"])
+        found[name] = {**fastest, "sparsified_ms": min(r[name]["sparsified_ms"] for r in rounds)}
     for name, percent in (("75 %", 75), ("90 %", 90)):
         keep(replay_records(options, name, percent, found[name], found["dense"],
                             found["blocks of 0 %"]))
@@ -155,7 +160,8 @@ def main():
     parser.add_argument("--binary", default="build/filigree")
     parser.add_argument("--mpirun", default="mpirun --bind-to none -np")
     parser.add_argument("--block", type=int, default=128)
-    parser.add_argument("--bucket-megabytes", type=float, default=25, help="the same for all")
+    parser.add_argument("--bucket-megabytes", type=float, default=50, help="the same for all")
+    parser.add_argument("--rounds", type=int, default=2, help="starts of each replayed exchange")
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--micro-batch-sequences", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8, help="of the replayed exchange")
