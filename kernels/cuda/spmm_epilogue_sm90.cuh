@@ -14,8 +14,7 @@
 // An operand of the output's shape (residual, gelu's input) comes the same way back: coalesced loads,
 // shared memory, ldmatrix, which hands each thread the very elements it is to write. The producer has it
 // brought into the L2 while the tile is being multiplied, and the first chunks are loaded into registers
-// before that too, each later one when a chunk has left them: what an epilogue waits for would otherwise
-// be one trip to device memory a chunk, longer than all its arithmetic.
+// before that too, each later one when a chunk has left them.
 #pragma once
 
 #include "kernels/cuda/sm90_tma.cuh"
