@@ -49,15 +49,13 @@ GradientPlaces PlaceGradients(const FlatLayout& layout, GradientSlots slots) {
     if (unit_begin[bucket.unit] < 0) unit_begin[bucket.unit] = bucket.offset;
     unit_count[bucket.unit] = bucket.offset + bucket.count - unit_begin[bucket.unit];
   }
-  const int first_in_slots = slots.first_apart ? 1 : 0;
-  int64_t slot = 0;
-  for (int unit = first_in_slots; unit <= last; ++unit) slot = std::max(slot, unit_count[unit]);
+  const int64_t slot = *std::max_element(unit_count.begin(), unit_count.end());
   for (size_t i = 0; i < buckets.size(); ++i) {
     const int unit = buckets[i].unit;
-    const int place = unit < first_in_slots ? slots.count : (last - unit) % slots.count;
+    const int place = (last - unit) % slots.count;
     places.begin[i] = place * slot + buckets[i].offset - unit_begin[unit];
   }
-  places.count = slots.count * slot + (slots.first_apart ? unit_count[0] : 0);
+  places.count = slots.count * slot;
   return places;
 }
 

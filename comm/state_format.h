@@ -15,7 +15,6 @@ struct StateFormat {
 // bucket has a place of its own.
 struct GradientSlots {
   int count = 0;
-  bool first_apart = false;  // unit 0 has a place of its own (a tied embedding's is written twice)
   bool operator==(const GradientSlots&) const = default;
 };
 

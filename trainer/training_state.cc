@@ -157,8 +157,10 @@ FlatLayout LayOutSegments(const std::vector<SegmentSpec>& segments, const RunSpe
 GradientSlots SlotsOf(const RunSpec& run, int phase, int world_size) {
   const PhaseSpec& spec = run.phases[phase];
   const int64_t sequences = CeilDiv(spec.batch.sequences_per_step(), world_size);
-  if (!spec.optimizer.per_layer || sequences > spec.batch.micro_batch_sequences) return {};
-  return {.count = world_size > 1 ? 2 : 1, .first_apart = run.model.tied_head};
+  // A tied embedding's gradient is begun by the head and ended by the embedding.
+  if (run.model.tied_head || !spec.optimizer.per_layer) return {};
+  if (sequences > spec.batch.micro_batch_sequences) return {};
+  return {.count = world_size > 1 ? 2 : 1};
 }
 
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,

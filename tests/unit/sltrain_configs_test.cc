@@ -119,10 +119,6 @@ TEST(SltrainConfigsTest, SevenBillionFitWherePublished) {
       std::printf("%s %s %.2f GB\n", name, kind.c_str(), static_cast<double>(bytes) / 1e9);
     }
     EXPECT_LT(static_cast<double>(plan.memory_total()) / 1e9, 18.3 - 1.5) << name;
-    // Eight rows a step, one after the other, need all gradients.
-    run.phases[0].batch.tokens_per_step = 8 * 256;
-    const PhasePlan accumulated = PlanRun(run, 1, backend).phases[0];
-    EXPECT_GE(accumulated.memory_bytes.at("grads"), 4 * accumulated.parameters_stored) << name;
   }
 }
 
