@@ -133,8 +133,8 @@ def control_shape(arguments, parameters):
                   - LAYERS * (2 * widest + 3 * widest * widest + 3 * widest * most)) // widest
     best = None
     for width in range(8 * HEADS, widest + 1, 2 * HEADS):
-        near = most * width // widest  # the reference's proportions, to a fifth
-        for feed_forward in range(near * 4 // 5, near * 6 // 5 + 1):
+        near = most * width // widest  # the reference's proportions, to two fifths
+        for feed_forward in range(near * 3 // 5, near * 7 // 5 + 1):
             size = (vocabulary * width + width
                     + LAYERS * (2 * width + 3 * width * width + 3 * width * feed_forward))
             gap = abs(size - parameters)
