@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,13 @@ namespace filigree {
 
 enum class ModelFamily { kLlama, kGpt2 };
 enum class Recompute { kNone, kActivations, kLayer };
+
+// The sizes of one layer where layers differ: those of a model that was, or is being, pruned.
+struct LayerShape {
+  int64_t heads = 0, kv_heads = 0, feed_forward = 0;
+
+  bool operator==(const LayerShape&) const = default;
+};
 
 // A decoder-only transformer. Letters as in ARCHITECTURE.md.
 struct ModelSpec {
@@ -32,6 +40,17 @@ struct ModelSpec {
   double norm_epsilon = 1e-6;
   double init_std = 0.02;
   Recompute recompute = Recompute::kNone;
+  // RMSNorm's divisor: the width before stem channels were removed; 0: width.
+  int64_t norm_width = 0;
+  // One a layer where they differ; else empty, and each layer has heads, kv_heads, feed_forward,
+  // which otherwise hold the largest of each.
+  std::vector<LayerShape> layer_shapes = {};
+
+  LayerShape ShapeOf(int64_t layer) const {
+    if (layer_shapes.empty()) return {heads, kv_heads, feed_forward};
+    return layer_shapes[static_cast<size_t>(layer)];
+  }
+  int64_t norm_divisor() const { return norm_width > 0 ? norm_width : width; }
 
   bool operator==(const ModelSpec&) const = default;
 };
@@ -81,6 +100,41 @@ struct SparsitySpec {
   double low_rank_scale() const { return alpha == 0 ? 1.0 : alpha / static_cast<double>(rank); }
 
   bool operator==(const SparsitySpec&) const = default;
+};
+
+enum class UnitKind { kAttention, kFeedForward, kStem };
+inline constexpr int kUnitKinds = 3;
+
+// Structured pruning of units (trainer/pruning) while the phase trains. Fields are explained in
+// configs/run.proto.
+struct PruningSpec {
+  struct Kind {
+    bool enabled = true;
+    int64_t minimum = 1;    // units that a set keeps
+    int64_t alignment = 1;  // compacted sizes are multiples
+    bool operator==(const Kind&) const = default;
+  };
+  enum class Removal { kAtOnce, kProgressive };
+
+  int64_t target_parameters = 0;
+  std::string criterion = "taylor_second";
+  SparsityCurve curve = SparsityCurve::kLinear;
+  Clock clock = Clock::kFraction;
+  double begin = 0.05, end = 0.75;
+  int64_t interval = 1;         // steps between removals
+  int64_t units_per_event = 0;  // at most; 0: as many as the ramp asks for
+  std::vector<Kind> kinds = std::vector<Kind>(kUnitKinds);  // by UnitKind
+  bool even_layers = true;
+  Removal removal = Removal::kAtOnce;
+  int64_t shrink_steps = 10;
+  double smoothing = 0.9, outlier_factor = 3;
+  bool update_remaining = true;
+  double update_damping = 0.01;
+  int64_t update_block = 128;
+  double compact_share = 0.05;
+
+  const Kind& of(UnitKind kind) const { return kinds[static_cast<size_t>(kind)]; }
+  bool operator==(const PruningSpec&) const = default;
 };
 
 struct DataSourceSpec {
@@ -136,6 +190,7 @@ struct PhaseSpec {
   ScheduleSpec schedule;
   std::vector<SparsitySpec> sparsity;
   int64_t rewind_step = -1;  // -1: none
+  std::optional<PruningSpec> pruning = {};
 };
 
 enum class DeviceChoice { kAuto, kCpu, kCuda };

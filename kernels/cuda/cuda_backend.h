@@ -70,6 +70,9 @@ class CudaBackend final : public Backend {
   void AdamW(const AdamWArgs& args, Stream& stream) override;
   void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) override;
 
+  void UnitSums(const UnitSumsArgs& args, Stream& stream) override;
+  void ScaleUnits(const ScaleUnitsArgs& args, Stream& stream) override;
+
   // For the operations: device memory of at least `bytes`, free until the next operation on the
   // same stream (MatMul leaves it alone). Operations of two streams must not use it at once: the
   // trainer computes on one.

@@ -19,6 +19,7 @@ struct NormBackwardParams {
   float* partials;
   int64_t rows;
   int cols;
+  float divisor;  // of the row's sums
 };
 
 // Columns that LaunchNormBackward takes, in multiples of 8 with views that take vectors.

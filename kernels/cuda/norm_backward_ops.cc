@@ -21,6 +21,7 @@ NormBackwardParams ParamsOf(const Args& args) {
   CHECK_EQ(args.dgain.size(), cols);
   p.rows = rows;
   p.cols = static_cast<int>(cols);
+  p.divisor = static_cast<float>(cols);
   return p;
 }
 
@@ -43,6 +44,7 @@ int PartialRows(const CudaDevice& device, const NormBackwardParams& p) {
 
 void CudaBackend::RmsNormBackward(const RmsNormBackwardArgs& args, Stream& stream) {
   NormBackwardParams p = ParamsOf(args);
+  if (args.divisor > 0) p.divisor = static_cast<float>(args.divisor);
   if (args.x.empty()) return;
   const int partial_rows = PartialRows(device_, p);
   p.partials = reinterpret_cast<float*>(Workspace(sizeof(float) * partial_rows * p.cols));

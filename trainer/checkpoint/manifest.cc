@@ -6,6 +6,21 @@
 #include "data/file_io.h"
 
 namespace filigree {
+
+// What the JSON library looks up for an element of ModelSpec::layer_shapes.
+template <typename AnyJson>
+void to_json(AnyJson& json, const LayerShape& shape) {
+  json = AnyJson{{"heads", shape.heads},
+                 {"kv_heads", shape.kv_heads},
+                 {"feed_forward", shape.feed_forward}};
+}
+template <typename AnyJson>
+void from_json(const AnyJson& json, LayerShape& shape) {
+  json.at("heads").get_to(shape.heads);
+  json.at("kv_heads").get_to(shape.kv_heads);
+  json.at("feed_forward").get_to(shape.feed_forward);
+}
+
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -115,6 +130,8 @@ void VisitModel(Visitor& visit, Spec& model) {
   visit("norm_epsilon", model.norm_epsilon);
   visit("init_std", model.init_std);
   visit("recompute", model.recompute, kRecomputes);
+  visit.Optional("norm_width", model.norm_width);
+  visit.Optional("layer_shapes", model.layer_shapes);
 }
 
 template <typename Visitor, typename P, typename Layout>
