@@ -21,6 +21,9 @@ StatusOr<std::unique_ptr<CheckpointReader>> FindStart(const RunSpec& run,
 // OK where a checkpoint of `checkpoint` can go on as `run`; else every difference by name.
 Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const std::string& path);
 
+// The model to go on with: the checkpoint's, which may have been pruned, in the run's arithmetic.
+ModelSpec ResumedModel(const ModelSpec& checkpoint, const ModelSpec& run);
+
 // OK where the checkpoint's layouts are of the kinds that the phase's `sparsity` asks for, with as
 // many stored cells; else the first weight that differs.
 Status CheckLayouts(const CheckpointInfo& checkpoint, const RunSpec& run, int phase,

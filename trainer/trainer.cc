@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "kernels/base/log.h"
@@ -14,6 +15,7 @@
 #include "trainer/generator.h"
 #include "trainer/peak_flops.h"
 #include "trainer/phase_data.h"
+#include "trainer/pruner.h"
 #include "trainer/resume.h"
 #include "trainer/run_directory.h"
 #include "trainer/run_inputs.h"
@@ -41,7 +43,8 @@ class Trainer {
         stream_(backend.device().NewStream()),
         saver_(options, communicator),
         state_(run_, communicator, backend, *stream_),
-        topology_(run_, communicator, backend) {}
+        topology_(run_, communicator, backend),
+        pruner_(run_, communicator, backend) {}
 
   Status Run();
 
@@ -51,6 +54,8 @@ class Trainer {
   Status StartTopology();
   void ProbeGradients();
   void UpdateTopology();
+  void Prune();
+  PruningMetrics DescribePruning(const char* what, int64_t dropped, int64_t bytes) const;
   Status RunPhase();
   bool TakeBatch();
   StepSamples Samples() {
@@ -73,7 +78,7 @@ class Trainer {
   bool Due(int64_t every) const { return last_of_phase() || (every > 0 && step_ % every == 0); }
 
   const TrainOptions& options_;
-  const RunSpec& run_;
+  RunSpec run_;  // its model is the one that is being trained: compaction makes it smaller
   Communicator& communicator_;
   Backend& backend_;
   std::unique_ptr<Stream> stream_;
@@ -90,6 +95,7 @@ class Trainer {
   std::unique_ptr<TrainStep> train_step_;
   StateSuccession state_;
   TopologyUpdater topology_;
+  Pruner pruner_;
 
   const SampleBatch* batch_ = nullptr;  // this rank's samples of the step
   double valid_tokens_ = 0;             // of the step, over all ranks
@@ -110,6 +116,8 @@ Status Trainer::Start() {
     tokens_ = info.tokens;
     saver_.MarkSaved(step_);
     trained_ = info.has_moments;
+    run_.model = ResumedModel(info.model, run_.model);
+    pruner_.Restore(info.pruning);
     phase_ =
         info.has_moments ? std::min<int>(info.phase, static_cast<int>(run_.phases.size()) - 1) : 0;
   }
@@ -145,6 +153,40 @@ void Trainer::UpdateTopology() {
                   .grown = update.grown,
                   .exchanged_bytes = bytes},
                  state_->model());
+}
+
+PruningMetrics Trainer::DescribePruning(const char* what, int64_t dropped, int64_t bytes) const {
+  const auto live = pruner_.LiveUnits();
+  return {.step = step_,
+          .topology = what,
+          .dropped = dropped,
+          .stored_values = CountParameters(run_.model),
+          .exchanged_bytes = bytes,
+          .live_values = pruner_.LiveParameters(),
+          .attention_units = live[static_cast<size_t>(UnitKind::kAttention)],
+          .feed_forward_units = live[static_cast<size_t>(UnitKind::kFeedForward)],
+          .stem_units = live[static_cast<size_t>(UnitKind::kStem)]};
+}
+
+// What the step that was just done removes, and compaction where it is due.
+void Trainer::Prune() {
+  const Pruner::Removed removed =
+      pruner_.AfterStep(*state_, step_, consecutive_skips_ > 0, *stream_);
+  if (removed.any()) {
+    log_->Pruning(DescribePruning("pruning", removed.parameters, pruner_.TakeBytes()),
+                  state_->model(), /*compacted=*/false);
+  }
+  const std::optional<Compaction> compaction = pruner_.DueCompaction(step_);
+  if (!compaction) return;
+  ReportActivity("compacting the model");
+  const int64_t stored = CountParameters(run_.model);
+  run_.model = compaction->model;
+  const int64_t bytes = state_.Compact(pruner_.table(), *compaction);
+  pruner_.Compacted(*compaction);
+  topology_.BeginPhase(phase_);
+  CheckLayoutsAgree(state_->parameters(), communicator_);
+  log_->Pruning(DescribePruning("compaction", stored - CountParameters(run_.model), bytes),
+                state_->model(), /*compacted=*/true);
 }
 
 // Gradients of the coming step's batch, for a rule that scores before it.
@@ -184,6 +226,7 @@ Status Trainer::EnterPhase(int phase) {
   train_step_ = std::make_unique<TrainStep>(this->phase().batch, backend_, *stream_);
   if (SumsInTree(run_, backend_.device())) train_step_->SumInTree(communicator_);
   topology_.BeginPhase(phase);
+  pruner_.BeginPhase(phase);
   if (begins) RETURN_IF_ERROR(StartTopology());
   trained_ = true;
   CheckLayoutsAgree(state_->parameters(), communicator_);
@@ -217,6 +260,7 @@ void Trainer::RunStep(StepMetrics* metrics) {
   const double lr =
       LearningRate(phase().schedule, step_in_phase() + rewound(), phase().steps + rewound());
   topology_.StartCollecting(state_->model(), step_ + 1, *stream_);
+  pruner_.BeforeStep(*state_, step_, *stream_);
   const StepResult result = train_step_->Run(*state_, Samples(), phase().optimizer, lr,
                                              UpdatesSinceFreshMoments(run_, phase_, step_));
   topology_.FinishCollecting(state_->model(), *stream_);
@@ -239,7 +283,7 @@ void Trainer::RunStep(StepMetrics* metrics) {
 }
 
 Status Trainer::SaveCheckpoint() {
-  return saver_.Save(*state_, step_, tokens_, inputs_.tokenizer_dir, *stream_);
+  return saver_.Save(*state_, step_, tokens_, pruner_.progress(), inputs_.tokenizer_dir, *stream_);
 }
 
 void Trainer::EvaluateAndSample() {
@@ -265,6 +309,7 @@ void Trainer::EvaluateAndSample() {
 Status Trainer::AfterStep(const StepMetrics& metrics) {
   log_->Step(metrics);
   UpdateTopology();
+  Prune();
   if (consecutive_skips_ >= kMaxConsecutiveSkips) {
     return MachineError(
         "the gradients were not finite in " + std::to_string(kMaxConsecutiveSkips) +

@@ -36,13 +36,14 @@ void ForCells(const CellUnits& units, int64_t count, int64_t row, int64_t begin,
   for (int64_t i = from; i < to; ++i) fn(i, i - row_start);
 }
 
+template <typename T>
 class UnitSummer {
  public:
   explicit UnitSummer(const UnitSumsArgs& args)
       : units_(args.units),
         count_(args.values.size()),
-        values_(AsVector<float>(args.values, count_, "values")),
-        grads_(args.grads.empty() ? nullptr : AsVector<float>(args.grads, count_, "grads")),
+        values_(AsVector<T>(args.values, count_, "values")),
+        grads_(args.grads.empty() ? nullptr : AsVector<T>(args.grads, count_, "grads")),
         first_row_(units_.first / units_.columns),
         end_row_(CeilDiv(units_.first + count_, units_.columns)) {}
 
@@ -90,8 +91,8 @@ class UnitSummer {
 
   const CellUnits units_;
   const int64_t count_;
-  const float* values_;
-  const float* grads_;
+  const T* values_;
+  const T* grads_;
   const int64_t first_row_, end_row_;
 };
 
@@ -112,18 +113,11 @@ class Factors {
   const float* data_;
 };
 
-}  // namespace
-
-void CpuBackend::UnitSums(const UnitSumsArgs& args, Stream&) {
-  const UnitSummer summer(args);
-  if (!args.row_sums.empty()) summer.Rows(args.row_sums);
-  if (!args.column_sums.empty()) summer.Columns(args.column_sums);
-}
-
-void CpuBackend::ScaleUnits(const ScaleUnitsArgs& args, Stream&) {
+template <typename T>
+void ScaleUnitsOf(const ScaleUnitsArgs& args) {
   const CellUnits& units = args.units;
   const int64_t count = args.values.size();
-  float* values = AsVector<float>(args.values, count, "values");
+  T* values = AsVector<T>(args.values, count, "values");
   const Factors row_factor(args.row_factors, units.row_extent);
   const Factors column_factor(args.column_factors, units.column_extent);
   const int64_t first = units.first / units.columns;
@@ -133,10 +127,24 @@ void CpuBackend::ScaleUnits(const ScaleUnitsArgs& args, Stream&) {
       const float factor = row_factor(row);
       ForCells(units, count, row, 0, units.columns, [&](int64_t i, int64_t column) {
         const float scale = factor * column_factor(column);
-        values[i] = scale == 0 ? 0.0f : values[i] * scale;
+        values[i] = scale == 0 ? T(0) : values[i] * scale;
       });
     }
   });
+}
+
+}  // namespace
+
+void CpuBackend::UnitSums(const UnitSumsArgs& args, Stream&) {
+  DispatchFloat(args.values.dtype(), [&](auto t) {
+    const UnitSummer<decltype(t)> summer(args);
+    if (!args.row_sums.empty()) summer.Rows(args.row_sums);
+    if (!args.column_sums.empty()) summer.Columns(args.column_sums);
+  });
+}
+
+void CpuBackend::ScaleUnits(const ScaleUnitsArgs& args, Stream&) {
+  DispatchFloat(args.values.dtype(), [&](auto t) { ScaleUnitsOf<decltype(t)>(args); });
 }
 
 }  // namespace filigree
