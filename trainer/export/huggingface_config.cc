@@ -29,7 +29,9 @@ Json LlamaConfig(const ModelSpec& model) {
           {"head_dim", model.head_size},
           {"hidden_act", "silu"},
           {"max_position_embeddings", model.max_positions},
-          {"rms_norm_eps", model.norm_epsilon},
+          // Of a norm over what is left of a pruned stem: huggingface_export.cc, GainFactor.
+          {"rms_norm_eps", model.norm_epsilon * static_cast<double>(model.norm_divisor()) /
+                               static_cast<double>(model.width)},
           {"rope_theta", model.rope_theta},
           {"rope_scaling", nullptr},
           {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", model.rope_theta}}},
@@ -156,6 +158,12 @@ void CheckSizes(const ModelSpec& model, Refusals* refusals) {
 }  // namespace
 
 Status CheckExpressible(const ModelSpec& model) {
+  if (!model.layer_shapes.empty()) {
+    return InvalidInput(
+        "a model whose layers have different numbers of heads or feed-forward channels cannot be "
+        "exported: transformers' classes have one size for all; let the ramp end with "
+        "pruning { even_layers: true }");
+  }
   if (model.family == ModelFamily::kLlama) {
     if (model.width % model.heads == 0) return OkStatus();
     return InvalidInput("a llama of width " + std::to_string(model.width) + " with " +

@@ -1,6 +1,7 @@
 #include "trainer/export/huggingface_export.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <map>
@@ -206,6 +207,8 @@ class Exporter {
                        MergedWeight(parameters(), parts_of_.at(part.parameter), [&](int index) {
                          return reader_.ReadSegment(index, CheckpointArray::kMaster);
                        }));
+      const double factor = GainFactor(part.parameter);
+      for (float& value : values) value = static_cast<float>(value * factor);
       parts.push_back(std::move(values));
     }
     const std::vector<float> values = StackParts(tensor, std::move(parts));
@@ -214,6 +217,15 @@ class Exporter {
     }
     const std::vector<BFloat16> rounded(values.begin(), values.end());
     return file->Append(rounded.data(), static_cast<int64_t>(rounded.size() * sizeof(BFloat16)));
+  }
+
+  // A norm that divides by D channels of which D' are left is, over these, an ordinary one:
+  // rsqrt(sum / D + e) = sqrt(D / D') rsqrt(sum / D' + e D / D'). The first factor goes into the
+  // gain, the second into the config's epsilon.
+  double GainFactor(const std::string& parameter) const {
+    const ModelSpec& model = reader_.info().model;
+    if (!parameter.ends_with("norm.weight") || model.norm_divisor() == model.width) return 1;
+    return std::sqrt(static_cast<double>(model.norm_divisor()) / static_cast<double>(model.width));
   }
 
   std::vector<uint8_t> MaskBits(const HfTensor& tensor) const {
