@@ -62,9 +62,10 @@ void TrainLog::Topology(TopologyMetrics metrics, const Model& model) {
   most_sparse_ = std::max(most_sparse_, sparsity_);
 }
 
-void TrainLog::Pruning(const PruningMetrics& metrics, const Model& model, bool compacted) {
+void TrainLog::Pruning(PruningMetrics metrics, const Model& model, bool compacted) {
   if (compacted) Count(model);
   if (!metrics_) return;
+  metrics.memory_bytes = static_cast<int64_t>(device_->memory_usage().total_bytes);
   WarnIfFailed(metrics_->Write(metrics));
   if (!compacted) return;
   const ModelSpec& spec = model.spec();

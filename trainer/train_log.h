@@ -32,8 +32,8 @@ class TrainLog {
   void BeginPhase(int phase, int64_t steps_done, const Model& model, Backend& backend, int ranks);
   // The weights that live may have changed; fills in what is stored, then tells it.
   void Topology(TopologyMetrics metrics, const Model& model);
-  // Units were removed, or (`compacted`) the model became a smaller one.
-  void Pruning(const PruningMetrics& metrics, const Model& model, bool compacted);
+  // Units were removed, or (`compacted`) the model became a smaller one; fills in the memory.
+  void Pruning(PruningMetrics metrics, const Model& model, bool compacted);
   // Fills in what follows from the model and the clock (sparsity, throughput, MFU, memory), then
   // tells it.
   void Step(StepMetrics metrics);

@@ -18,9 +18,9 @@
 namespace filigree {
 namespace {
 
-constexpr int64_t kSeqLen = 32, kSequences = 16, kSteps = 400;
+constexpr int64_t kSeqLen = 16, kSequences = 8, kSteps = 200;
 constexpr int64_t kHeldOut = 100000;  // steps whose samples are not trained on
-constexpr int kBatches = 40;          // of saliency
+constexpr int kBatches = 24;          // of saliency
 constexpr int kEvaluations = 4;       // batches of the true loss
 
 RunSpec SmallRun() {

@@ -30,8 +30,8 @@ Json LlamaConfig(const ModelSpec& model) {
           {"hidden_act", "silu"},
           {"max_position_embeddings", model.max_positions},
           // Of a norm over what is left of a pruned stem: huggingface_export.cc, GainFactor.
-          {"rms_norm_eps", model.norm_epsilon * static_cast<double>(model.norm_divisor()) /
-                               static_cast<double>(model.width)},
+          {"rms_norm_eps", model.norm_epsilon * (static_cast<double>(model.norm_divisor()) /
+                                                 static_cast<double>(model.width))},
           {"rope_theta", model.rope_theta},
           {"rope_scaling", nullptr},
           {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", model.rope_theta}}},

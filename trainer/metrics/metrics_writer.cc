@@ -116,6 +116,7 @@ std::string ToJsonLine(const PruningMetrics& m) {
       .Add("stored_values", m.stored_values)
       .Add("exchanged_bytes", m.exchanged_bytes)
       .Add("live_values", m.live_values)
+      .Add("memory_bytes", m.memory_bytes)
       .Add("attention_units", m.attention_units)
       .Add("feed_forward_units", m.feed_forward_units)
       .Add("stem_units", m.stem_units)

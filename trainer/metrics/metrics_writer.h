@@ -5,7 +5,7 @@
 //   evaluation  step val_loss val_tokens, and val_unigram_entropy where it is known
 //   topology    step topology dropped grown stored_values exchanged_bytes
 //               and, where units are pruned (counts are of all parameters), live_values
-//               attention_units feed_forward_units stem_units
+//               memory_bytes attention_units feed_forward_units stem_units
 //   phase       step phase
 //
 // `step` counts the optimizer steps done. What is unknown is null. A number that is not finite is
@@ -62,6 +62,7 @@ struct PruningMetrics {
   int64_t stored_values = 0;    // parameters of the whole model
   int64_t exchanged_bytes = 0;  // since the line before; step lines do not have them
   int64_t live_values = 0;      // of stored_values
+  int64_t memory_bytes = 0;     // of the device, now (a step line has the peak)
   int64_t attention_units = 0, feed_forward_units = 0, stem_units = 0;  // that live
 };
 

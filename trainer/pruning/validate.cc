@@ -42,7 +42,8 @@ class Validator {
 
   void CheckKinds(const PruningSpec& pruning) {
     bool any = false;
-    for (const UnitSet& set : UnitTable(run_.model).sets()) {
+    const UnitTable table(run_.model);
+    for (const UnitSet& set : table.sets()) {
       const PruningSpec::Kind& kind = pruning.of(set.kind);
       any |= kind.enabled;
       if (set.layer > 0 || !kind.enabled) continue;  // one layer is news enough
@@ -94,7 +95,8 @@ class Validator {
     }
     if (pruning.units_per_event == 0) return;
     int64_t largest = 0;
-    for (const UnitSet& set : UnitTable(run_.model).sets()) {
+    const UnitTable table(run_.model);
+    for (const UnitSet& set : table.sets()) {
       if (pruning.of(set.kind).enabled) largest = std::max(largest, set.parameters);
     }
     const int64_t events = (phase.steps - ramp.first_step()) / ramp.interval() + 1;
