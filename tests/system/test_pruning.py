@@ -36,14 +36,14 @@ class PruningTest(SystemTest):
         super().setUpClass()
         cls.uncut = {}
 
-    def text(self, extra=""):
+    def run_text(self, extra=""):
         return config(self.data, phase(STEPS, pruning(extra)),
                       checkpoint="every_steps: 4 keep_last: 0")
 
     def uncut_run(self, ranks, extra="", name=""):
         key = f"uncut-{ranks}{name}"
         if key not in self.uncut:
-            self.uncut[key] = self.train(key, self.text(extra), ranks=ranks)
+            self.uncut[key] = self.train(key, self.run_text(extra), ranks=ranks)
         return self.uncut[key]
 
     def cut_copy(self, name, uncut, step):
@@ -96,7 +96,7 @@ class PruningTest(SystemTest):
                 with self.subTest(ranks=ranks, step=step):
                     name = f"cut-{ranks}-{step}"
                     self.cut_copy(name, uncut, step)
-                    run = self.train(name, self.text(), ranks=ranks)
+                    run = self.train(name, self.run_text(), ranks=ranks)
                     self.assertEqual(losses(run), losses(uncut))
                     self.assertEqual(topology(run), topology(uncut))
                     for file in ARRAYS:
@@ -110,7 +110,7 @@ class PruningTest(SystemTest):
                 with self.subTest(step=step, ranks=ranks):
                     name = f"moved-{step}-{ranks}"
                     self.cut_copy(name, uncut, step)
-                    run = self.train(name, self.text(), ranks=ranks)
+                    run = self.train(name, self.run_text(), ranks=ranks)
                     self.assertEqual(losses(run)[:step], losses(uncut)[:step])
                     self.assert_close(losses(run)[step:step + 1], losses(uncut)[step:step + 1],
                                       1e-6, "next loss")
@@ -125,7 +125,7 @@ class PruningTest(SystemTest):
             with self.subTest(step=step):
                 name = f"progressive-{step}"
                 self.cut_copy(name, uncut, step)
-                run = self.train(name, self.text(extra))
+                run = self.train(name, self.run_text(extra))
                 self.assertEqual(losses(run), losses(uncut))
                 for file in ARRAYS:
                     self.assertEqual(read_bytes(newest(run), file), read_bytes(newest(uncut), file),
@@ -134,7 +134,7 @@ class PruningTest(SystemTest):
     def test_every_criterion_reaches_the_target(self):
         for criterion in ("taylor_diagonal", "taylor_first", "magnitude", "wanda"):
             with self.subTest(criterion=criterion):
-                run = self.train(criterion, self.text(f'criterion: "{criterion}"'))
+                run = self.train(criterion, self.run_text(f'criterion: "{criterion}"'))
                 self.assertLessEqual(topology(run)[-1]["stored_values"], TARGET)
 
     def test_a_phase_after_the_ramp_goes_on_with_the_smaller_model(self):
