@@ -1,8 +1,10 @@
 #include "comm/flat_buffer.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "kernels/base/check.h"
+#include "kernels/base/math.h"
 
 namespace filigree {
 namespace {
@@ -18,53 +20,112 @@ DeviceBuffer AllocateZeroed(Device& device, DType dtype, int64_t count, const ch
   return buffer;
 }
 
-TensorView State(const FlatBuffer& buffer, const OwnedRange& range, StateKind kind) {
-  switch (kind) {
-    case StateKind::kMaster:
-      return buffer.Master(range);
-    case StateKind::kM:
-      return buffer.M(range);
-    case StateKind::kV:
-      return buffer.V(range);
-    case StateKind::kBorn:
-      return buffer.Born(range);
+int64_t Blocks(int64_t count) { return CeilDiv(count, kQuantizationBlock); }
+
+// Elements of the segments that keep whole moments beside codes.
+int64_t SmallCount(const FlatLayout& layout) {
+  int64_t count = 0;
+  for (const Segment& segment : layout.segments()) {
+    if (segment.count < kSmallestQuantized) count += AlignUp(segment.count, kSegmentAlignment);
   }
-  CHECK(false) << "state kind " << static_cast<int>(kind);
+  return count;
 }
 
-// The values that compute reads, from the master's: rounded where their dtype is narrower.
-void WriteValues(FlatBuffer& buffer, int segment, ConstTensorView master, Stream& stream) {
-  const TensorView values = buffer.Values(segment);
-  if (values.dtype() == master.dtype()) {
-    buffer.device().CopyAsync(values, master, stream);
-    stream.Synchronize();
-    return;
+// Where the gradients of each bucket begin in their memory, and its size.
+struct GradientPlaces {
+  std::vector<int64_t> begin;
+  int64_t count = 0;
+};
+
+GradientPlaces PlaceGradients(const FlatLayout& layout, GradientSlots slots) {
+  GradientPlaces places;
+  const std::vector<Bucket>& buckets = layout.buckets();
+  for (const Bucket& bucket : buckets) places.begin.push_back(bucket.offset);
+  places.count = layout.total_count();
+  if (slots.count == 0 || buckets.empty()) return places;
+  const int last = buckets.back().unit;
+  std::vector<int64_t> unit_begin(last + 1, -1), unit_count(last + 1, 0);
+  for (const Bucket& bucket : buckets) {
+    if (unit_begin[bucket.unit] < 0) unit_begin[bucket.unit] = bucket.offset;
+    unit_count[bucket.unit] = bucket.offset + bucket.count - unit_begin[bucket.unit];
   }
-  CHECK(values.dtype() == DType::kBF16) << NameOf(values.dtype());
-  std::vector<BFloat16> rounded(values.size());
-  const float* source = master.As<float>();
-  for (int64_t i = 0; i < values.size(); ++i) rounded[i] = BFloat16(source[i]);
-  buffer.device().CopyAsync(values, ConstTensorView(rounded.data(), DType::kBF16, {values.size()}),
-                            stream);
-  stream.Synchronize();
+  const int first_in_slots = slots.first_apart ? 1 : 0;
+  int64_t slot = 0;
+  for (int unit = first_in_slots; unit <= last; ++unit) slot = std::max(slot, unit_count[unit]);
+  for (size_t i = 0; i < buckets.size(); ++i) {
+    const int unit = buckets[i].unit;
+    const int place = unit < first_in_slots ? slots.count : (last - unit) % slots.count;
+    places.begin[i] = place * slot + buckets[i].offset - unit_begin[unit];
+  }
+  places.count = slots.count * slot + (slots.first_apart ? unit_count[0] : 0);
+  return places;
+}
+
+// `count` elements of a buffer, from element `begin` on.
+TensorView Elements(const DeviceBuffer& buffer, DType dtype, int64_t begin, int64_t count) {
+  return buffer.View(dtype, count, static_cast<size_t>(begin) * SizeOf(dtype));
 }
 
 }  // namespace
 
+StateBytes PredictStateBytes(const FlatLayout& layout, DType value_dtype, DType grad_dtype,
+                             StateFormat format, GradientSlots slots, bool born) {
+  const auto bytes = [](int64_t count, DType dtype) {
+    return count * static_cast<int64_t>(SizeOf(dtype));
+  };
+  const DType master = MasterDType(value_dtype);
+  const DType moment = format.bf16 ? DType::kBF16 : master;
+  const int64_t own = layout.shard_count();
+  StateBytes state;
+  state.values = bytes(layout.total_count(), value_dtype);
+  state.grads = bytes(PlaceGradients(layout, slots).count, grad_dtype);
+  if (value_dtype != master && !format.bf16) state.master = bytes(own, master);
+  state.moments = 2 * bytes(format.eight_bit_moments ? SmallCount(layout) : own, moment);
+  if (format.eight_bit_moments) {
+    state.moments += 2 * (bytes(own, DType::kU8) + bytes(Blocks(own), DType::kF32));
+  }
+  if (born) state.moments += bytes(own, master);
+  return state;
+}
+
 FlatBuffer::FlatBuffer(Device& device, FlatLayout layout, int shard, DType value_dtype,
-                       DType grad_dtype, Stream& stream)
+                       DType grad_dtype, Stream& stream, StateFormat format, GradientSlots slots)
     : FlatBuffer(ValuesOnly(device, std::move(layout), value_dtype, stream)) {
   CHECK(shard >= 0 && shard < layout_.shards()) << "shard " << shard << " of " << layout_.shards();
+  CHECK(format == StateFormat() || value_dtype != DType::kF64) << "F64 state is whole";
   shard_ = shard;
+  format_ = format;
+  slots_ = slots;
   owned_ = layout_.OwnedRanges(shard);
-  const int64_t total = layout_.total_count(), own = layout_.shard_count();
-  grads_buffer_ = AllocateZeroed(device, grad_dtype, total, "grads", stream);
-  grads_ = grads_buffer_.View(grad_dtype, total);
-  if (value_dtype != master_dtype_) {
-    master_ = AllocateZeroed(device, master_dtype_, own, "master", stream);
+  GradientPlaces places = PlaceGradients(layout_, slots);
+  grads_begin_ = std::move(places.begin);
+  grads_buffer_ = AllocateZeroed(device, grad_dtype, places.count, "grads", stream);
+  grads_ = grads_buffer_.View(grad_dtype, places.count);
+  if (value_dtype != master_dtype_ && !format.bf16) {
+    master_ = AllocateZeroed(device, master_dtype_, layout_.shard_count(), "master", stream);
   }
-  m_ = AllocateZeroed(device, master_dtype_, own, "moments", stream);
-  v_ = AllocateZeroed(device, master_dtype_, own, "moments", stream);
+  AllocateMoments(stream);
+}
+
+void FlatBuffer::AllocateMoments(Stream& stream) {
+  const int64_t own = layout_.shard_count();
+  const auto allocate = [&](DType dtype, int64_t count) {
+    return AllocateZeroed(*device_, dtype, count, "moments", stream);
+  };
+  const int64_t whole = format_.eight_bit_moments ? SmallCount(layout_) : own;
+  m_ = allocate(moment_dtype(), whole);
+  v_ = allocate(moment_dtype(), whole);
+  if (!format_.eight_bit_moments) return;
+  m_codes_ = allocate(DType::kU8, own);
+  v_codes_ = allocate(DType::kU8, own);
+  m_scales_ = allocate(DType::kF32, Blocks(own));
+  v_scales_ = allocate(DType::kF32, Blocks(own));
+  int64_t begin = 0;
+  for (size_t i = 0; i < layout_.segments().size(); ++i) {
+    small_begin_.push_back(begin);
+    const int64_t count = layout_.segments()[i].count;
+    if (!quantized(static_cast<int>(i))) begin += AlignUp(count, kSegmentAlignment);
+  }
 }
 
 FlatBuffer FlatBuffer::ValuesOnly(Device& device, FlatLayout layout, DType value_dtype,
@@ -87,67 +148,51 @@ TensorView FlatBuffer::Values(int segment) const {
 TensorView FlatBuffer::Grads(int segment) const {
   if (grads_.data() == nullptr) return TensorView();
   const Segment& s = layout_.segments()[segment];
-  return grads_.Range(s.offset, s.count);
+  const int64_t inside = s.offset - layout_.buckets()[s.bucket].offset;
+  return grads_.Range(grads_begin_[s.bucket] + inside, s.count);
 }
 
-TensorView FlatBuffer::Piece(const DeviceBuffer& buffer, const OwnedRange& range) const {
-  return buffer.View(master_dtype_, range.count,
-                     static_cast<size_t>(range.shard_begin) * SizeOf(master_dtype_));
+TensorView FlatBuffer::BucketGrads(int bucket) const {
+  return grads_.Range(grads_begin_[bucket], layout_.buckets()[bucket].count);
+}
+
+TensorView FlatBuffer::Grads(const OwnedRange& range) const {
+  const int bucket = layout_.segments()[range.segment].bucket;
+  const int64_t inside = range.flat_begin - layout_.buckets()[bucket].offset;
+  return grads_.Range(grads_begin_[bucket] + inside, range.count);
 }
 
 TensorView FlatBuffer::Master(const OwnedRange& range) const {
-  return has_master() ? Piece(master_, range) : values_.Range(range.flat_begin, range.count);
+  if (!has_master()) return values_.Range(range.flat_begin, range.count);
+  return Elements(master_, master_dtype_, range.shard_begin, range.count);
 }
 
-TensorView FlatBuffer::M(const OwnedRange& range) const { return Piece(m_, range); }
+int64_t FlatBuffer::SmallBegin(const OwnedRange& range) const {
+  return small_begin_[range.segment] + range.segment_begin;
+}
+
+MomentViews FlatBuffer::Moments(const OwnedRange& range) const {
+  if (!quantized(range.segment)) {
+    const int64_t begin = format_.eight_bit_moments ? SmallBegin(range) : range.shard_begin;
+    return {.m = Elements(m_, moment_dtype(), begin, range.count),
+            .v = Elements(v_, moment_dtype(), begin, range.count)};
+  }
+  // Segments and shards begin at multiples of the alignment.
+  static_assert(kSegmentAlignment == kQuantizationBlock);
+  const int64_t block = range.shard_begin / kQuantizationBlock, blocks = Blocks(range.count);
+  return {.m = Elements(m_codes_, DType::kU8, range.shard_begin, range.count),
+          .v = Elements(v_codes_, DType::kU8, range.shard_begin, range.count),
+          .m_scale = Elements(m_scales_, DType::kF32, block, blocks),
+          .v_scale = Elements(v_scales_, DType::kF32, block, blocks)};
+}
 
 TensorView FlatBuffer::Born(const OwnedRange& range) const {
-  return has_born() ? Piece(born_, range) : TensorView();
+  if (!has_born()) return TensorView();
+  return Elements(born_, master_dtype_, range.shard_begin, range.count);
 }
 
 void FlatBuffer::AllocateBorn(Stream& stream) {
   born_ = AllocateZeroed(*device_, master_dtype_, layout_.shard_count(), "moments", stream);
-}
-
-TensorView FlatBuffer::V(const OwnedRange& range) const { return Piece(v_, range); }
-
-std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, StateKind kind,
-                                     Communicator& communicator, Stream& stream) {
-  const int64_t count = buffer.layout().segments()[segment].count;
-  std::vector<std::byte> bytes(static_cast<size_t>(count) * SizeOf(buffer.master_dtype()));
-  const TensorView whole(bytes.data(), buffer.master_dtype(), {count});
-  const int shards = buffer.layout().shards();
-  CHECK(shards == 1 || shards == communicator.size()) << shards << " shards";
-  const OwnedRange own = buffer.layout().Owned(segment, buffer.shard());
-  if (own.count > 0) {
-    buffer.device().CopyAsync(whole.Range(own.segment_begin, own.count), State(buffer, own, kind),
-                              stream);
-  }
-  stream.Synchronize();
-  if (shards == 1) return bytes;
-  const std::unique_ptr<Event> ready = buffer.device().NewEvent();
-  ready->Record(stream);
-  for (int shard = 0; shard < shards; ++shard) {
-    const OwnedRange range = buffer.layout().Owned(segment, shard);
-    if (range.count == 0) continue;
-    communicator.Broadcast(whole.Range(range.segment_begin, range.count), shard, *ready)
-        ->Wait(stream);
-  }
-  return bytes;
-}
-
-void ScatterSegment(FlatBuffer& buffer, int segment, StateKind kind,
-                    std::span<const std::byte> whole, Stream& stream) {
-  const int64_t count = buffer.layout().segments()[segment].count;
-  const ConstTensorView view(whole.data(), buffer.master_dtype(), {count});
-  CHECK_EQ(whole.size(), view.bytes());
-  if (kind == StateKind::kMaster) WriteValues(buffer, segment, view, stream);
-  if (kind == StateKind::kMaster && !buffer.has_master()) return;
-  const OwnedRange own = buffer.layout().Owned(segment, buffer.shard());
-  if (own.count == 0) return;
-  buffer.device().CopyAsync(State(buffer, own, kind), view.Range(own.segment_begin, own.count),
-                            stream);
-  stream.Synchronize();
 }
 
 }  // namespace filigree

@@ -10,17 +10,22 @@ namespace filigree {
 namespace {
 
 // Which segments share a bucket, kind by kind; buckets in order of their first segments.
-std::vector<Bucket> GroupSegments(const std::vector<SegmentSpec>& specs, int64_t bucket_elements) {
+std::vector<Bucket> GroupSegments(const std::vector<SegmentSpec>& specs, int64_t bucket_elements,
+                                  bool split_units) {
   std::vector<Bucket> buckets;
   std::array<int, 2> open = {-1, -1};  // the bucket that a kind is filling
   std::array<int64_t, 2> filled = {0, 0};
   for (size_t i = 0; i < specs.size(); ++i) {
     const auto kind = static_cast<size_t>(specs[i].kind);
     const int64_t count = AlignUp(specs[i].count, kSegmentAlignment);
-    if (open[kind] < 0 || filled[kind] + count > bucket_elements) {
+    const bool other_unit =
+        split_units && open[kind] >= 0 && buckets[open[kind]].unit != specs[i].unit;
+    if (open[kind] < 0 || other_unit || filled[kind] + count > bucket_elements) {
       open[kind] = static_cast<int>(buckets.size());
       filled[kind] = 0;
-      buckets.emplace_back().kind = specs[i].kind;
+      Bucket& bucket = buckets.emplace_back();
+      bucket.kind = specs[i].kind;
+      bucket.unit = specs[i].unit;
     }
     buckets[open[kind]].segments.push_back(static_cast<int>(i));
     filled[kind] += count;
@@ -28,20 +33,29 @@ std::vector<Bucket> GroupSegments(const std::vector<SegmentSpec>& specs, int64_t
   return buckets;
 }
 
+// A bucket's segments as they lie in memory.
+std::vector<int> MemoryOrder(const std::vector<int>& segments,
+                             const std::vector<SegmentSpec>& specs) {
+  std::vector<int> order = segments;
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return specs[a].group < specs[b].group; });
+  return order;
+}
+
 }  // namespace
 
 FlatLayout FlatLayout::Build(const std::vector<SegmentSpec>& specs, int shards,
-                             int64_t bucket_elements) {
+                             int64_t bucket_elements, bool split_units) {
   CHECK_GE(shards, 1);
   FlatLayout layout;
   layout.shards_ = shards;
   layout.segments_.resize(specs.size());
-  layout.buckets_ = GroupSegments(specs, bucket_elements);
+  layout.buckets_ = GroupSegments(specs, bucket_elements, split_units);
   int64_t offset = 0;
   for (size_t b = 0; b < layout.buckets_.size(); ++b) {
     Bucket& bucket = layout.buckets_[b];
     bucket.offset = offset;
-    for (int i : bucket.segments) {
+    for (int i : MemoryOrder(bucket.segments, specs)) {
       CHECK_GE(specs[i].count, 0);
       layout.segments_[i] = {
           .offset = offset, .count = specs[i].count, .bucket = static_cast<int>(b)};
@@ -86,6 +100,8 @@ std::vector<OwnedRange> FlatLayout::OwnedRanges(int shard) const {
       if (range.count > 0) ranges.push_back(range);
     }
   }
+  std::sort(ranges.begin(), ranges.end(),
+            [](const OwnedRange& a, const OwnedRange& b) { return a.flat_begin < b.flat_begin; });
   return ranges;
 }
 

@@ -3,9 +3,10 @@
 // Pure arithmetic on element counts. Parameter i is segment i, in order of creation (forward
 // order). Segments of one traffic kind are packed, in that order, into buckets of about
 // `bucket_elements` (a larger segment has a bucket of its own); norms lie between matrices in
-// creation order, so kinds are packed apart. Each segment begins at a multiple of
-// kSegmentAlignment, so quantisation blocks begin where parameters begin. A bucket is padded to a
-// multiple of shards * kSegmentAlignment, and shard r owns slice r of every bucket. With ZeRO-0
+// creation order, so kinds are packed apart. In memory a bucket holds its segments group by group
+// (the optimizer treats those of a group alike, in few launches). Each segment begins at a multiple
+// of kSegmentAlignment, so quantisation blocks begin where parameters begin. A bucket is padded to
+// a multiple of shards * kSegmentAlignment, and shard r owns slice r of every bucket. With ZeRO-0
 // there is one shard: every rank owns everything.
 #pragma once
 
@@ -22,6 +23,9 @@ enum class TrafficKind : uint8_t { kDense, kSparsified };
 struct SegmentSpec {
   int64_t count = 0;  // stored elements
   TrafficKind kind = TrafficKind::kDense;
+  int group = 0;
+  // Segments whose gradients become final together (a layer's), from 0 in order of creation.
+  int unit = 0;
 };
 
 struct Segment {
@@ -33,8 +37,9 @@ struct Segment {
 struct Bucket {
   int64_t offset = 0;
   int64_t count = 0;          // padding included; a multiple of shards * kSegmentAlignment
-  std::vector<int> segments;  // in order of creation, which is the order in memory
+  std::vector<int> segments;  // in order of creation
   TrafficKind kind = TrafficKind::kDense;
+  int unit = 0;  // of its first segment
 };
 
 // A piece of one segment inside the slice that a shard owns.
@@ -49,9 +54,10 @@ struct OwnedRange {
 class FlatLayout {
  public:
   FlatLayout() = default;
-  // `shards`: 1 (ZeRO-0) or the number of ranks (ZeRO-1).
+  // `shards`: 1 (ZeRO-0) or the number of ranks (ZeRO-1). `split_units`: no bucket holds segments
+  // of two units, so that the buckets of a unit lie side by side.
   static FlatLayout Build(const std::vector<SegmentSpec>& specs, int shards,
-                          int64_t bucket_elements);
+                          int64_t bucket_elements, bool split_units = false);
 
   int shards() const { return shards_; }
   int64_t total_count() const { return total_count_; }  // padding included

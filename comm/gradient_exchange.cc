@@ -25,17 +25,18 @@ void CountValues(const Bucket& bucket, DType dtype, ExchangedBytes* bytes) {
 }  // namespace
 
 ExchangedBytes PredictExchangedBytes(const FlatLayout& layout, int world_size, DType value_dtype,
-                                     DType grad_dtype) {
+                                     DType wire_dtype) {
   ExchangedBytes bytes;
   if (world_size == 1) return bytes;
   for (const Bucket& bucket : layout.buckets()) {
-    CountGrads(bucket, grad_dtype, &bytes);
+    CountGrads(bucket, wire_dtype, &bytes);
     if (layout.shards() > 1) CountValues(bucket, value_dtype, &bytes);
   }
   return bytes;
 }
 
-GradientExchange::GradientExchange(FlatBuffer& buffer, Communicator& communicator)
+GradientExchange::GradientExchange(FlatBuffer& buffer, Communicator& communicator,
+                                   std::optional<NarrowWire> wire)
     : buffer_(buffer), communicator_(communicator) {
   const size_t buckets = buffer.layout().buckets().size();
   CHECK(buffer.layout().shards() == 1 || buffer.layout().shards() == communicator.size())
@@ -45,6 +46,31 @@ GradientExchange::GradientExchange(FlatBuffer& buffer, Communicator& communicato
   grad_work_.resize(buckets);
   value_work_.resize(buckets);
   Reset();
+  if (!wire || communicator.size() == 1) return;
+  Device& device = buffer.device();
+  const int64_t total = buffer.layout().total_count();
+  wire_ = std::move(wire);
+  wire_buffer_ = device.Allocate(static_cast<size_t>(total) * SizeOf(wire_->dtype), "grads");
+  wire_stream_ = device.NewStream();
+  rounded_ = device.NewEvent();
+}
+
+TensorView GradientExchange::SummedGrads(int bucket, int64_t begin, int64_t count) const {
+  if (!wire_) return buffer_.BucketGrads(bucket).Range(begin, count);
+  const int64_t first = buffer_.layout().buckets()[bucket].offset + begin;
+  const size_t first_byte = static_cast<size_t>(first) * SizeOf(wire_->dtype);
+  return wire_buffer_.View(wire_->dtype, count, first_byte);
+}
+
+TensorView GradientExchange::SummedGrads(const OwnedRange& range) const {
+  const FlatLayout& layout = buffer_.layout();
+  const int bucket = layout.segments()[range.segment].bucket;
+  return SummedGrads(bucket, range.flat_begin - layout.buckets()[bucket].offset, range.count);
+}
+
+TensorView GradientExchange::summed_grads() const {
+  CHECK(wire_ || buffer_.slots().count == 0) << "gradients do not exist all at once";
+  return wire_ ? wire_buffer_.View(wire_->dtype, buffer_.layout().total_count()) : buffer_.grads();
 }
 
 void GradientExchange::Reset() {
@@ -63,49 +89,76 @@ void GradientExchange::MarkReady(int segment, const Event& ready) {
   if (--missing_[bucket] == 0 && communicator_.size() > 1) Launch(bucket, ready);
 }
 
+const Event& GradientExchange::Round(int bucket, const Event& ready) {
+  wire_stream_->Wait(ready);
+  const TensorView grads = buffer_.BucketGrads(bucket);
+  wire_->round(grads, SummedGrads(bucket, 0, grads.size()), *wire_stream_);
+  rounded_->Record(*wire_stream_);
+  return *rounded_;
+}
+
 void GradientExchange::Launch(int bucket, const Event& ready) {
   const FlatLayout& layout = buffer_.layout();
   const Bucket& b = layout.buckets()[bucket];
-  const TensorView whole = buffer_.grads().Range(b.offset, b.count);
+  const TensorView whole = SummedGrads(bucket, 0, b.count);
+  CHECK(!grad_work_[bucket]) << "the last step's gradients of bucket " << bucket
+                             << " were never waited for";
+  const Event& start = wire_ ? Round(bucket, ready) : ready;
   if (layout.shards() == 1) {
-    grad_work_[bucket] = communicator_.AllReduce(whole, ReduceOp::kSum, ready);
+    grad_work_[bucket] = communicator_.AllReduce(whole, ReduceOp::kSum, start);
   } else {
     const FlatLayout::Slice own = layout.slice(bucket, buffer_.shard());
-    const TensorView slice = buffer_.grads().Range(own.flat_offset, own.count);
-    grad_work_[bucket] = communicator_.ReduceScatter(whole, slice, ReduceOp::kSum, ready);
+    const TensorView slice = whole.Range(own.flat_offset - b.offset, own.count);
+    grad_work_[bucket] = communicator_.ReduceScatter(whole, slice, ReduceOp::kSum, start);
   }
   CountGrads(b, whole.dtype(), &bytes_);
 }
 
-void GradientExchange::WaitGrads(Stream& stream) {
+void GradientExchange::EndBackward() {
   for (size_t segment = 0; segment < ready_.size(); ++segment) {
     CHECK(ready_[segment]) << "segment " << segment << " was never marked ready";
-  }
-  for (auto& work : grad_work_) {
-    if (work) work->Wait(stream);
-    work.reset();
   }
   Reset();
 }
 
-void GradientExchange::StartGatherValues(const Event& updated) {
+void GradientExchange::Wait(std::unique_ptr<Work>& work, StallTimer::Cause cause, Stream& stream) {
+  if (!work) return;
+  if (stall_timer_) stall_timer_->Begin(cause, stream);
+  work->Wait(stream);
+  if (stall_timer_) stall_timer_->End(stream);
+  work.reset();
+}
+
+void GradientExchange::WaitGrads(int bucket, Stream& stream) {
+  Wait(grad_work_[bucket], StallTimer::Cause::kGrads, stream);
+}
+
+void GradientExchange::WaitGrads(Stream& stream) {
+  for (auto bucket = static_cast<int>(grad_work_.size()) - 1; bucket >= 0; --bucket) {
+    WaitGrads(bucket, stream);
+  }
+}
+
+void GradientExchange::StartGatherValues(int bucket, const Event& updated) {
   const FlatLayout& layout = buffer_.layout();
   if (layout.shards() == 1) return;
-  for (size_t bucket = 0; bucket < layout.buckets().size(); ++bucket) {
-    CHECK(!value_work_[bucket]) << "values of bucket " << bucket << " are still being gathered";
-    const Bucket& b = layout.buckets()[bucket];
-    const FlatLayout::Slice own = layout.slice(static_cast<int>(bucket), buffer_.shard());
-    value_work_[bucket] =
-        communicator_.AllGather(buffer_.values().Range(own.flat_offset, own.count),
-                                buffer_.values().Range(b.offset, b.count), updated);
-    CountValues(b, buffer_.values().dtype(), &bytes_);
+  CHECK(!value_work_[bucket]) << "values of bucket " << bucket << " are still being gathered";
+  const Bucket& b = layout.buckets()[bucket];
+  const FlatLayout::Slice own = layout.slice(bucket, buffer_.shard());
+  value_work_[bucket] = communicator_.AllGather(buffer_.values().Range(own.flat_offset, own.count),
+                                                buffer_.values().Range(b.offset, b.count), updated);
+  CountValues(b, buffer_.values().dtype(), &bytes_);
+}
+
+void GradientExchange::StartGatherValues(const Event& updated) {
+  for (size_t bucket = 0; bucket < value_work_.size(); ++bucket) {
+    StartGatherValues(static_cast<int>(bucket), updated);
   }
 }
 
 void GradientExchange::WaitValues(int segment, Stream& stream) {
-  auto& work = value_work_[buffer_.layout().segments()[segment].bucket];
-  if (work) work->Wait(stream);
-  work.reset();
+  Wait(value_work_[buffer_.layout().segments()[segment].bucket], StallTimer::Cause::kValues,
+       stream);
 }
 
 void GradientExchange::WaitAllValues(Stream& stream) {

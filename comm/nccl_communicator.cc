@@ -22,8 +22,18 @@ namespace {
 
 using std::chrono::steady_clock;
 
-// ncclCommAbort waits for NCCL's own threads; a process that is about to end does not wait for
-// ever.
+// ncclCommAbort and ncclCommDestroy wait for NCCL's own threads, and for peers that may be gone; a process
+// that is about to end does not wait for ever.
+template <typename Action>
+bool EndsWithin(steady_clock::duration limit, Action action) {
+  std::promise<void> done;
+  std::future<void> ended = done.get_future();
+  std::thread([action = std::move(action), done = std::move(done)]() mutable {
+    action();
+    done.set_value();
+  }).detach();
+  return ended.wait_for(limit) == std::future_status::ready;
+}
 constexpr auto kAbortSeconds = std::chrono::seconds(2);
 
 std::string ErrorText(ncclResult_t result, ncclComm_t comm) {
@@ -36,7 +46,7 @@ std::string ErrorText(ncclResult_t result, ncclComm_t comm) {
 // Waits until the communicator has done what it was told last. Past the deadline: ncclInProgress.
 ncclResult_t Settle(ncclComm_t comm, ncclResult_t result, steady_clock::time_point deadline) {
   while (result == ncclInProgress && steady_clock::now() < deadline) {
-    std::this_thread::sleep_for(std::chrono::microseconds(20));
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
     ncclResult_t state = ncclSuccess;
     const ncclResult_t asked = ncclCommGetAsyncError(comm, &state);
     result = asked == ncclSuccess ? state : asked;
@@ -218,11 +228,11 @@ class NcclCommunicator final : public Communicator {
   // Ends NCCL in order, or by force once the deadline has passed.
   void Disconnect() {
     stream_->Synchronize();
-    const auto deadline = steady_clock::now() + deadline_;
-    if (Settle(comm_, ncclCommFinalize(comm_), deadline) == ncclSuccess) {
-      ncclCommDestroy(comm_);
+    const bool ended = EndsWithin(deadline_, [comm = comm_] { ncclCommDestroy(comm); });
+    if (ended && Settle(parent_, ncclCommFinalize(parent_), steady_clock::now() + deadline_) == ncclSuccess) {
+      ncclCommDestroy(parent_);
     } else {
-      ncclCommAbort(comm_);
+      AbortNccl();
     }
   }
 
@@ -238,31 +248,30 @@ class NcclCommunicator final : public Communicator {
         << NameOf(whole.dtype()) << " and " << NameOf(slice.dtype());
   }
 
-  // Submits a collective after `ready`. NCCL may go on starting it in a thread of its own; what is
-  // recorded behind it must wait for that.
+  // Submits a collective after `ready`.
   template <typename Call>
   std::unique_ptr<Work> Run(const Event& ready, const char* name, const Call& call) {
     stream_->Wait(ready);
-    const ncclResult_t result =
-        Settle(comm_, call(NativeStream(*stream_)), steady_clock::now() + deadline_);
+    const ncclResult_t result = call(NativeStream(*stream_));
     CHECK(result == ncclSuccess) << name << ": " << ErrorText(result, comm_);
     return std::make_unique<NcclWork>(events_, *stream_);
   }
 
   void AbortNccl() {
-    std::promise<void> done;
-    std::future<void> aborted = done.get_future();
-    std::thread([comm = comm_, done = std::move(done)]() mutable {
-      ncclCommAbort(comm);
-      done.set_value();
-    }).detach();
-    aborted.wait_for(kAbortSeconds);
+    EndsWithin(kAbortSeconds, [comm = comm_, parent = parent_] {
+      if (comm) ncclCommAbort(comm);
+      if (parent) ncclCommAbort(parent);
+    });
   }
 
   std::unique_ptr<Communicator> inner_;
-  const steady_clock::duration deadline_;  // for whatever NCCL does without blocking
+  const steady_clock::duration deadline_;  // for meeting and parting
   std::unique_ptr<Stream> stream_;
   EventPool events_;
+  // Ranks meet in `parent_`, which does not block, so that a peer that is missing ends in a message. Its
+  // collectives would be started by a thread each, 0.1 ms of the host a piece: they go through `comm_`,
+  // which shares all that the parent has connected and submits them in place.
+  ncclComm_t parent_ = nullptr;
   ncclComm_t comm_ = nullptr;
 };
 
@@ -278,8 +287,14 @@ Status NcclCommunicator::Connect() {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     config.commName = "filigree";
-    result = ncclCommInitRankConfig(&comm_, size(), id, rank(), &config);
-    result = Settle(comm_, result, steady_clock::now() + deadline_);
+    const auto deadline = steady_clock::now() + deadline_;
+    result = ncclCommInitRankConfig(&parent_, size(), id, rank(), &config);
+    result = Settle(parent_, result, deadline);
+    if (result == ncclSuccess) {
+      config.blocking = 1;
+      config.splitShare = 1;
+      result = Settle(parent_, ncclCommSplit(parent_, /*color=*/0, rank(), &comm_, &config), deadline);
+    }
   }
   const bool failed = bytes.empty() || result != ncclSuccess;
   const std::string problem =
@@ -287,13 +302,13 @@ Status NcclCommunicator::Connect() {
               : "rank " + std::to_string(rank()) + " on " + host() + ": NCCL did not connect " +
                     std::to_string(size()) + " ranks: " +
                     (result == ncclInProgress ? "peers did not answer in time"
-                                              : ErrorText(result, comm_)) +
+                                              : ErrorText(result, parent_)) +
                     "; NCCL_DEBUG=INFO tells more, NCCL_SOCKET_IFNAME names the network";
   int64_t failing = failed ? rank() : size();
   inner_->AllReduceHost(std::span<int64_t>(&failing, 1), ReduceOp::kMin);
   if (failing < size()) {
-    if (comm_) AbortNccl();
-    comm_ = nullptr;
+    AbortNccl();
+    parent_ = comm_ = nullptr;
     std::string message = problem;
     inner_->BroadcastHost(&message, static_cast<int>(failing));
     return MachineError(message);

@@ -13,7 +13,9 @@
 #include <memory>
 #include <span>
 
+#include "kernels/base/block_quantization.h"
 #include "kernels/base/device.h"
+#include "kernels/base/stochastic_rounding.h"
 #include "kernels/base/tensor_view.h"
 #include "kernels/sparse/layout.h"
 
@@ -27,10 +29,22 @@ struct ProductEpilogue {
   ConstTensorView residual = {};    // is added to the result
   TensorView pre_activation = {};   // receives the result, and the output gelu(result)
   ConstTensorView gelu_input = {};  // the output is result * gelu'(gelu_input)
+  // [N] or empty: as ColumnSum of the output, the gradient of the bias that was added where the
+  // output's own argument was made.
+  TensorView column_sums = {};
+  bool accumulate_sums = true;
+};
+
+// Products of one shape: the operands and the output of product i begin i * (their number of
+// elements here) after those of product 0; 0 where all products read the same. Outputs do not
+// overlap.
+struct MatMulBatch {
+  int64_t count = 1;
+  int64_t a = 0, b = 0, out = 0;
 };
 
 // out[M, N] (+)= scale * op(a) * op(b) + bias, where op transposes its operand if asked. `bias` [N]
-// may be empty.
+// may be empty; a batch has no bias and no epilogue.
 struct MatMulArgs {
   ConstTensorView a;  // [M, K], or [K, M] if transpose_a
   ConstTensorView b;  // [K, N], or [N, K] if transpose_b
@@ -41,66 +55,71 @@ struct MatMulArgs {
   double scale = 1;
   ConstTensorView bias = {};
   ProductEpilogue epilogue = {};
+  MatMulBatch batch = {};
 };
 
-// out[n] += sum over rows of in[:, n].
+// out[n] (+)= sum over rows of in[:, n].
 struct ColumnSumArgs {
   ConstTensorView in;  // [T, N]
   TensorView out;      // [N], gradient dtype
+  bool accumulate = true;
 };
 
 // y = x * rsqrt(mean(x^2) + epsilon) * gain. `rstd` [T] F32 (F64 for F64) is kept for backward.
 // The mean divides by `divisor`, where given, instead of D: what a model that lost columns of its
 // stem still divides by, as if they were there and zero.
-// Where `residual` is not empty, the sum of the residual stream comes first, in the same pass:
-// sum = x + residual, rounded to the compute dtype, and y is the norm of `sum` (which backward
-// takes as x).
+// (The residual stream's sum is a product's epilogue, which has the summand in registers: four
+// passes over [T, D] for sum and norm, where a norm that added would take five.)
 struct RmsNormArgs {
   ConstTensorView x;     // [T, D]
   ConstTensorView gain;  // [D]
   TensorView y;          // [T, D]
   TensorView rstd;       // [T]
   double epsilon = 1e-6;
-  ConstTensorView residual = {};  // [T, D] or empty
-  TensorView sum = {};            // [T, D] beside a residual; may alias x or residual
-  int64_t divisor = 0;            // 0: D
+  int64_t divisor = 0;  // 0: D
 };
 struct RmsNormBackwardArgs {
   ConstTensorView x, dy;  // [T, D]
   ConstTensorView gain;   // [D]
   ConstTensorView rstd;   // [T]
   TensorView dx;          // [T, D]; adds (the residual's gradient is there already)
-  TensorView dgain;       // [D]; adds
-  int64_t divisor = 0;    // as in forward
+  TensorView dgain;       // [D]; adds if `accumulate`
+  bool accumulate = true;
+  TensorView dx_sums = {};  // [D] or empty: as ColumnSum of dx as it leaves, in the same pass
+  bool accumulate_dx_sums = true;
+  int64_t divisor = 0;  // as in forward
 };
 
-// y = (x - mean) * rstd * gain + bias. `residual` and `sum` as for RmsNorm.
+// y = (x - mean) * rstd * gain + bias.
 struct LayerNormArgs {
   ConstTensorView x;           // [T, D]
   ConstTensorView gain, bias;  // [D]
   TensorView y;                // [T, D]
   TensorView mean, rstd;       // [T]
   double epsilon = 1e-5;
-  ConstTensorView residual = {};  // [T, D] or empty
-  TensorView sum = {};            // [T, D] beside a residual; may alias x or residual
 };
 struct LayerNormBackwardArgs {
   ConstTensorView x, dy;       // [T, D]
   ConstTensorView gain;        // [D]
   ConstTensorView mean, rstd;  // [T]
   TensorView dx;               // [T, D]; adds
-  TensorView dgain, dbias;     // [D]; adds
+  TensorView dgain, dbias;     // [D]; add if `accumulate`
+  bool accumulate = true;
+  TensorView dx_sums = {};  // as for RmsNormBackward
+  bool accumulate_dx_sums = true;
 };
 
-// y = silu(gate) * up; silu(gate) where `up` is empty.
+// y = silu(gate) * up; silu(gate) where `up` is empty; gate * up where `linear`, which needs `up`.
 struct SwiGluArgs {
   ConstTensorView gate, up = {};  // [T, F]
   TensorView y;                   // [T, F]
+  bool linear = false;
 };
 struct SwiGluBackwardArgs {
   ConstTensorView gate, up = {}, dy;  // [T, F]; `up` and `dup` are empty together
   // [T, F]; overwrites; may alias gate and up. Without `up`, dgate may alias gate or dy.
   TensorView dgate, dup = {};
+  bool linear = false;
 };
 
 // y = gelu(x), tanh form (Hugging Face's gelu_new).
@@ -182,12 +201,13 @@ struct SpmmTransposedArgs {
   ProductEpilogue epilogue = {};
   LowRankTerm low_rank = {};
 };
-// dvalues += the stored cells of dy^T * x (SDDMM); edge padding receives zero.
+// dvalues (+)= the stored cells of dy^T * x (SDDMM); edge padding receives zero.
 struct SddmmArgs {
   const PreparedLayout* weight = nullptr;
   ConstTensorView dy;  // [T, out]
   ConstTensorView x;   // [T, in]
   TensorView dvalues;  // [stored_count], gradient dtype
+  bool accumulate = true;
 };
 
 // dense[out, in] = stored values at their cells, zero elsewhere; or dense += stored values, other
@@ -218,6 +238,9 @@ class SparseOps {
                                                        std::span<const int64_t> value_begin) {
     return nullptr;
   }
+  // What a floating-point operation of training with this blocked layout beside thin factors costs,
+  // in those of a dense product: what a form is chosen by. 1 where both run at one rate.
+  virtual double BlockedFlopCost(const SparseLayout& layout) const { return 1; }
   virtual void Spmm(const SpmmArgs& args, Stream& stream) = 0;
   virtual void SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) = 0;
   virtual void Sddmm(const SddmmArgs& args, Stream& stream) = 0;
@@ -309,20 +332,27 @@ class LossOps {
 // `master` is updated and `values` receives it rounded; both may be the same memory. `step` counts
 // from 1. `scale` is read on the device (one F32: clip factor); where it is not finite, nothing is
 // written.
+// Without a `master`, `values` themselves are the weights, numbers of BF16 (in whatever dtype
+// compute has): the update is computed in fp32 and rounded stochastically, and so are moments held
+// in BF16, since a second moment that decays by 0.1 % a step would stand still in them.
+// Moments may be held in 8 bits, with a scale a block of 256 (block_quantization.h): the update
+// uses the new moments before they are quantised.
 // `born`, where given, holds for each element the updates done when it joined, a whole number, 0
 // for those there from the start: the element's own step is step - born, and the update of one that
 // joined later is multiplied by min(1, own step / growth_ramp) (SMET, arXiv 2606.00888: without it
 // every topology update is a spike of the loss).
 struct AdamWArgs {
-  TensorView values;      // compute dtype
-  TensorView master;      // F32 (F64 for F64)
-  ConstTensorView grads;  // gradient dtype
-  TensorView m, v;        // F32 (F64 for F64)
-  ConstTensorView scale;  // [1] F32
+  TensorView values;                      // compute dtype
+  TensorView master = {};                 // F32 (F64 for F64), or empty
+  ConstTensorView grads;                  // gradient dtype
+  TensorView m, v;                        // F32 (F64 for F64), BF16 beside no master, or U8 codes
+  TensorView m_scale = {}, v_scale = {};  // [ceil(n / 256)] F32 beside codes
+  ConstTensorView scale;                  // [1] F32
   double lr = 0, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0;
   int64_t step = 1;
   ConstTensorView born = {};  // [n] as master, or empty
   int64_t growth_ramp = 0;    // updates; 0: none
+  RoundingKey rounding = {};  // of this update, where anything is rounded stochastically
 };
 
 // out[0] += sum of squares of `in`, F64, in a fixed order.
@@ -331,9 +361,16 @@ struct SumOfSquaresArgs {
   TensorView out;  // [1] F64
 };
 
+// out = in, rounded to the nearest (ties to even). Contiguous.
+struct RoundArgs {
+  ConstTensorView in;  // F32
+  TensorView out;      // BF16
+};
+
 class OptimizerOps {
  public:
   virtual ~OptimizerOps() = default;
+  virtual void Round(const RoundArgs& args, Stream& stream) = 0;
   virtual void AdamW(const AdamWArgs& args, Stream& stream) = 0;
   virtual void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) = 0;
 };
@@ -384,8 +421,8 @@ class Backend : public DenseOps,
  public:
   virtual Device& device() = 0;
   // Asks for the same bits at every call of every operation, also where that costs time or memory
-  // (CUDA's attention backward, and matrix products whose algorithm is else the fastest of some that
-  // were timed; all else, and the CPU, is so anyway). Off at first.
+  // (CUDA's attention backward, and matrix products whose algorithm is else the fastest of some
+  // that were timed; all else, and the CPU, is so anyway). Off at first.
   virtual void set_deterministic(bool deterministic) = 0;
 };
 

@@ -35,6 +35,12 @@ inline void SpmmThenFactors(Backend& backend, const SpmmArgs& args, Stream& stre
   if (!args.epilogue.gelu_input.empty()) {
     backend.GeluBackward({.x = args.epilogue.gelu_input, .dy = args.y, .dx = args.y}, stream);
   }
+  if (!args.epilogue.column_sums.empty()) {
+    backend.ColumnSum({.in = args.y,
+                       .out = args.epilogue.column_sums,
+                       .accumulate = args.epilogue.accumulate_sums},
+                      stream);
+  }
 }
 
 // args.low_rank has factors. The last product takes the epilogue along.

@@ -172,7 +172,33 @@ void AddTimedConfig(CLI::App* sub, Command& c, Runner& run) {
   sub->callback([&] { run = [&] { return c.Run(); }; });
 }
 
-void AddBench(CLI::App& app, BenchStepCommand& step, BenchExchangeCommand& exchange, Runner& run) {
+void AddBenchKernels(CLI::App* bench, BenchKernelsCommand& c, Runner& run) {
+  CLI::App* sub = bench->add_subcommand(
+      "kernels", "Times the products of blocked weights against dense ones, with their roofs");
+  sub->add_option("--shape", c.shapes, "Weights, OUTxIN,...")->delimiter(',')->capture_default_str();
+  sub->add_option("--block", c.blocks, "Blocks, OUTxIN,...")->delimiter(',')->capture_default_str();
+  sub->add_option("--sparsity", c.sparsities, "Percentages of zeros")
+      ->delimiter(',')
+      ->check(CLI::Range(0.0, 99.999))
+      ->capture_default_str();
+  sub->add_option("--tokens", c.tokens, "Token counts")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  sub->add_option("--layout", c.layout,
+                  "random: blocks fall where they may; balanced: as many in every row and column")
+      ->check(CLI::IsMember({"random", "balanced"}))
+      ->capture_default_str();
+  sub->add_option("--repeats", c.repeats, "Rounds timed")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  sub->add_option("--seed", c.seed, "Of the layouts")->capture_default_str();
+  sub->add_flag("--json", c.json, "Print JSON");
+  sub->callback([&] { run = [&] { return c.Run(); }; });
+}
+
+void AddBench(CLI::App& app, BenchStepCommand& step, BenchExchangeCommand& exchange,
+              BenchKernelsCommand& kernels, Runner& run) {
   CLI::App* bench = app.add_subcommand("bench", "The project's own benchmarks");
   bench->require_subcommand(1);
   AddTimedConfig(bench->add_subcommand("step", "Times training steps on random tokens"), step, run);
@@ -181,6 +207,7 @@ void AddBench(CLI::App& app, BenchStepCommand& step, BenchExchangeCommand& excha
                      "Replays what a training step sends, without its compute, on the ranks it is "
                      "started with (mpirun, srun, torchrun): tests and measures a fabric"),
                  exchange, run);
+  AddBenchKernels(bench, kernels, run);
 }
 
 int Main(int argc, char** argv) {
@@ -200,6 +227,7 @@ int Main(int argc, char** argv) {
   ReportCommand report;
   BenchStepCommand bench_step;
   BenchExchangeCommand bench_exchange;
+  BenchKernelsCommand bench_kernels;
   AddPrepare(app, prepare, run);
   AddPlan(app, plan, run);
   AddTrain(app, train, run);
@@ -210,7 +238,7 @@ int Main(int argc, char** argv) {
   AddSoup(app, soup, run);
   AddInspect(app, inspect, run);
   AddReport(app, report, run);
-  AddBench(app, bench_step, bench_exchange, run);
+  AddBench(app, bench_step, bench_exchange, bench_kernels, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -39,35 +39,52 @@ int64_t UpdatesSinceFreshMoments(const RunSpec& run, int phase, int64_t step) {
 }
 
 Optimizer::Optimizer(const std::vector<Parameter>& parameters, std::vector<int64_t> growth_ramps,
-                     FlatBuffer& buffer, GradientExchange& exchange, Backend& backend)
+                     uint64_t rounding_seed, FlatBuffer& buffer, GradientExchange& exchange,
+                     Backend& backend)
     : parameters_(parameters),
       growth_ramps_(std::move(growth_ramps)),
+      rounding_seed_(rounding_seed),
       buffer_(buffer),
       exchange_(exchange),
       backend_(backend),
-      scalars_(backend.device().Allocate(kScaleOffset + sizeof(float), "scratch")) {
+      scalars_(backend.device().Allocate(kScaleOffset + sizeof(float), "scratch")),
+      updated_(backend.device().NewEvent()) {
   const auto decays = [&](const OwnedRange& range) { return parameters[range.segment].decay; };
-  runs_ = JoinRuns(buffer.owned(), [](const auto&, const auto&) { return true; });
+  runs_ = JoinRuns(buffer.owned(), [&](const OwnedRange& a, const OwnedRange& b) {
+    return BucketOf(a) == BucketOf(b);
+  });
   update_runs_ = JoinRuns(buffer.owned(), [&](const OwnedRange& a, const OwnedRange& b) {
+    if (BucketOf(a) != BucketOf(b)) return false;
+    // Random bits belong to a segment, and a code of zero is no number zero: padding stays out.
+    if (buffer.format() != StateFormat()) return false;
     const bool ramps_alike = growth_ramps_[a.segment] == growth_ramps_[b.segment];
     return decays(a) == decays(b) && (ramps_alike || !buffer.has_born());
   });
 }
 
+// Buckets that left earlier are summed while later ones travel.
 double Optimizer::GradNorm(Stream& stream) {
   TensorView sum = scalars_.View(DType::kF64, 1);
   backend_.device().ZeroAsync(sum, stream);
   const auto add = [&](TensorView grads) {
     backend_.SumOfSquares({.in = grads, .out = sum}, stream);
   };
+  auto waiting = static_cast<int>(buffer_.layout().buckets().size());  // for buckets below this
   if (whole_gradients_) {
     for (size_t i = 0; i < parameters_.size(); ++i) add(buffer_.Grads(static_cast<int>(i)));
   } else {
-    for (const OwnedRange& run : runs_) {
-      add(buffer_.grads().Range(run.flat_begin, run.count));
+    for (auto run = runs_.rbegin(); run != runs_.rend(); ++run) {
+      while (waiting > BucketOf(*run)) exchange_.WaitGrads(--waiting, stream);
+      add(exchange_.SummedGrads(*run));
     }
   }
-  backend_.device().CopyAsync(TensorView(&host_sum_, DType::kF64, {1}), sum, stream);
+  while (waiting > 0) exchange_.WaitGrads(--waiting, stream);
+  return NormOfSum(stream);
+}
+
+double Optimizer::NormOfSum(Stream& stream) {
+  backend_.device().CopyAsync(TensorView(&host_sum_, DType::kF64, {1}),
+                              scalars_.View(DType::kF64, 1), stream);
   stream.Synchronize();
   return std::sqrt(whole_gradients_ ? host_sum_ : exchange_.ReduceOverShards(host_sum_));
 }
@@ -79,29 +96,87 @@ Optimizer::Result Optimizer::Step(const OptimizerSpec& spec, double lr, int64_t 
   result.skipped = !std::isfinite(result.grad_norm);
   if (result.skipped) return result;
 
-  const bool clip = spec.clip_norm > 0 && result.grad_norm > spec.clip_norm;
-  host_scale_ = clip ? static_cast<float>(spec.clip_norm / result.grad_norm) : 1.0f;
-  TensorView scale = scalars_.View(DType::kF32, 1, kScaleOffset);
-  backend_.device().CopyAsync(scale, ConstTensorView(&host_scale_, DType::kF32, {1}), stream);
-  for (const OwnedRange& run : update_runs_) {
-    AdamWArgs args;
-    args.values = buffer_.values().Range(run.flat_begin, run.count);
-    args.master = buffer_.Master(run);
-    args.grads = buffer_.grads().Range(run.flat_begin, run.count);
-    args.m = buffer_.M(run);
-    args.v = buffer_.V(run);
-    args.scale = scale;
-    args.lr = lr;
-    args.beta1 = spec.beta1;
-    args.beta2 = spec.beta2;
-    args.epsilon = spec.epsilon;
-    args.weight_decay = parameters_[run.segment].decay ? spec.weight_decay : 0;
-    args.step = step;
-    args.born = buffer_.Born(run);
-    if (!args.born.empty()) args.growth_ramp = growth_ramps_[run.segment];
-    backend_.AdamW(args, stream);
+  last_norm_ = result.grad_norm;
+  CopyScale(spec, result.grad_norm, stream);
+  // Every rank gathers every bucket, whether it owns anything of it or not.
+  auto run = update_runs_.begin();
+  const auto buckets = static_cast<int>(buffer_.layout().buckets().size());
+  for (int bucket = 0; bucket < buckets; ++bucket) {
+    for (; run != update_runs_.end() && BucketOf(*run) == bucket; ++run) {
+      Update(*run, {spec, lr, step}, stream);
+    }
+    updated_->Record(stream);
+    exchange_.StartGatherValues(bucket, *updated_);
   }
   return result;
+}
+
+void Optimizer::CopyScale(const OptimizerSpec& spec, double norm, Stream& stream) {
+  const bool clip = spec.clip_norm > 0 && norm > spec.clip_norm;
+  host_scale_ = clip ? static_cast<float>(spec.clip_norm / norm) : 1.0f;
+  backend_.device().CopyAsync(scalars_.View(DType::kF32, 1, kScaleOffset),
+                              ConstTensorView(&host_scale_, DType::kF32, {1}), stream);
+}
+
+void Optimizer::BeginPieces(const std::optional<UpdateArgs>& update, Stream& stream) {
+  CHECK(!whole_gradients_);
+  pieces_ = update;
+  backend_.device().ZeroAsync(scalars_.View(DType::kF64, 1), stream);
+  if (update) CopyScale(update->spec, last_norm_, stream);
+}
+
+void Optimizer::UpdatePiece(int bucket, Stream& stream) {
+  for (const OwnedRange& run : runs_) {
+    if (BucketOf(run) != bucket) continue;
+    backend_.SumOfSquares({.in = exchange_.SummedGrads(run), .out = scalars_.View(DType::kF64, 1)},
+                          stream);
+  }
+  for (const OwnedRange& run : update_runs_) {
+    if (pieces_ && BucketOf(run) == bucket) Update(run, *pieces_, stream);
+  }
+}
+
+Optimizer::Result Optimizer::EndPieces(Stream& stream) {
+  Result result;
+  result.grad_norm = NormOfSum(stream);
+  result.skipped = !std::isfinite(result.grad_norm);
+  result.spoiled = result.skipped && pieces_.has_value();
+  if (result.skipped || !pieces_) return result;
+  last_norm_ = result.grad_norm;
+  updated_->Record(stream);
+  exchange_.StartGatherValues(*updated_);
+  return result;
+}
+
+void Optimizer::Update(const OwnedRange& run, const UpdateArgs& update, Stream& stream) {
+  const OptimizerSpec& spec = update.spec;
+  const Parameter& parameter = parameters_[run.segment];
+  const MomentViews moments = buffer_.Moments(run);
+  AdamWArgs args;
+  args.values = buffer_.values().Range(run.flat_begin, run.count);
+  args.grads = exchange_.SummedGrads(run);
+  args.m = moments.m;
+  args.v = moments.v;
+  args.m_scale = moments.m_scale;
+  args.v_scale = moments.v_scale;
+  args.scale = scalars_.View(DType::kF32, 1, kScaleOffset);
+  args.lr = update.lr;
+  args.beta1 = spec.beta1;
+  args.beta2 = spec.beta2;
+  args.epsilon = spec.epsilon;
+  args.weight_decay = parameter.decay ? spec.weight_decay : 0;
+  args.step = update.step;
+  args.born = buffer_.Born(run);
+  if (!args.born.empty()) args.growth_ramp = growth_ramps_[run.segment];
+  if (buffer_.format().bf16) {
+    args.rounding = {.seed = rounding_seed_,
+                     .stream = RngStream("stochastic rounding", parameter.name,
+                                         static_cast<uint64_t>(update.step)),
+                     .first = run.segment_begin};
+  } else {
+    args.master = buffer_.Master(run);
+  }
+  backend_.AdamW(args, stream);
 }
 
 }  // namespace filigree

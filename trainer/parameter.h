@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,8 @@ struct Parameter {
   // Of a low-rank factor: what it is part of, and the scale of B A.
   FactorKind factor = FactorKind::kNone;
   double factor_scale = 1;
+  // Where set, gives all logical cells at once, a function of the seed, instead of `init`.
+  std::function<std::vector<float>(uint64_t seed)> initial = nullptr;
 
   int64_t logical_count() const {
     int64_t count = 1;

@@ -1,10 +1,10 @@
 #include "trainer/planner.h"
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <optional>
-#include <tuple>
 #include <utility>
 
 #include "trainer/model/model.h"
@@ -23,25 +23,26 @@ LinearFlops Scale(LinearFlops flops, double factor) {
 }
 
 std::map<std::string, int64_t> MemoryOf(const Model& model, const FlatLayout& layout,
-                                        const BatchSpec& batch, Device& device) {
+                                        const RunSpec& run, int index, int ranks, Device& device) {
   const DType dtype = device.compute_dtype();
-  const auto value_bytes = static_cast<int64_t>(SizeOf(dtype));
-  const auto state_bytes = static_cast<int64_t>(SizeOf(DType::kF32));
+  const PhaseSpec& phase = run.phases[index];
+  const StateBytes state = PredictStateBytes(layout, dtype, run.grad_dtype, phase.optimizer.state,
+                                             SlotsOf(run, index, ranks), TracksAges(run, index));
   std::map<std::string, int64_t> bytes;
-  bytes["values"] = layout.total_count() * value_bytes;
-  bytes["grads"] = layout.total_count() * state_bytes;
-  // Values in the master's dtype are the master (flat_buffer.h).
-  bytes["master"] = dtype == DType::kF32 ? 0 : layout.shard_count() * state_bytes;
-  bytes["moments"] = 2 * layout.shard_count() * state_bytes;
-  for (const char* kind : {"layouts", "compute_copies", "scratch"}) bytes[kind] = 0;
-  for (const Linear* linear : model.linears()) {
-    const LinearMemory memory = linear->memory(dtype);
-    bytes["layouts"] += memory.layout_bytes;
-    bytes["compute_copies"] += memory.compute_copy_bytes;
-    bytes["scratch"] = std::max(bytes["scratch"], memory.scratch_bytes);
+  bytes["values"] = state.values;
+  bytes["grads"] = state.grads;
+  if (ranks > 1 && run.wire_dtype != run.grad_dtype) {
+    bytes["grads"] += layout.total_count() * static_cast<int64_t>(SizeOf(run.wire_dtype));
   }
+  bytes["master"] = state.master;
+  bytes["moments"] = state.moments;
+  const LinearMemory linears = model.linear_memory();
+  bytes["layouts"] = linears.layout_bytes;
+  bytes["compute_copies"] = linears.compute_copy_bytes;
+  bytes["scratch"] = linears.scratch_bytes;
   bytes["activations"] = static_cast<int64_t>(
-      model.ActivationBytes(batch.micro_batch_sequences, batch.seq_len, /*training=*/true));
+      model.ActivationBytes(phase.batch.micro_batch_sequences, phase.batch.seq_len,
+                            /*training=*/true));
   return bytes;
 }
 
@@ -50,25 +51,29 @@ std::map<std::string, int64_t> MemoryOf(const Model& model, const FlatLayout& la
 std::map<std::string, SparseLayout> SharedLayouts(const std::vector<LinearSpec>& linears,
                                                   const std::vector<SparsitySpec>& sparsity,
                                                   uint64_t seed) {
-  using Key = std::tuple<int64_t, int64_t, std::string, double, int64_t, int64_t>;
-  std::map<Key, SparseLayout> drawn;
+  struct Drawn {
+    int64_t out, in;
+    SparsitySpec spec;
+    SparseLayout layout;
+  };
+  std::vector<Drawn> drawn;
   std::map<std::string, SparseLayout> layouts;
   for (const LinearSpec& linear : linears) {
     const std::string weight = linear.name + ".weight";
-    const SparsitySpec spec = MatchSparsity(weight, sparsity);
+    SparsitySpec spec = MatchSparsity(weight, sparsity);
     if (spec.parameterisation == "dense") continue;
-    if (linear.out % spec.block_out != 0 || linear.in % spec.block_in != 0) continue;
-    const Key key = {linear.out,    linear.in,      spec.parameterisation,
-                     spec.sparsity, spec.block_out, spec.block_in};
-    auto found = drawn.find(key);
+    const bool divides = linear.out % spec.block_out == 0 && linear.in % spec.block_in == 0;
+    if (StoresBlocks(spec) && !divides) continue;
+    spec.include = spec.exclude = {};  // entries that differ in these alone draw alike
+    auto found = std::find_if(drawn.begin(), drawn.end(), [&](const Drawn& d) {
+      return d.out == linear.out && d.in == linear.in && d.spec == spec;
+    });
     if (found == drawn.end()) {
-      found =
-          drawn
-              .emplace(key,
-                       FindParameterisation(spec.parameterisation)->draw_layout(linear, spec, seed))
-              .first;
+      const Parameterisation& row = *FindParameterisation(spec.parameterisation);
+      drawn.push_back({linear.out, linear.in, spec, row.draw_layout(linear, spec, seed)});
+      found = std::prev(drawn.end());
     }
-    layouts.emplace(weight, found->second);
+    layouts.emplace(weight, found->layout);
   }
   return layouts;
 }
@@ -200,7 +205,7 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   const std::vector<SparsitySpec> sparsity = InitialSparsity(linears, fullest);
   const auto model = Model::Create(run.model, sparsity, run.seed,
                                    SharedLayouts(linears, sparsity, run.seed), backend);
-  const FlatLayout layout = LayOutParameters(model->parameters(), run, ranks, DType::kF32);
+  const FlatLayout layout = LayOutParameters(model->parameters(), run, ranks);
   PhasePlan plan;
   plan.name = phase.name;
   plan.steps = phase.steps;
@@ -220,10 +225,9 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   plan.parameters_final = plan.parameters_stored;
   FollowPruning(run, index, &plan);
   plan.exchanged = PredictStepBytes(run, index, ranks, layout, backend.device());
-  plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks, DType::kF32);
+  plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks);
   plan.buckets = static_cast<int>(layout.buckets().size());
-  plan.memory_bytes = MemoryOf(*model, layout, phase.batch, backend.device());
-  if (TracksAges(run, index)) plan.memory_bytes["moments"] += plan.memory_bytes["moments"] / 2;
+  plan.memory_bytes = MemoryOf(*model, layout, run, index, ranks, backend.device());
   if (SumsInTree(run, backend.device())) {
     plan.memory_bytes["scratch"] +=
         SampleTree::NodesHeld(phase.batch.sequences_per_step()) * plan.memory_bytes["grads"];

@@ -18,6 +18,7 @@ std::string Describe(const SparseLayout& layout) {
   if (layout.kind() == LayoutKind::kBlocked) {
     text << " " << layout.block_out() << " x " << layout.block_in();
   }
+  if (layout.kind() == LayoutKind::kNM) text << " " << layout.n() << ":" << layout.m();
   text << " with " << layout.stored_count() << " of " << layout.logical_count() << " cells";
   return text.str();
 }

@@ -3,6 +3,7 @@
 #include "trainer/phase_data.h"
 #include "trainer/resume.h"
 #include "trainer/run_directory.h"
+#include "trainer/sample_tree.h"
 
 namespace filigree {
 namespace {
@@ -16,12 +17,37 @@ Status CheckWorld(const RunSpec& run, const Communicator& communicator) {
   return OkStatus();
 }
 
+// The deterministic mode of CPUs sums whole gradients in F32.
+Status CheckGradients(const RunSpec& run, const Device& device) {
+  const bool wide = run.grad_dtype == DType::kF32 && run.wire_dtype == DType::kF32;
+  if (wide || !SumsInTree(run, device)) return OkStatus();
+  return InvalidInput(
+      "parallel.deterministic on a CPU sums gradients in F32 alone; leave grad_dtype and "
+      "wire_dtype out, or deterministic");
+}
+
+// And it sums them all before any update.
+Status CheckUpdates(const RunSpec& run, const Device& device) {
+  if (!SumsInTree(run, device)) return OkStatus();
+  for (const PhaseSpec& phase : run.phases) {
+    if (!phase.optimizer.per_layer) continue;
+    return InvalidInput("phase " + phase.name +
+                        " has optimizer.update PER_LAYER, which cannot go with "
+                        "parallel.deterministic on a CPU; take update GLOBAL or leave deterministic "
+                        "out");
+  }
+  return OkStatus();
+}
+
 }  // namespace
 
-StatusOr<RunInputs> OpenRunInputs(const TrainOptions& options, const Communicator& communicator) {
+StatusOr<RunInputs> OpenRunInputs(const TrainOptions& options, const Communicator& communicator,
+                                  const Device& device) {
   const RunSpec& run = options.run;
   RunInputs inputs;
   RETURN_IF_ERROR(CheckWorld(run, communicator));
+  RETURN_IF_ERROR(CheckGradients(run, device));
+  RETURN_IF_ERROR(CheckUpdates(run, device));
   if (communicator.rank() == 0) RETURN_IF_ERROR(CheckWritable(options.run_dir));
   ASSIGN_OR_RETURN(inputs.start, FindStart(run, options.run_dir, options.resume));
   for (const PhaseSpec& phase : run.phases) {

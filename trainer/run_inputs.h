@@ -21,6 +21,7 @@ struct RunInputs {
 
 // Everything that can be wrong outside is found here, before the run directory is touched. The
 // status is this rank's own.
-StatusOr<RunInputs> OpenRunInputs(const TrainOptions& options, const Communicator& communicator);
+StatusOr<RunInputs> OpenRunInputs(const TrainOptions& options, const Communicator& communicator,
+                                  const Device& device);
 
 }  // namespace filigree

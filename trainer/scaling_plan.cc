@@ -41,7 +41,7 @@ std::vector<double> ForwardFractions(const std::vector<Parameter>& parameters, b
 }  // namespace
 
 StepExchange ExchangeOfStep(const std::vector<Parameter>& parameters, bool tied_head,
-                            const FlatLayout& layout, DType value_dtype, DType grad_dtype,
+                            const FlatLayout& layout, DType value_dtype, DType wire_dtype,
                             int scalar_reductions) {
   const std::vector<double> fractions = ForwardFractions(parameters, tied_head);
   const bool sharded = layout.shards() > 1;
@@ -53,7 +53,7 @@ StepExchange ExchangeOfStep(const std::vector<Parameter>& parameters, bool tied_
     const auto count = static_cast<double>(bucket.count);
     exchange.backward.push_back(
         {.collective = sharded ? Collective::kReduceScatter : Collective::kAllReduce,
-         .bytes = count * static_cast<double>(SizeOf(grad_dtype)),
+         .bytes = count * static_cast<double>(SizeOf(wire_dtype)),
          .at = 1 - first});
     if (!sharded) continue;
     exchange.forward.push_back({.collective = Collective::kAllGather,
@@ -72,20 +72,21 @@ int MicroBatchesOf(const RunSpec& run, int ranks) {
 
 std::vector<ScalingPoint> PlanScaling(const RunSpec& run, int ranks, double step_seconds,
                                       double jitter, Backend& backend) {
-  constexpr DType kValues = DType::kBF16, kGrads = DType::kF32;
+  constexpr DType kValues = DType::kBF16;
   const auto model = Model::Create(run.model, run.phases.front().sparsity, run.seed, {}, backend);
   const ComputeTimes compute = {
       .step_seconds = step_seconds, .micro_batches = MicroBatchesOf(run, ranks), .jitter = jitter};
   std::vector<ScalingPoint> points;
   for (int gpus = kFewestGpus; gpus <= kMostGpus; gpus *= 2) {
-    const FlatLayout layout = LayOutParameters(model->parameters(), run, gpus, kGrads);
-    const StepExchange exchange = ExchangeOfStep(model->parameters(), run.model.tied_head, layout,
-                                                 kValues, kGrads, ScalarReductionsPerStep(run));
+    const FlatLayout layout = LayOutParameters(model->parameters(), run, gpus);
+    const StepExchange exchange =
+        ExchangeOfStep(model->parameters(), run.model.tied_head, layout, kValues, run.wire_dtype,
+                       ScalarReductionsPerStep(run));
     ScalingPoint point;
     point.gpus = gpus;
-    point.bucket_bytes = BucketBytes(model->parameters(), run, gpus, kGrads);
+    point.bucket_bytes = BucketBytes(model->parameters(), run, gpus);
     point.buckets = static_cast<int>(layout.buckets().size());
-    point.exchanged_bytes = PredictExchangedBytes(layout, gpus, kValues, kGrads).total() +
+    point.exchanged_bytes = PredictExchangedBytes(layout, gpus, kValues, run.wire_dtype).total() +
                             ControlBytesPerStep(run, gpus);
     point.step = PredictStep(run.link, compute, exchange, gpus);
     points.push_back(point);

@@ -25,7 +25,7 @@ struct ScalingPoint {
 // in the weights that compute has multiplied (stored blocks of block-sparse matrices, all cells of
 // others; a tied head is one more matrix at the end; attention's own products are spread alike).
 StepExchange ExchangeOfStep(const std::vector<Parameter>& parameters, bool tied_head,
-                            const FlatLayout& layout, DType value_dtype, DType grad_dtype,
+                            const FlatLayout& layout, DType value_dtype, DType wire_dtype,
                             int scalar_reductions);
 
 // The run's first phase on 8, 16, ... 4,096 GPUs, each with the sequences that a rank has where

@@ -10,10 +10,13 @@
 #include <vector>
 
 #include "comm/link_model.h"
+#include "comm/state_format.h"
+#include "kernels/base/dtype.h"
 
 namespace filigree {
 
 enum class ModelFamily { kLlama, kGpt2 };
+enum class GateActivation { kSilu, kIdentity };
 enum class Recompute { kNone, kActivations, kLayer };
 
 // The sizes of one layer where layers differ: those of a model that was, or is being, pruned.
@@ -40,6 +43,7 @@ struct ModelSpec {
   double norm_epsilon = 1e-6;
   double init_std = 0.02;
   Recompute recompute = Recompute::kNone;
+  GateActivation gate_activation = GateActivation::kSilu;
   // RMSNorm's divisor: the width before stem channels were removed; 0: width.
   int64_t norm_width = 0;
   // One a layer where they differ; else empty, and each layer has heads, kv_heads, feed_forward,
@@ -66,6 +70,7 @@ struct SparsityPoint {
 };
 
 enum class SparsePart { kUnstructured, kBlocks };
+enum class FactorStart { kPublished, kLost };
 enum class LowRankCompute { kAuto, kRebuild, kFactored };
 
 // How the weights that match are stored and computed, and how their topology changes
@@ -95,6 +100,10 @@ struct SparsitySpec {
   SparsePart sparse_part = SparsePart::kUnstructured;
   LowRankCompute compute = LowRankCompute::kAuto;
   bool keep_rebuilt = false;
+  FactorStart factor_start = FactorStart::kPublished;
+  // n_m.
+  int64_t n = 2, m = 4;
+  bool transposable = false;
   int64_t micro_batch_tokens = 0;  // of the phase: what kAuto counts with
 
   double low_rank_scale() const { return alpha == 0 ? 1.0 : alpha / static_cast<double>(rank); }
@@ -165,6 +174,8 @@ struct BatchSpec {
 
 struct OptimizerSpec {
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1, clip_norm = 1.0;
+  StateFormat state = {};
+  bool per_layer = false;  // updates while backward goes on
 };
 
 enum class ScheduleShape { kCosine, kLinear, kConstant, kWsd };
@@ -220,6 +231,8 @@ struct RunSpec {
   int zero_stage = 1;
   double bucket_megabytes = 0;  // of gradients; 0: chosen (BucketBytes in training_state.h)
   LinkSpec link;
+  DType grad_dtype = DType::kF32;  // of accumulation
+  DType wire_dtype = DType::kF32;  // between ranks; never wider
   int cpu_threads = 0;
   int required_ranks = 0;
   bool deterministic = false;

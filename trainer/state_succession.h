@@ -26,6 +26,9 @@ class StateSuccession {
   // The first state: the checkpoint's where there is one, else initial values.
   Status Build(int phase, const CheckpointReader* start);
 
+  // Frees the state; Build may follow.
+  void Release() { state_.reset(); }
+
   TrainingState& operator*() { return *state_; }
   TrainingState* operator->() { return state_.get(); }
 

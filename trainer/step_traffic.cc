@@ -18,7 +18,8 @@ int64_t ControlBytesPerStep(const RunSpec& run, int ranks) {
 
 ExchangedBytes PredictStepBytes(const RunSpec& run, int phase, int ranks, const FlatLayout& layout,
                                 const Device& device) {
-  ExchangedBytes bytes = PredictExchangedBytes(layout, ranks, device.compute_dtype(), DType::kF32);
+  ExchangedBytes bytes =
+      PredictExchangedBytes(layout, ranks, device.compute_dtype(), run.wire_dtype);
   bytes.control = ControlBytesPerStep(run, ranks);
   if (ranks == 1 || !SumsInTree(run, device)) return bytes;
   const int64_t sent = SampleTree::NodesSent(run.phases[phase].batch.sequences_per_step(), ranks);

@@ -105,7 +105,7 @@ class Course {
 
  private:
   FlatLayout Layout() const {
-    return LayOutSegments(SegmentsOf(parameters_, segments_), run_, ranks_, DType::kF32);
+    return LayOutSegments(SegmentsOf(parameters_, segments_), run_, ranks_);
   }
 
   int64_t OrdinaryStep() {

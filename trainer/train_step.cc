@@ -23,7 +23,8 @@ TrainStep::TrainStep(const BatchSpec& batch, Backend& backend, Stream& stream)
 
 // Forward and backward of this rank's samples. Parameters leave for the exchange during the last
 // micro-batch, so that is where the gradients become final.
-double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& samples) {
+double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& samples,
+                                  LayerUpdates* layers) {
   const int64_t seq_len = batch_.seq_len;
   // A rank without samples runs one masked row: zero gradients, and the same order of collectives.
   const std::vector<int32_t> no_tokens(samples.sequences == 0 ? seq_len : 0, 0);
@@ -38,6 +39,7 @@ double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& sampl
       hooks.grad_ready = [&](int parameter) {
         event_->Record(stream_);
         exchange.MarkReady(parameter, *event_);
+        if (layers) layers->Ready(parameter);
       };
     }
     state.model().set_hooks(hooks);
@@ -52,6 +54,7 @@ double TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& sampl
   }
   hooks.grad_ready = nullptr;
   state.model().set_hooks(hooks);
+  exchange.EndBackward();
   return loss_sum;
 }
 
@@ -82,24 +85,45 @@ double TrainStep::RunSequencesInTree(TrainingState& state, const StepSamples& sa
   return tree_ranks_->rank() == 0 ? loss_sum : 0;
 }
 
-double TrainStep::Gradients(TrainingState& state, const StepSamples& samples) {
-  backend_.device().ZeroAsync(state.buffer().grads(), stream_);
-  if (tree_ranks_) return RunSequencesInTree(state, samples);
-  const double loss_sum = RunMicroBatches(state, samples);
+// Leaves the gradients on their way to the other ranks.
+double TrainStep::RunPasses(TrainingState& state, const StepSamples& samples) {
+  if (tree_ranks_) {
+    backend_.device().ZeroAsync(state.buffer().grads(), stream_);
+    return RunSequencesInTree(state, samples);
+  }
+  state.model().StartGradients();
+  return RunMicroBatches(state, samples, nullptr);
+}
+
+StepResult TrainStep::RunByLayers(TrainingState& state, const StepSamples& samples,
+                                  const std::optional<Optimizer::UpdateArgs>& update) {
+  state.model().StartGradients();
+  LayerUpdates layers(state, update, stream_);
+  StepResult result;
+  result.loss_sum = RunMicroBatches(state, samples, &layers);
+  result.update = layers.End();
+  return result;
+}
+
+StepResult TrainStep::Gradients(TrainingState& state, const StepSamples& samples) {
+  if (state.updates_by_layers()) return RunByLayers(state, samples, std::nullopt);
+  StepResult result;
+  result.loss_sum = RunPasses(state, samples);
   state.exchange().WaitGrads(stream_);
-  return loss_sum;
+  result.update.grad_norm = state.optimizer().GradNorm(stream_);
+  return result;
 }
 
 StepResult TrainStep::Run(TrainingState& state, const StepSamples& samples,
                           const OptimizerSpec& optimizer, double lr, int64_t updates) {
   StepResult result;
-  result.loss_sum = Gradients(state, samples);
-  result.update = state.optimizer().Step(optimizer, lr, updates, stream_);
-  if (!result.update.skipped) {
-    event_->Record(stream_);
-    state.exchange().StartGatherValues(*event_);
-    state.model().ValuesChanged();
+  if (state.updates_by_layers()) {
+    result = RunByLayers(state, samples, Optimizer::UpdateArgs{optimizer, lr, updates});
+  } else {
+    result.loss_sum = RunPasses(state, samples);
+    result.update = state.optimizer().Step(optimizer, lr, updates, stream_);
   }
+  if (!result.update.skipped) state.model().ValuesChanged();
   return result;
 }
 

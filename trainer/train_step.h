@@ -4,11 +4,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "kernels/backend.h"
 #include "trainer/batch_feeder.h"
+#include "trainer/layer_updates.h"
 #include "trainer/optimizer.h"
 #include "trainer/spec.h"
 #include "trainer/training_state.h"
@@ -47,13 +49,18 @@ class TrainStep {
   StepResult Run(TrainingState& state, const StepSamples& samples, const OptimizerSpec& optimizer,
                  double lr, int64_t updates);
 
-  // The gradients alone, exchanged, and nothing updated. Returns the loss sum, as above.
-  double Gradients(TrainingState& state, const StepSamples& samples);
+  // The gradients alone, exchanged, and nothing updated. Where the state updates by layers only
+  // their norm is left of them.
+  StepResult Gradients(TrainingState& state, const StepSamples& samples);
 
   BatchFeeder& feeder() { return feeder_; }
 
  private:
-  double RunMicroBatches(TrainingState& state, const StepSamples& samples);
+  double RunPasses(TrainingState& state, const StepSamples& samples);
+  // With `layers` each parameter of the last micro-batch is theirs once it has left.
+  double RunMicroBatches(TrainingState& state, const StepSamples& samples, LayerUpdates* layers);
+  StepResult RunByLayers(TrainingState& state, const StepSamples& samples,
+                         const std::optional<Optimizer::UpdateArgs>& update);
   double RunSequencesInTree(TrainingState& state, const StepSamples& samples);
 
   const BatchSpec batch_;

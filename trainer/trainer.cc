@@ -5,6 +5,7 @@
 #include <cmath>
 #include <memory>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "kernels/base/log.h"
@@ -49,7 +50,8 @@ class Trainer {
   Status Run();
 
  private:
-  Status Start();
+  Status Start(const TrainOptions& options);
+  Status Reload();
   Status EnterPhase(int phase);
   Status StartTopology();
   void ProbeGradients();
@@ -66,6 +68,7 @@ class Trainer {
             .statistics = topology_.Collected()};
   }
   void RunStep(StepMetrics* metrics);
+  void LeaveStepOut(StepMetrics* metrics);
   Status AfterStep(const StepMetrics& metrics);
   Status SaveCheckpoint();
   void EvaluateAndSample();
@@ -101,12 +104,14 @@ class Trainer {
   double valid_tokens_ = 0;             // of the step, over all ranks
   int64_t skipped_steps_ = 0;
   int consecutive_skips_ = 0;
-  bool trained_ = false;  // the state is that of a phase that has begun
+  bool spoiled_ = false;        // the last step changed layers by gradients that were not finite
+  std::set<int64_t> left_out_;  // such steps, which are not tried again
+  bool trained_ = false;        // the state is that of a phase that has begun
 };
 
-Status Trainer::Start() {
+Status Trainer::Start(const TrainOptions& options) {
   ReportActivity("opening its inputs");
-  auto opened_inputs = OpenRunInputs(options_, communicator_);
+  auto opened_inputs = OpenRunInputs(options, communicator_, backend_.device());
   RETURN_IF_ERROR(AgreeOnStatus(opened_inputs.status(), communicator_));
   inputs_ = std::move(opened_inputs).value();
   const std::unique_ptr<CheckpointReader> start = std::move(inputs_.start);
@@ -136,6 +141,23 @@ Status Trainer::Start() {
     LogInfo("going on from " + start->directory() + " (step " + std::to_string(step_) + ")");
   ReportActivity("building the model");
   return AgreeOnStatus(state_.Build(phase_, start.get()), communicator_);
+}
+
+// The state is spoiled: goes on from what the last complete checkpoint holds (or from the start),
+// and leaves the step that spoiled it out.
+Status Trainer::Reload() {
+  left_out_.insert(step_);
+  LogInfo("the gradients of step " + std::to_string(step_ + 1) +
+          " were not finite, and layers had been updated when that was seen: going back, to leave "
+          "that step's update out");
+  prefetcher_.reset();
+  state_.Release();
+  step_ = tokens_ = skipped_steps_ = 0;
+  phase_ = consecutive_skips_ = 0;
+  trained_ = spoiled_ = false;
+  TrainOptions options = options_;
+  if (!NewestCheckpoint(options.run_dir).empty()) options.resume = "auto";
+  return Start(options);
 }
 
 // What is due before the next step, if anything.
@@ -193,9 +215,9 @@ void Trainer::Prune() {
 void Trainer::ProbeGradients() {
   topology_.StartCollecting(state_->model(), step_, *stream_);
   TakeBatch();
-  train_step_->Gradients(*state_, Samples());
+  const StepResult result = train_step_->Gradients(*state_, Samples());
   topology_.FinishCollecting(state_->model(), *stream_);
-  if (!std::isfinite(state_->optimizer().GradNorm(*stream_))) topology_.DiscardStatistics();
+  if (!std::isfinite(result.update.grad_norm)) topology_.DiscardStatistics();
 }
 
 // Once a phase, at its start: what its rules do there.
@@ -231,6 +253,9 @@ Status Trainer::EnterPhase(int phase) {
   trained_ = true;
   CheckLayoutsAgree(state_->parameters(), communicator_);
   log_->BeginPhase(phase, step_, state_->model(), backend_, communicator_.size());
+  if (state_->updates_by_layers() && this->phase().optimizer.clip_norm > 0) {
+    LogInfo("per-layer updates: clipping is approximate, by the gradient norm of the step before");
+  }
   LogInfo(data_.train->Describe());
   // A resumed run evaluated this very state when it was saved.
   if (!first_entry || step_ == this->phase().first_step) EvaluateAndSample();
@@ -265,6 +290,7 @@ void Trainer::RunStep(StepMetrics* metrics) {
                                              UpdatesSinceFreshMoments(run_, phase_, step_));
   topology_.FinishCollecting(state_->model(), *stream_);
   const Optimizer::Result& update = result.update;
+  spoiled_ = update.spoiled;
   if (update.skipped) topology_.DiscardStatistics();
   skipped_steps_ += update.skipped;
   consecutive_skips_ = update.skipped ? consecutive_skips_ + 1 : 0;
@@ -279,6 +305,16 @@ void Trainer::RunStep(StepMetrics* metrics) {
   metrics->grad_norm = update.grad_norm;
   metrics->step_ms = elapsed.count();
   metrics->exchanged_bytes = exchange.TakeBytes().total();
+  metrics->skipped_steps = skipped_steps_;
+}
+
+// A step that spoiled the state when it was tried.
+void Trainer::LeaveStepOut(StepMetrics* metrics) {
+  topology_.DiscardStatistics();
+  ++skipped_steps_;
+  ++consecutive_skips_;
+  metrics->loss = metrics->grad_norm = std::nan("");
+  metrics->exchanged_bytes = state_->exchange().TakeBytes().total();
   metrics->skipped_steps = skipped_steps_;
 }
 
@@ -323,6 +359,7 @@ Status Trainer::AfterStep(const StepMetrics& metrics) {
   return OkStatus();
 }
 
+// To the end of the phase, or until the run has gone back to an earlier step.
 Status Trainer::RunPhase() {
   while (!last_of_phase()) {
     ReportStep(step_);
@@ -333,7 +370,8 @@ Status Trainer::RunPhase() {
                          "; the same command goes on from there");
     }
     StepMetrics metrics;
-    RunStep(&metrics);
+    left_out_.contains(step_) ? LeaveStepOut(&metrics) : RunStep(&metrics);
+    if (spoiled_) return Reload();
     ++step_;
     tokens_ += phase().batch.tokens_per_step;
     metrics.step = step_;
@@ -345,7 +383,7 @@ Status Trainer::RunPhase() {
 
 Status Trainer::Run() {
   WatchStopSignals();
-  RETURN_IF_ERROR(Start());
+  RETURN_IF_ERROR(Start(options_));
   if (step_ == run_.total_steps()) {
     LogInfo(options_.run_dir + " is complete: " + std::to_string(step_) + " steps done");
     return OkStatus();

@@ -4,6 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/base/math.h"
+#include "kernels/base/rng.h"
 #include "trainer/agree.h"
 #include "trainer/checkpoint/merged_weight.h"
 #include "trainer/sample_tree.h"
@@ -11,29 +13,41 @@
 
 namespace filigree {
 
-// Cells new to the target get `fresh`.
+// Cells new to the target get `fresh`, and padding stays zero.
 class Remap {
  public:
-  Remap(const Parameter& from, const Parameter& to) : count_(to.segment_count()) {
+  Remap(const Parameter& from, const Parameter& to) : to_(to), count_(to.segment_count()) {
     if (!(from.layout == to.layout)) slots_ = IndexRemap(from.layout, to.layout);
     same_ = slots_.empty();
   }
   // Slot i of `to` comes from slot slots[i].
   Remap(const Parameter& to, std::vector<int64_t> slots)
-      : count_(to.segment_count()), slots_(std::move(slots)) {}
+      : to_(to), count_(to.segment_count()), slots_(std::move(slots)) {}
   std::vector<float> Apply(std::span<const float> from, float fresh = 0) const {
     std::vector<float> to(count_, fresh);
     if (same_) {
       std::copy_n(from.begin(), std::min(from.size(), to.size()), to.begin());
     } else {
-      for (size_t slot = 0; slot < slots_.size(); ++slot) {
+      const auto slots = static_cast<int64_t>(slots_.size());
+#pragma omp parallel for
+      for (int64_t slot = 0; slot < slots; ++slot) {
         if (slots_[slot] >= 0) to[slot] = from[slots_[slot]];
       }
+      if (fresh != 0) ClearPadding(&to);
     }
     return to;
   }
 
  private:
+  void ClearPadding(std::vector<float>* values) const {
+    const std::vector<int64_t> cells = to_.layout.LogicalIndices();
+    for (size_t slot = 0; slot < cells.size(); ++slot) {
+      if (cells[slot] < 0) (*values)[slot] = 0;
+    }
+    std::fill(values->begin() + static_cast<int64_t>(cells.size()), values->end(), 0.0f);
+  }
+
+  const Parameter& to_;
   int64_t count_;
   bool same_ = false;
   std::vector<int64_t> slots_;
@@ -48,12 +62,12 @@ constexpr std::pair<StateKind, CheckpointArray> kArrays[] = {
     {StateKind::kV, CheckpointArray::kV},
     {StateKind::kBorn, CheckpointArray::kBorn}};
 
-int64_t BucketBytesOf(int64_t stored, const RunSpec& run, int world_size, DType grad_dtype) {
+int64_t BucketBytesOf(int64_t stored, const RunSpec& run, int world_size) {
   if (run.bucket_megabytes > 0) {
     return static_cast<int64_t>(run.bucket_megabytes * kBytesPerMegabyte);
   }
   return ChooseBucketBytes(run.link, run.zero_stage == 1, world_size,
-                           stored * static_cast<int64_t>(SizeOf(grad_dtype)));
+                           stored * static_cast<int64_t>(SizeOf(run.wire_dtype)));
 }
 
 std::span<const float> AsFloats(const std::vector<std::byte>& bytes) {
@@ -63,6 +77,12 @@ std::span<const float> AsFloats(const std::vector<std::byte>& bytes) {
 void ScatterFloats(FlatBuffer& buffer, int segment, StateKind kind,
                    const std::vector<float>& values, Stream& stream) {
   ScatterSegment(buffer, segment, kind, std::as_bytes(std::span<const float>(values)), stream);
+}
+
+// "layers.3" of a layer's parameter, else nothing.
+std::string LayerOf(const std::string& name) {
+  if (!name.starts_with("layers.")) return "";
+  return name.substr(0, name.find('.', sizeof("layers.")));
 }
 
 int FindParameter(const std::vector<Parameter>& parameters, const std::string& name) {
@@ -103,11 +123,10 @@ SparsityCount CountSparsity(const std::vector<Parameter>& parameters) {
   return count;
 }
 
-int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size,
-                    DType grad_dtype) {
+int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size) {
   int64_t stored = 0;
   for (const int64_t count : SegmentCounts(parameters)) stored += count;
-  return BucketBytesOf(stored, run, world_size, grad_dtype);
+  return BucketBytesOf(stored, run, world_size);
 }
 
 std::vector<int64_t> SegmentCounts(const std::vector<Parameter>& parameters) {
@@ -119,27 +138,58 @@ std::vector<int64_t> SegmentCounts(const std::vector<Parameter>& parameters) {
 std::vector<SegmentSpec> SegmentsOf(const std::vector<Parameter>& parameters,
                                     const std::vector<int64_t>& counts) {
   std::vector<SegmentSpec> segments;
+  int unit = 0;
   for (size_t i = 0; i < parameters.size(); ++i) {
     const bool sparsified = parameters[i].layout.kind() != LayoutKind::kDense;
-    segments.push_back(
-        {.count = counts[i], .kind = sparsified ? TrafficKind::kSparsified : TrafficKind::kDense});
+    // Units in order of creation: the embedding, each layer, what comes after.
+    const std::string layer = LayerOf(parameters[i].name);
+    if (i > 0 && layer != LayerOf(parameters[i - 1].name)) ++unit;
+    segments.push_back({.count = counts[i],
+                        .kind = sparsified ? TrafficKind::kSparsified : TrafficKind::kDense,
+                        .group = parameters[i].decay ? 0 : 1,
+                        .unit = unit});
   }
   return segments;
 }
 
 FlatLayout LayOutSegments(const std::vector<SegmentSpec>& segments, const RunSpec& run,
-                          int world_size, DType grad_dtype) {
+                          int world_size) {
   int64_t stored = 0;
   for (const SegmentSpec& segment : segments) stored += segment.count;
   const int64_t bucket_elements =
-      BucketBytesOf(stored, run, world_size, grad_dtype) / static_cast<int64_t>(SizeOf(grad_dtype));
-  return FlatLayout::Build(segments, run.zero_stage == 1 ? world_size : 1, bucket_elements);
+      BucketBytesOf(stored, run, world_size) / static_cast<int64_t>(SizeOf(run.wire_dtype));
+  const bool split_units = std::ranges::any_of(
+      run.phases, [](const PhaseSpec& phase) { return phase.optimizer.per_layer; });
+  return FlatLayout::Build(segments, run.zero_stage == 1 ? world_size : 1, bucket_elements,
+                           split_units);
+}
+
+GradientSlots SlotsOf(const RunSpec& run, int phase, int world_size) {
+  const PhaseSpec& spec = run.phases[phase];
+  const int64_t sequences = CeilDiv(spec.batch.sequences_per_step(), world_size);
+  if (!spec.optimizer.per_layer || sequences > spec.batch.micro_batch_sequences) return {};
+  return {.count = world_size > 1 ? 2 : 1, .first_apart = run.model.tied_head};
 }
 
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
-                            int world_size, DType grad_dtype) {
-  return LayOutSegments(SegmentsOf(parameters, SegmentCounts(parameters)), run, world_size,
-                        grad_dtype);
+                            int world_size) {
+  return LayOutSegments(SegmentsOf(parameters, SegmentCounts(parameters)), run, world_size);
+}
+
+FlatBuffer MakeFlatBuffer(const std::vector<Parameter>& parameters, const RunSpec& run, int phase,
+                          int rank, int world_size, Device& device, Stream& stream) {
+  FlatLayout layout = LayOutParameters(parameters, run, world_size);
+  const int shard = layout.shards() > 1 ? rank : 0;
+  return FlatBuffer(device, std::move(layout), shard, device.compute_dtype(), run.grad_dtype,
+                    stream, run.phases[phase].optimizer.state, SlotsOf(run, phase, world_size));
+}
+
+std::optional<NarrowWire> WireOf(const RunSpec& run, Backend& backend) {
+  if (run.wire_dtype == run.grad_dtype) return std::nullopt;
+  return NarrowWire{.dtype = run.wire_dtype,
+                    .round = [&backend](ConstTensorView from, TensorView to, Stream& stream) {
+                      backend.Round({.in = from, .out = to}, stream);
+                    }};
 }
 
 TrainingState::TrainingState(const RunSpec& run, int phase,
@@ -149,17 +199,18 @@ TrainingState::TrainingState(const RunSpec& run, int phase,
   const PhaseSpec& spec = run.phases[phase];
   model_ = Model::Create(run.model, InitialSparsity(LinearSpecs(run.model), spec), run.seed,
                          layouts, backend);
-  FlatLayout layout = LayOutParameters(model_->parameters(), run, communicator.size(), DType::kF32);
-  const int shard = layout.shards() > 1 ? communicator.rank() : 0;
-  buffer_ = std::make_unique<FlatBuffer>(backend.device(), std::move(layout), shard,
-                                         backend.device().compute_dtype(), DType::kF32, stream);
+  buffer_ = std::make_unique<FlatBuffer>(MakeFlatBuffer(model_->parameters(), run, phase,
+                                                        communicator.rank(), communicator.size(),
+                                                        backend.device(), stream));
   if (TracksAges(run, phase)) buffer_->AllocateBorn(stream);
   model_->Bind(*buffer_);
   model_->ReserveActivations(spec.batch.micro_batch_sequences, spec.batch.seq_len,
                              /*training=*/true);
-  exchange_ = std::make_unique<GradientExchange>(*buffer_, communicator);
-  optimizer_ = std::make_unique<Optimizer>(model_->parameters(), GrowthRamps(parameters(), spec),
-                                           *buffer_, *exchange_, backend);
+  exchange_ = std::make_unique<GradientExchange>(*buffer_, communicator, WireOf(run, backend));
+  optimizer_ = std::make_unique<Optimizer>(
+      model_->parameters(), GrowthRamps(parameters(), spec),
+      RandomBits(run.seed, RngStream("stochastic rounding"), static_cast<uint64_t>(phase)),
+      *buffer_, *exchange_, backend);
   if (SumsInTree(run, backend.device())) optimizer_->TakeWholeGradients();
 }
 
@@ -169,10 +220,14 @@ void TrainingState::InitializeValues(Stream& stream) {
     const std::vector<int64_t> logical = parameter.layout.LogicalIndices();
     std::vector<float> values(parameter.segment_count(), 0.0f);
     const auto stored = static_cast<int64_t>(logical.size());
+    const std::vector<float> given =
+        parameter.initial ? parameter.initial(run_.seed) : std::vector<float>();
 #pragma omp parallel for
     for (int64_t slot = 0; slot < stored; ++slot) {
       if (logical[slot] < 0) continue;  // padding
-      values[slot] = static_cast<float>(InitialValue(parameter, run_.seed, logical[slot]));
+      values[slot] = given.empty()
+                         ? static_cast<float>(InitialValue(parameter, run_.seed, logical[slot]))
+                         : given[logical[slot]];
     }
     ScatterFloats(*buffer_, static_cast<int>(i), StateKind::kMaster, values, stream);
   }
@@ -181,6 +236,7 @@ void TrainingState::InitializeValues(Stream& stream) {
 
 Status TrainingState::Load(const CheckpointReader& reader, bool moments, Stream& stream) {
   const bool with_moments = moments && reader.info().has_moments;
+  if (with_moments) optimizer_->set_last_norm(reader.info().grad_norm);
   for (size_t i = 0; i < parameters().size(); ++i) {
     const Parameter& to = parameters()[i];
     const int source = FindParameter(reader.info().parameters, to.name);
@@ -231,6 +287,7 @@ int64_t TrainingState::Move(TrainingState& previous, int source, int target, con
 
 int64_t TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done,
                                 Stream& stream) {
+  optimizer_->set_last_norm(previous.optimizer_->last_norm());
   int64_t gathered = 0;
   const bool sharded = previous.buffer_->layout().shards() > 1;
   for (size_t i = 0; i < parameters().size(); ++i) {
@@ -261,6 +318,7 @@ int64_t TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int6
 
 int64_t TrainingState::TakeOver(TrainingState& previous, const UnitTable& table,
                                 const Compaction& compaction, Stream& stream) {
+  optimizer_->set_last_norm(previous.optimizer_->last_norm());
   int64_t gathered = 0;
   for (size_t i = 0; i < parameters().size(); ++i) {
     const Parameter &from = previous.parameters()[i], &to = parameters()[i];
@@ -304,6 +362,7 @@ Status TrainingState::Save(const std::string& directory, const CheckpointInfo& p
     CheckpointInfo info = progress;
     info.parameters = parameters();
     info.has_born = buffer_->has_born();
+    info.grad_norm = optimizer_->last_norm();
     auto begun = CheckpointWriter::Begin(directory, std::move(info), tokenizer_dir);
     if (begun.ok()) {
       writer = std::move(begun).value();

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "comm/communicator.h"
@@ -47,6 +48,8 @@ class TrainingState {
   const FlatBuffer& buffer() const { return *buffer_; }
   GradientExchange& exchange() { return *exchange_; }
   Optimizer& optimizer() { return *optimizer_; }
+  // While backward goes on (layer_updates.h), instead of after it.
+  bool updates_by_layers() const { return run_.phases[phase_].optimizer.per_layer; }
 
   // Initial values as functions of the run's seed. Constructed states hold zeros.
   void InitializeValues(Stream& stream);
@@ -89,17 +92,25 @@ class TrainingState {
   std::unique_ptr<Optimizer> optimizer_;
 };
 
-// Bytes of gradients a bucket: the run's choice, else ChooseBucketBytes over what is stored.
-int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size,
-                    DType grad_dtype);
+// Bytes of gradients on the wire a bucket: the run's choice, else ChooseBucketBytes over what is
+// stored.
+int64_t BucketBytes(const std::vector<Parameter>& parameters, const RunSpec& run, int world_size);
 // The segments of parameters of which `counts` elements are stored (segment_count() of each).
 std::vector<SegmentSpec> SegmentsOf(const std::vector<Parameter>& parameters,
                                     const std::vector<int64_t>& counts);
 std::vector<int64_t> SegmentCounts(const std::vector<Parameter>& parameters);
 FlatLayout LayOutSegments(const std::vector<SegmentSpec>& segments, const RunSpec& run,
-                          int world_size, DType grad_dtype);
+                          int world_size);
+// Where gradients of a phase may share memory: under per-layer updates of one micro-batch a step.
+// With several ranks a unit travels while the next is computed.
+GradientSlots SlotsOf(const RunSpec& run, int phase, int world_size);
 // The flat layout of a model's parameters under the run's ZeRO stage and bucket size.
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
-                            int world_size, DType grad_dtype);
+                            int world_size);
+// The flat state of those parameters in phase `phase` on rank `rank` of `world_size`, all zeros.
+FlatBuffer MakeFlatBuffer(const std::vector<Parameter>& parameters, const RunSpec& run, int phase,
+                          int rank, int world_size, Device& device, Stream& stream);
+// The wire that `run` asks for, where it is narrower than its gradients. `backend` must outlive it.
+std::optional<NarrowWire> WireOf(const RunSpec& run, Backend& backend);
 
 }  // namespace filigree

@@ -78,8 +78,9 @@ void ScaleUnits(TrainingState& state, const UnitTable& table, const std::vector<
     if (own.count == 0) return;
     const CellUnits cells = CellsOf(parameter, units, own.segment_begin);
     if (buffer.has_master()) of_values.Scale(buffer.Master(own), cells, units);
-    of_moments.Scale(buffer.M(own), cells, units);
-    of_moments.Scale(buffer.V(own), cells, units);
+    const MomentViews moments = buffer.Moments(own);
+    of_moments.Scale(moments.m, cells, units);
+    of_moments.Scale(moments.v, cells, units);
   });
   stream.Synchronize();  // the factors' memory goes
   state.model().ValuesChanged();
@@ -104,7 +105,7 @@ std::vector<UnitSums> SumUnits(const TrainingState& state, const UnitTable& tabl
     const TensorView rows = sums_of(units.rows), columns = sums_of(units.columns);
     if (own.count == 0 || (rows.empty() && columns.empty())) return;
     backend.UnitSums({.values = buffer.Master(own),
-                      .grads = buffer.grads().Range(own.flat_begin, own.count),
+                      .grads = buffer.Grads(own),
                       .row_sums = rows,
                       .column_sums = columns,
                       .units = CellsOf(parameter, units, own.segment_begin)},

@@ -26,6 +26,8 @@ class Event {
   // True once the marked work is done (also before the first Record).
   virtual bool Done() const = 0;
   virtual void Synchronize() = 0;
+  // From the work that `begin` marked to this event's. Both come from NewTimedEvent, and are done.
+  virtual double MillisecondsSince(const Event& begin) const = 0;
 };
 
 // An ordered queue of work on a device.
@@ -93,6 +95,8 @@ class Device {
   virtual void ZeroAsync(TensorView dst, Stream& stream) = 0;
   virtual std::unique_ptr<Stream> NewStream() = 0;
   virtual std::unique_ptr<Event> NewEvent() = 0;
+  // One that also knows when it was done, which costs a little: for benchmarks.
+  virtual std::unique_ptr<Event> NewTimedEvent() = 0;
   virtual MemoryUsage memory_usage() const = 0;
 };
 

@@ -1,5 +1,6 @@
 #include "kernels/cpu/cpu_device.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -24,9 +25,17 @@ class CpuStream final : public Stream {
 
 class CpuEvent final : public Event {
  public:
-  void Record(Stream&) override {}
+  void Record(Stream&) override { time_ = std::chrono::steady_clock::now(); }
   bool Done() const override { return true; }
   void Synchronize() override {}
+  double MillisecondsSince(const Event& begin) const override {
+    const std::chrono::duration<double, std::milli> elapsed =
+        time_ - static_cast<const CpuEvent&>(begin).time_;
+    return elapsed.count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point time_;
 };
 
 size_t AvailableBytes() {
@@ -44,8 +53,9 @@ size_t AvailableBytes() {
 
 CpuDevice::CpuDevice(DType compute_dtype, int64_t row_alignment)
     : compute_dtype_(compute_dtype), row_alignment_(row_alignment) {
-  CHECK(compute_dtype == DType::kF32 || compute_dtype == DType::kF64)
-      << "the CPU computes in F32 or F64, not " << NameOf(compute_dtype);
+  CHECK(compute_dtype == DType::kF32 || compute_dtype == DType::kF64 ||
+        compute_dtype == DType::kBF16)
+      << "the CPU computes in F32 or F64, and plans in BF16, not in " << NameOf(compute_dtype);
 }
 
 CpuDevice::~CpuDevice() { CHECK_EQ(usage_.total_bytes, 0u) << "a device must outlive its buffers"; }

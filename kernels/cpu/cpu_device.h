@@ -15,7 +15,8 @@ namespace filigree {
 class CpuDevice final : public Device {
  public:
   // F32 and rows as they are for every run; F64 for gradient tests against finite differences, and
-  // wider rows for tests of what a GPU asks for.
+  // wider rows for tests of what a GPU asks for. BF16 stands in for a GPU where sizes are planned:
+  // the CPU computes nothing in it.
   explicit CpuDevice(DType compute_dtype = DType::kF32, int64_t row_alignment = 1);
   // Every buffer must be gone.
   ~CpuDevice() override;
@@ -32,6 +33,7 @@ class CpuDevice final : public Device {
   void ZeroAsync(TensorView dst, Stream& stream) override;
   std::unique_ptr<Stream> NewStream() override;
   std::unique_ptr<Event> NewEvent() override;
+  std::unique_ptr<Event> NewTimedEvent() override { return NewEvent(); }
   MemoryUsage memory_usage() const override;
 
  private:

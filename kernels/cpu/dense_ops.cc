@@ -6,6 +6,8 @@
 #include "kernels/cpu/product_epilogue.h"
 #include "kernels/cpu/row_sums.h"
 #include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/wide_grad.h"
+#include "kernels/matmul_batch.h"
 
 namespace filigree {
 namespace {
@@ -61,7 +63,7 @@ void ColumnSumOf(const ColumnSumArgs& args) {
   const int64_t rows = args.in.rows(), cols = args.in.cols();
   const auto in = AsMatrix<T>(args.in, rows, cols, "in");
   const auto& simd = Simd<T>();
-  SumOverRows(rows, cols, AsVector<T>(args.out, cols, "out"),
+  SumOverRows(rows, cols, AsVector<T>(args.out, cols, "out"), args.accumulate,
               [&](int64_t begin, int64_t end, T* partial) {
                 for (int64_t i = begin; i < end; ++i) simd.add(partial, in.row(i), partial, cols);
               });
@@ -77,6 +79,12 @@ void SwiGluOf(const SwiGluArgs& args) {
     return;
   }
   const auto up = AsMatrix<T>(args.up, rows, cols, "up");
+  if (args.linear) {
+    ForEachRow(rows, cols, [&](int64_t i) {
+      for (int64_t j = 0; j < cols; ++j) y.row(i)[j] = gate.row(i)[j] * up.row(i)[j];
+    });
+    return;
+  }
   ForEachRow(rows, cols,
              [&](int64_t i) { Simd<T>().swiglu(gate.row(i), up.row(i), y.row(i), cols); });
 }
@@ -95,6 +103,16 @@ void SwiGluBackwardOf(const SwiGluBackwardArgs& args) {
   }
   const auto up = AsMatrix<T>(args.up, rows, cols, "up");
   const auto dup = AsMatrix<T>(args.dup, rows, cols, "dup");
+  if (args.linear) {
+    ForEachRow(rows, cols, [&](int64_t i) {
+      for (int64_t j = 0; j < cols; ++j) {
+        const T g = gate.row(i)[j], u = up.row(i)[j], d = dy.row(i)[j];
+        dgate.row(i)[j] = d * u;
+        dup.row(i)[j] = d * g;
+      }
+    });
+    return;
+  }
   ForEachRow(rows, cols, [&](int64_t i) {
     Simd<T>().swiglu_backward(gate.row(i), up.row(i), dy.row(i), dgate.row(i), dup.row(i), cols);
   });
@@ -130,12 +148,19 @@ void AddOf(const AddArgs& args) {
 }  // namespace
 
 void CpuBackend::MatMul(const MatMulArgs& args, Stream& stream) {
-  const TensorView result = ProductResult(args.out, args.epilogue);
+  if (args.batch.count > 1) {
+    return ForEachProduct(args, [&](const MatMulArgs& one) { MatMul(one, stream); });
+  }
+  const WideGrad wide(ProductResult(args.out, args.epilogue), ScratchSlot::kWideGrad,
+                      args.accumulate);
+  const TensorView result = wide.view();
   DispatchFloat(result.dtype(), [&](auto t) { MatMulOf<decltype(t)>(args, result); });
   FinishProduct(*this, args.out, args.epilogue, stream);
 }
 void CpuBackend::ColumnSum(const ColumnSumArgs& args, Stream&) {
-  DispatchFloat(args.in.dtype(), [&](auto t) { ColumnSumOf<decltype(t)>(args); });
+  const WideGrad out(args.out, ScratchSlot::kWideGrad, args.accumulate);
+  const ColumnSumArgs wide = {.in = args.in, .out = out.view(), .accumulate = args.accumulate};
+  DispatchFloat(args.in.dtype(), [&](auto t) { ColumnSumOf<decltype(t)>(wide); });
 }
 void CpuBackend::SwiGlu(const SwiGluArgs& args, Stream&) {
   DispatchFloat(args.y.dtype(), [&](auto t) { SwiGluOf<decltype(t)>(args); });

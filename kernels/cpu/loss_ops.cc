@@ -5,6 +5,7 @@
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/wide_grad.h"
 
 namespace filigree {
 namespace {
@@ -107,7 +108,11 @@ void CpuBackend::Embedding(const EmbeddingArgs& args, Stream&) {
   DispatchFloat(args.out.dtype(), [&](auto t) { EmbeddingOf<decltype(t)>(args); });
 }
 void CpuBackend::EmbeddingBackward(const EmbeddingBackwardArgs& args, Stream&) {
-  DispatchFloat(args.dout.dtype(), [&](auto t) { EmbeddingBackwardOf<decltype(t)>(args); });
+  const WideGrad dtable(args.dtable), dpositions(args.dpositions, ScratchSlot::kMoreWideGrad);
+  EmbeddingBackwardArgs wide = args;
+  wide.dtable = dtable.view();
+  wide.dpositions = dpositions.view();
+  DispatchFloat(args.dout.dtype(), [&](auto t) { EmbeddingBackwardOf<decltype(t)>(wide); });
 }
 void CpuBackend::CrossEntropy(const CrossEntropyArgs& args, Stream&) {
   DispatchFloat(args.logits.dtype(), [&](auto t) { CrossEntropyOf<decltype(t)>(args); });

@@ -4,6 +4,7 @@
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/row_sums.h"
 #include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/wide_grad.h"
 
 namespace filigree {
 namespace {
@@ -38,7 +39,7 @@ void RmsNormBackwardOf(const RmsNormBackwardArgs& args) {
   const T* gain = AsVector<T>(args.gain, cols, "gain");
   const T* rstd = AsVector<T>(args.rstd, rows, "rstd");
   const T divisor = DivisorOf(args);
-  SumOverRows(rows, cols, AsVector<T>(args.dgain, cols, "dgain"),
+  SumOverRows(rows, cols, AsVector<T>(args.dgain, cols, "dgain"), args.accumulate,
               [&](int64_t begin, int64_t end, T* partial) {
                 for (int64_t i = begin; i < end; ++i) {
                   Simd<T>().rms_norm_backward(x.row(i), dy.row(i), gain, rstd[i], divisor,
@@ -77,42 +78,55 @@ void LayerNormBackwardOf(const LayerNormBackwardArgs& args) {
   T* dbias = AsVector<T>(args.dbias, cols, "dbias");
   // One sum of twice the width holds both gradients.
   T* sums = Scratch<T>(ScratchSlot::kMoreSums, 2 * cols);
-  std::fill(sums, sums + 2 * cols, T(0));
-  SumOverRows(rows, 2 * cols, sums, [&](int64_t begin, int64_t end, T* partial) {
+  SumOverRows(rows, 2 * cols, sums, /*accumulate=*/false, [&](int64_t begin, int64_t end, T* partial) {
     for (int64_t i = begin; i < end; ++i) {
       Simd<T>().layer_norm_backward(x.row(i), dy.row(i), gain, mean[i], rstd[i], dx.row(i), partial,
                                     partial + cols, cols);
     }
   });
+  if (!args.accumulate) {
+    std::copy(sums, sums + cols, dgain);
+    std::copy(sums + cols, sums + 2 * cols, dbias);
+    return;
+  }
   Simd<T>().add(dgain, sums, dgain, cols);
   Simd<T>().add(dbias, sums + cols, dbias, cols);
 }
 
-// The arguments whose x is the sum of x and the residual, once that is taken.
 template <typename Args>
-Args Summed(const Args& args, CpuBackend& backend, Stream& stream) {
-  if (args.residual.empty()) return args;
-  backend.Add({.a = args.x, .b = args.residual, .out = args.sum}, stream);
-  Args summed = args;
-  summed.x = args.sum;
-  return summed;
+void SumOfInputGrads(const Args& args, CpuBackend& backend, Stream& stream) {
+  if (args.dx_sums.empty()) return;
+  backend.ColumnSum(
+      {.in = args.dx, .out = args.dx_sums, .accumulate = args.accumulate_dx_sums}, stream);
 }
 
 }  // namespace
 
-void CpuBackend::RmsNorm(const RmsNormArgs& args, Stream& stream) {
-  const RmsNormArgs summed = Summed(args, *this, stream);
-  DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormOf<decltype(t)>(summed); });
+void CpuBackend::RmsNorm(const RmsNormArgs& args, Stream&) {
+  DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormOf<decltype(t)>(args); });
 }
-void CpuBackend::RmsNormBackward(const RmsNormBackwardArgs& args, Stream&) {
-  DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormBackwardOf<decltype(t)>(args); });
+void CpuBackend::RmsNormBackward(const RmsNormBackwardArgs& args, Stream& stream) {
+  {
+    const WideGrad dgain(args.dgain, ScratchSlot::kWideGrad, args.accumulate);
+    RmsNormBackwardArgs wide = args;
+    wide.dgain = dgain.view();
+    DispatchFloat(args.x.dtype(), [&](auto t) { RmsNormBackwardOf<decltype(t)>(wide); });
+  }
+  SumOfInputGrads(args, *this, stream);
 }
-void CpuBackend::LayerNorm(const LayerNormArgs& args, Stream& stream) {
-  const LayerNormArgs summed = Summed(args, *this, stream);
-  DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormOf<decltype(t)>(summed); });
+void CpuBackend::LayerNorm(const LayerNormArgs& args, Stream&) {
+  DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormOf<decltype(t)>(args); });
 }
-void CpuBackend::LayerNormBackward(const LayerNormBackwardArgs& args, Stream&) {
-  DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormBackwardOf<decltype(t)>(args); });
+void CpuBackend::LayerNormBackward(const LayerNormBackwardArgs& args, Stream& stream) {
+  {
+    const WideGrad dgain(args.dgain, ScratchSlot::kWideGrad, args.accumulate);
+    const WideGrad dbias(args.dbias, ScratchSlot::kMoreWideGrad, args.accumulate);
+    LayerNormBackwardArgs wide = args;
+    wide.dgain = dgain.view();
+    wide.dbias = dbias.view();
+    DispatchFloat(args.x.dtype(), [&](auto t) { LayerNormBackwardOf<decltype(t)>(wide); });
+  }
+  SumOfInputGrads(args, *this, stream);
 }
 
 }  // namespace filigree

@@ -28,6 +28,7 @@ thread_local std::array<ScratchBuffer, static_cast<size_t>(ScratchSlot::kCount)>
 void SetCpuThreads(int threads) {
   CHECK_GE(threads, 1);
   openblas_set_num_threads(1);
+  omp_set_num_threads(threads);
   g_threads = threads;
 }
 

@@ -11,7 +11,7 @@
 
 namespace filigree {
 
-// Threads that operations use. The default is OMP_NUM_THREADS or else the cores that this process
+// Threads that operations use, and OpenMP's loops elsewhere. The default is OMP_NUM_THREADS or else the cores that this process
 // may run on. OpenBLAS always runs on one thread: products are split before they reach it, so that
 // two pools of threads do not compete for the cores.
 void SetCpuThreads(int threads);
@@ -51,6 +51,8 @@ enum class ScratchSlot {
   kScoreGrads,  // attention: its gradient
   kSums,        // partial sums of reductions
   kMoreSums,
+  kWideGrad,  // BF16 gradients: what an operation adds, in F32
+  kMoreWideGrad,
   kCount
 };
 void* ScratchBytes(ScratchSlot slot, size_t bytes);

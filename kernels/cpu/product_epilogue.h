@@ -21,6 +21,10 @@ inline void FinishProduct(CpuBackend& backend, TensorView out, const ProductEpil
   if (!epilogue.gelu_input.empty()) {
     backend.GeluBackward({.x = epilogue.gelu_input, .dy = out, .dx = out}, stream);
   }
+  if (!epilogue.column_sums.empty()) {
+    backend.ColumnSum(
+        {.in = out, .out = epilogue.column_sums, .accumulate = epilogue.accumulate_sums}, stream);
+  }
 }
 
 }  // namespace filigree

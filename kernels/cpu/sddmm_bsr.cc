@@ -4,6 +4,7 @@
 #include "kernels/cpu/block_panels.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/wide_grad.h"
 
 namespace filigree {
 namespace {
@@ -60,6 +61,7 @@ void SddmmOf(const SddmmArgs& args) {
   const auto dy = AsMatrix<T>(args.dy, tokens, layout.out(), "dy");
   const auto x = AsMatrix<T>(args.x, tokens, layout.in(), "x");
   T* dvalues = AsVector<T>(args.dvalues, layout.stored_count(), "dvalues");
+  if (!args.accumulate) std::fill(dvalues, dvalues + layout.stored_count(), T(0));
   // Chunks do not depend on the number of threads, so neither do the sums.
   for (int64_t first = 0; first < tokens; first += kChunkTokens) {
     const int64_t count = std::min(kChunkTokens, tokens - first);
@@ -83,7 +85,10 @@ void SddmmOf(const SddmmArgs& args) {
 }  // namespace
 
 void CpuBackend::Sddmm(const SddmmArgs& args, Stream&) {
-  DispatchFloat(args.dvalues.dtype(), [&](auto t) { SddmmOf<decltype(t)>(args); });
+  const WideGrad dvalues(args.dvalues, ScratchSlot::kWideGrad, args.accumulate);
+  SddmmArgs wide = args;
+  wide.dvalues = dvalues.view();
+  DispatchFloat(args.dy.dtype(), [&](auto t) { SddmmOf<decltype(t)>(wide); });
 }
 
 }  // namespace filigree

@@ -5,6 +5,7 @@
 #include "kernels/cpu/cpu_prepared_layout.h"
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/wide_grad.h"
 #include "kernels/sparse/stored_runs.h"
 
 namespace filigree {
@@ -70,7 +71,10 @@ void CpuBackend::ScatterStored(const ScatterStoredArgs& args, Stream&) {
   DispatchFloat(args.dense.dtype(), [&](auto t) { ScatterOf<decltype(t)>(args); });
 }
 void CpuBackend::GatherStored(const GatherStoredArgs& args, Stream&) {
-  DispatchFloat(args.values.dtype(), [&](auto t) { GatherOf<decltype(t)>(args); });
+  const WideGrad values(args.values, ScratchSlot::kWideGrad, args.accumulate);
+  GatherStoredArgs wide = args;
+  wide.values = values.view();
+  DispatchFloat(args.dense.dtype(), [&](auto t) { GatherOf<decltype(t)>(wide); });
 }
 
 }  // namespace filigree

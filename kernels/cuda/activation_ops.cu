@@ -1,6 +1,8 @@
 // SwiGLU, SiLU, GELU and their gradients, and sums, element by element.
 // Grid and block: map_rows.cuh. Bytes an element: SwiGlu 6, its backward 10, Gelu 4, its backward
 // 6, Add 6.
+#include <type_traits>
+
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device_rows.h"
 #include "kernels/cuda/map_rows.cuh"
@@ -32,6 +34,8 @@ struct ThreePacks {
   Bf16Pack<kVec> a, b, c;
 };
 
+// kLinear: without the SiLU, in both.
+template <bool kLinear>
 struct SwiGluOp {
   Rows<const bf16> gate, up;
   Rows<bf16> y;
@@ -48,12 +52,13 @@ struct SwiGluOp {
     Unpack(in.a, g);
     Unpack(in.b, u);
 #pragma unroll
-    for (int k = 0; k < kVec; ++k) g[k] *= Sigmoid(g[k]) * u[k];
+    for (int k = 0; k < kVec; ++k) g[k] *= kLinear ? u[k] : Sigmoid(g[k]) * u[k];
     Store<kVec>(y.row(row) + col, Rounded(g));
   }
 };
 
 // dup = dy silu(g); dgate = dy up s (1 + g (1 - s)), s = sigmoid(g).
+template <bool kLinear>
 struct SwiGluBackwardOp {
   Rows<const bf16> gate, up, dy;
   Rows<bf16> dgate, dup;
@@ -73,8 +78,8 @@ struct SwiGluBackwardOp {
     Unpack(in.c, d);
 #pragma unroll
     for (int k = 0; k < kVec; ++k) {
-      const float s = Sigmoid(g[k]);
-      u[k] *= d[k] * s * (1.0f + g[k] * (1.0f - s));
+      const float s = kLinear ? 1.0f : Sigmoid(g[k]);
+      u[k] *= kLinear ? d[k] : d[k] * s * (1.0f + g[k] * (1.0f - s));
       d[k] *= g[k] * s;
     }
     Store<kVec>(dgate.row(row) + col, Rounded(u));
@@ -204,9 +209,13 @@ void CudaBackend::SwiGlu(const SwiGluArgs& args, Stream& stream) {
     MapRows(op, rows, cols, TakeVectors(args.gate, args.y), NativeStream(stream));
     return;
   }
-  const SwiGluOp op{AsRows<bf16>(args.gate, rows, cols, "gate"),
-                    AsRows<bf16>(args.up, rows, cols, "up"), AsRows<bf16>(args.y, rows, cols, "y")};
-  MapRows(op, rows, cols, TakeVectors(args.gate, args.up, args.y), NativeStream(stream));
+  const auto map = [&](auto linear) {
+    const SwiGluOp<decltype(linear)::value> op{AsRows<bf16>(args.gate, rows, cols, "gate"),
+                                               AsRows<bf16>(args.up, rows, cols, "up"),
+                                               AsRows<bf16>(args.y, rows, cols, "y")};
+    MapRows(op, rows, cols, TakeVectors(args.gate, args.up, args.y), NativeStream(stream));
+  };
+  args.linear ? map(std::true_type{}) : map(std::false_type{});
 }
 
 void CudaBackend::SwiGluBackward(const SwiGluBackwardArgs& args, Stream& stream) {
@@ -218,12 +227,15 @@ void CudaBackend::SwiGluBackward(const SwiGluBackwardArgs& args, Stream& stream)
     MapRows(op, rows, cols, TakeVectors(args.gate, args.dy, args.dgate), NativeStream(stream));
     return;
   }
-  const SwiGluBackwardOp op{
-      AsRows<bf16>(args.gate, rows, cols, "gate"), AsRows<bf16>(args.up, rows, cols, "up"),
-      AsRows<bf16>(args.dy, rows, cols, "dy"), AsRows<bf16>(args.dgate, rows, cols, "dgate"),
-      AsRows<bf16>(args.dup, rows, cols, "dup")};
-  MapRows(op, rows, cols, TakeVectors(args.gate, args.up, args.dy, args.dgate, args.dup),
-          NativeStream(stream));
+  const auto map = [&](auto linear) {
+    const SwiGluBackwardOp<decltype(linear)::value> op{
+        AsRows<bf16>(args.gate, rows, cols, "gate"), AsRows<bf16>(args.up, rows, cols, "up"),
+        AsRows<bf16>(args.dy, rows, cols, "dy"), AsRows<bf16>(args.dgate, rows, cols, "dgate"),
+        AsRows<bf16>(args.dup, rows, cols, "dup")};
+    MapRows(op, rows, cols, TakeVectors(args.gate, args.up, args.dy, args.dgate, args.dup),
+            NativeStream(stream));
+  };
+  args.linear ? map(std::true_type{}) : map(std::false_type{});
 }
 
 void CudaBackend::Gelu(const GeluArgs& args, Stream& stream) {

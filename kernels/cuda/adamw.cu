@@ -1,8 +1,7 @@
 // AdamW on flat segments: the update of kernels/backend.h, one pass over the state.
-#include <algorithm>
-#include <cmath>
-
 #include "kernels/base/math.h"
+#include "kernels/cuda/adamw_compact.h"
+#include "kernels/cuda/adamw_factors.cuh"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/device_rows.h"
@@ -12,15 +11,6 @@ namespace filigree {
 namespace {
 
 constexpr int kThreads = 256;
-
-struct Factors {
-  float lr, beta1, beta2, rest1, rest2;  // rest = 1 - beta, from double
-  float correction1, correction2;        // 1 / (1 - beta^step)
-  float epsilon, weight_decay;
-  // For elements with an age of their own.
-  float step, inverse_ramp;    // 1 / max(growth_ramp, 1)
-  float log_beta1, log_beta2;  // natural
-};
 
 // The arrays of one call. `values` and `master` may be the same memory: each element is read and
 // written by one thread.
@@ -34,19 +24,9 @@ struct State {
   const float* born;  // read by aged kernels only
 };
 
-// The factors of an element that joined after `born` updates.
-__device__ __forceinline__ Factors AtAge(Factors f, float born) {
-  if (born == 0) return f;
-  const float age = f.step - born;
-  f.lr *= fminf(1.0f, age * f.inverse_ramp);
-  f.correction1 = -1.0f / expm1f(age * f.log_beta1);
-  f.correction2 = -1.0f / expm1f(age * f.log_beta2);
-  return f;
-}
-
 template <int kVec, bool kAged, typename Value, typename Grad>
 __device__ __forceinline__ void Update(const State<Value, Grad>& state, int64_t i, float scale,
-                                       const Factors& factors) {
+                                       const AdamWFactors& factors) {
   float g[kVec], w[kVec], m[kVec], v[kVec], born[kVec];
   LoadValues(state.grads + i, g);
   LoadValues(state.m + i, m);
@@ -55,13 +35,9 @@ __device__ __forceinline__ void Update(const State<Value, Grad>& state, int64_t 
   if constexpr (kAged) LoadValues(state.born + i, born);
 #pragma unroll
   for (int k = 0; k < kVec; ++k) {
-    Factors f = factors;
+    AdamWFactors f = factors;
     if constexpr (kAged) f = AtAge(factors, born[k]);
-    g[k] *= scale;
-    m[k] = f.beta1 * m[k] + f.rest1 * g[k];
-    v[k] = f.beta2 * v[k] + f.rest2 * g[k] * g[k];
-    const float direction = m[k] * f.correction1 / (sqrtf(v[k] * f.correction2) + f.epsilon);
-    w[k] -= f.lr * (direction + f.weight_decay * w[k]);
+    UpdateElement(f, g[k] * scale, &w[k], &m[k], &v[k]);
   }
   StoreValues(state.m + i, m);
   StoreValues(state.v + i, v);
@@ -74,7 +50,7 @@ __device__ __forceinline__ void Update(const State<Value, Grad>& state, int64_t 
 template <int kVec, bool kAged, typename Value, typename Grad>
 __global__ void __launch_bounds__(kThreads)
     AdamWKernel(State<Value, Grad> state, int64_t count, const float* scale_pointer,
-                Factors factors) {
+                AdamWFactors factors) {
   const float scale = __ldg(scale_pointer);
   if (!isfinite(scale)) return;
   const int64_t begin = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVec;
@@ -86,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <bool kAged, typename Value, typename Grad>
-void Launch(const AdamWArgs& args, const Factors& factors, cudaStream_t stream) {
+void Launch(const AdamWArgs& args, const AdamWFactors& factors, cudaStream_t stream) {
   const int64_t count = args.values.size();
   const State<Value, Grad> state = {AsElements<Value>(args.values, count, "values"),
                                     AsElements<float>(args.master, count, "master"),
@@ -108,7 +84,7 @@ void Launch(const AdamWArgs& args, const Factors& factors, cudaStream_t stream) 
 }
 
 template <bool kAged, typename Value>
-void LaunchForGrads(const AdamWArgs& args, const Factors& factors, cudaStream_t stream) {
+void LaunchForGrads(const AdamWArgs& args, const AdamWFactors& factors, cudaStream_t stream) {
   if (args.grads.dtype() == DType::kF32) {
     Launch<kAged, Value, float>(args, factors, stream);
   } else {
@@ -117,7 +93,7 @@ void LaunchForGrads(const AdamWArgs& args, const Factors& factors, cudaStream_t 
 }
 
 template <typename Value>
-void LaunchForAges(const AdamWArgs& args, const Factors& factors, cudaStream_t stream) {
+void LaunchForAges(const AdamWArgs& args, const AdamWFactors& factors, cudaStream_t stream) {
   if (args.born.empty()) {
     LaunchForGrads<false, Value>(args, factors, stream);
   } else {
@@ -130,22 +106,10 @@ void LaunchForAges(const AdamWArgs& args, const Factors& factors, cudaStream_t s
 void CudaBackend::AdamW(const AdamWArgs& args, Stream& stream) {
   CHECK_GE(args.step, 1);
   if (args.values.size() == 0) return;
-  const auto steps = static_cast<double>(args.step);
-  const Factors factors = {
-      .lr = static_cast<float>(args.lr),
-      .beta1 = static_cast<float>(args.beta1),
-      .beta2 = static_cast<float>(args.beta2),
-      .rest1 = static_cast<float>(1 - args.beta1),
-      .rest2 = static_cast<float>(1 - args.beta2),
-      .correction1 = static_cast<float>(1 / (1 - std::pow(args.beta1, steps))),
-      .correction2 = static_cast<float>(1 / (1 - std::pow(args.beta2, steps))),
-      .epsilon = static_cast<float>(args.epsilon),
-      .weight_decay = static_cast<float>(args.weight_decay),
-      .step = static_cast<float>(args.step),
-      .inverse_ramp = 1.0f / static_cast<float>(std::max<int64_t>(args.growth_ramp, 1)),
-      .log_beta1 = static_cast<float>(std::log(args.beta1)),
-      .log_beta2 = static_cast<float>(std::log(args.beta2)),
-  };
+  if (args.master.empty() || args.m.dtype() == DType::kU8) {
+    return LaunchAdamWCompact(args, NativeStream(stream));
+  }
+  const AdamWFactors factors = FactorsOf(args);
   if (args.values.dtype() == DType::kF32) {
     LaunchForAges<float>(args, factors, NativeStream(stream));
   } else {

@@ -164,14 +164,29 @@ const char* NameOf(Kind kind) {
 struct Plan {
   std::shared_ptr<Graph> graph;
   int64_t workspace_bytes = 0;
+  bool tuned = true;  // false: its first run is to choose among all of the graph's engines
 };
+
+// Scores of one head times heads times sequences, beyond which the fastest engine is worth the seconds
+// that building and timing all of them takes: at GPT-2 small's 32 x 1024 tokens a step, say.
+constexpr int64_t kWorthTuning = int64_t{1} << 28;
+
+// Engines may order sums in different ways, so that what must give the same bits every time keeps the
+// one that the heuristics name.
+bool IsTuned(Kind kind, const AttentionShape& shape) {
+  return kind == Kind::kBackward &&
+         shape.sequences * shape.heads * shape.seq_len * shape.seq_len >= kWorthTuning;
+}
 
 Plan Build(Kind kind, const AttentionShape& shape, const Operands& operands, cudnnHandle_t handle) {
   Plan plan;
   plan.graph = kind == Kind::kForward
                    ? ForwardGraph(shape, operands)
                    : BackwardGraph(shape, operands, kind == Kind::kDeterministicBackward);
-  auto built = plan.graph->build(handle, {fe::HeurMode_t::A});
+  plan.tuned = !IsTuned(kind, shape);
+  auto built = plan.graph->build(handle, {fe::HeurMode_t::A},
+                                 plan.tuned ? fe::BuildPlanPolicy_t::HEURISTICS_CHOICE
+                                            : fe::BuildPlanPolicy_t::ALL);
   if (built.is_bad()) {
     if (TraceKernels()) {
       TraceChoice(NameOf(kind), shape.Name(), "cuDNN declines: " + built.get_message());
@@ -193,7 +208,7 @@ struct AttentionPlans::Graphs {
   Graphs() { CUDNN_CHECK(cudnnCreate(&handle)); }
   ~Graphs() { cudnnDestroy(handle); }
 
-  const Plan& PlanFor(Kind kind, const AttentionShape& shape, const Operands& operands,
+  Plan& PlanFor(Kind kind, const AttentionShape& shape, const Operands& operands,
                       cudaStream_t stream) {
     const std::vector<int64_t> key = KeyOf(kind, shape, operands);
     if (const auto found = plans.find(key); found != plans.end()) return found->second;
@@ -207,23 +222,34 @@ struct AttentionPlans::Graphs {
   bool Run(Kind kind, const AttentionShape& shape, const Operands& operands, const void* lse,
            const Workspace& workspace, cudaStream_t stream) {
     if (!Eligible(shape, operands)) return false;
-    const Plan& plan = PlanFor(kind, shape, operands, stream);
+    Plan& plan = PlanFor(kind, shape, operands, stream);
     if (plan.graph == nullptr) return false;
-    if (TraceKernels()) {
-      TraceChoice(NameOf(kind), shape.Name(),
-                  "cuDNN, workspace " + std::to_string(plan.workspace_bytes) + " bytes");
-    }
     // cuDNN takes void* for what it only reads too.
     std::unordered_map<int64_t, void*> tensors = {{kLse, const_cast<void*>(lse)}};
     for (const Operand& operand : operands) {
       tensors[operand.uid] = const_cast<void*>(operand.data);
     }
-    void* scratch = plan.workspace_bytes > 0 ? workspace(plan.workspace_bytes) : nullptr;
     CUDNN_CHECK(cudnnSetStream(handle, stream));
+    if (!plan.tuned) Tune(tensors, workspace, &plan);
+    if (TraceKernels()) {
+      TraceChoice(NameOf(kind), shape.Name(),
+                  "cuDNN, workspace " + std::to_string(plan.workspace_bytes) + " bytes");
+    }
+    void* scratch = plan.workspace_bytes > 0 ? workspace(plan.workspace_bytes) : nullptr;
     auto status = plan.graph->execute(handle, tensors, scratch);
     CHECK(status.is_good()) << NameOf(kind) << " of " << shape.Name() << ": "
                             << status.get_message();
     return true;
+  }
+
+  // Times all engines on the operands of the first run, which writes the outputs last.
+  void Tune(std::unordered_map<int64_t, void*>& tensors, const Workspace& workspace, Plan* plan) {
+    const int64_t bytes = plan->graph->get_autotune_workspace_size();
+    auto tuned = plan->graph->autotune(handle, tensors, bytes > 0 ? workspace(bytes) : nullptr);
+    CHECK(tuned.is_good()) << tuned.get_message();
+    auto sized = plan->graph->get_workspace_size(plan->workspace_bytes);
+    CHECK(sized.is_good()) << sized.get_message();
+    plan->tuned = true;
   }
 
   cudnnHandle_t handle = nullptr;

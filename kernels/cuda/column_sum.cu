@@ -1,4 +1,4 @@
-// ColumnSum: out[n] += sum over rows of in[:, n], BF16 in, F32 sums, in an order that depends on
+// ColumnSum: out[n] (+)= sum over rows of in[:, n], BF16 in, F32 sums, in an order that depends on
 // the shape alone.
 #include <algorithm>
 
@@ -57,6 +57,7 @@ void CudaBackend::ColumnSum(const ColumnSumArgs& args, Stream& stream) {
   const int64_t rows = args.in.rows(), cols = args.in.cols();
   const auto in = AsRows<bf16>(args.in, rows, cols, "in");
   CHECK_EQ(args.out.size(), cols);
+  if (rows == 0 && !args.accumulate) device_.ZeroAsync(args.out, stream);
   if (rows == 0 || cols == 0) return;
   const bool vectors = TakesVectors(args.in);
   const int64_t tiles = CeilDiv(cols, kLanes * (vectors ? 8 : 1));
@@ -74,7 +75,8 @@ void CudaBackend::ColumnSum(const ColumnSumArgs& args, Stream& stream) {
     ColumnSumKernel<1><<<grid, block, 0, native>>>(in, rows, cols, chunk_rows, partials);
   }
   CUDA_CHECK(cudaGetLastError());
-  AddColumnPartials(partials, chunks, cols, args.out, native);
+  const ColumnTotal total[] = {{args.out, args.accumulate}};
+  SumColumnPartials(partials, chunks, total, native);
 }
 
 }  // namespace filigree

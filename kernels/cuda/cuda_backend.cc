@@ -24,12 +24,12 @@ CudaBackend::CudaBackend(CudaDevice& device)
 
 CudaBackend::~CudaBackend() = default;
 
-std::byte* CudaBackend::Workspace(size_t bytes) {
-  if (bytes > workspace_.bytes()) {
-    workspace_ = DeviceBuffer();  // first the old one: both might not fit. Waits for its users
-    workspace_ = device_.Allocate(bytes, "scratch");
+std::byte* CudaBackend::Reserve(DeviceBuffer* buffer, size_t bytes) {
+  if (bytes > buffer->bytes()) {
+    *buffer = DeviceBuffer();  // first the old one: both might not fit. Waits for its users
+    *buffer = device_.Allocate(bytes, "scratch");
   }
-  return static_cast<std::byte*>(workspace_.data());
+  return static_cast<std::byte*>(buffer->data());
 }
 
 std::unique_ptr<Backend> MakeCudaBackend(Device& device) {

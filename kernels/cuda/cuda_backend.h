@@ -5,8 +5,8 @@
 // begin at multiples of 16 bytes and have widths that are multiples of 8 elements where a matrix
 // product reads or writes them (padded vocabularies and feed-forward widths, and model widths are);
 // other operations take any width. Every operation is deterministic, without float atomics; two are
-// so on demand only (set_deterministic): attention's backward pass by cuDNN, and, from one process to
-// the next, large matrix products, whose algorithm is the fastest of some that were timed.
+// so on demand only (set_deterministic): attention's backward pass by cuDNN, and, from one process
+// to the next, large matrix products, whose algorithm is the fastest of some that were timed.
 //
 // What an operation needs beside its arguments comes from one workspace and from PreparedLayout.
 // The workspace grows when a shape first needs more, which waits for the device; the second time
@@ -53,6 +53,7 @@ class CudaBackend final : public Backend {
   // On Hopper, for blocks of 64 and 128 that divide the weights.
   std::unique_ptr<PreparedLayout> PrepareGroup(std::span<const PreparedLayout* const> parts,
                                                std::span<const int64_t> value_begin) override;
+  double BlockedFlopCost(const SparseLayout& layout) const override;
   void Spmm(const SpmmArgs& args, Stream& stream) override;
   void SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) override;
   void Sddmm(const SddmmArgs& args, Stream& stream) override;
@@ -69,19 +70,23 @@ class CudaBackend final : public Backend {
 
   void AdamW(const AdamWArgs& args, Stream& stream) override;
   void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) override;
+  void Round(const RoundArgs& args, Stream& stream) override;
 
   void UnitSums(const UnitSumsArgs& args, Stream& stream) override;
   void ScaleUnits(const ScaleUnitsArgs& args, Stream& stream) override;
 
   // For the operations: device memory of at least `bytes`, free until the next operation on the
-  // same stream (MatMul leaves it alone). Operations of two streams must not use it at once: the
+  // same stream (whose operands may lie in it if it is a MatMul). Operations of two streams must not use it at once: the
   // trainer computes on one.
-  std::byte* Workspace(size_t bytes);
+  std::byte* Workspace(size_t bytes) { return Reserve(&workspace_, bytes); }
   CudaDevice& cuda_device() { return device_; }
 
  private:
+  std::byte* Reserve(DeviceBuffer* buffer, size_t bytes);
+
   CudaDevice& device_;
   DeviceBuffer workspace_;
+  DeviceBuffer product_;  // MatMul's own: its operands may lie in the workspace
   DeviceBuffer sum_counter_;  // one U32 of SumOfSquares, zero between its launches
   std::unique_ptr<MatMulPlans> matmul_plans_;
   std::unique_ptr<AttentionPlans> attention_plans_;

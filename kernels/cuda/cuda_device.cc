@@ -12,7 +12,7 @@ namespace {
 
 class CudaEvent final : public Event {
  public:
-  CudaEvent() { CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
+  explicit CudaEvent(unsigned flags) { CUDA_CHECK(cudaEventCreateWithFlags(&event_, flags)); }
   ~CudaEvent() override { CUDA_CHECK(cudaEventDestroy(event_)); }
   CudaEvent(const CudaEvent&) = delete;
   CudaEvent& operator=(const CudaEvent&) = delete;
@@ -27,6 +27,11 @@ class CudaEvent final : public Event {
     return true;
   }
   void Synchronize() override { CUDA_CHECK(cudaEventSynchronize(event_)); }
+  double MillisecondsSince(const Event& begin) const override {
+    float milliseconds = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, NativeEvent(begin), event_));
+    return milliseconds;
+  }
 
   cudaEvent_t native() const { return event_; }
 
@@ -91,6 +96,12 @@ int CudaDeviceCount() {
   if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
   cudaGetLastError();  // no driver or no GPU: not an error that a later call should report
   return 0;
+}
+
+int64_t CudaBytesInUse() {
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(total - free);
 }
 
 // Dense BF16 products, from NVIDIA's data sheets; the first name that occurs in the model's counts.
@@ -194,7 +205,12 @@ void CudaDevice::ZeroAsync(TensorView dst, Stream& stream) {
 }
 
 std::unique_ptr<Stream> CudaDevice::NewStream() { return std::make_unique<CudaStream>(); }
-std::unique_ptr<Event> CudaDevice::NewEvent() { return std::make_unique<CudaEvent>(); }
+std::unique_ptr<Event> CudaDevice::NewEvent() {
+  return std::make_unique<CudaEvent>(cudaEventDisableTiming);
+}
+std::unique_ptr<Event> CudaDevice::NewTimedEvent() {
+  return std::make_unique<CudaEvent>(cudaEventDefault);
+}
 
 MemoryUsage CudaDevice::memory_usage() const {
   std::lock_guard<std::mutex> lock(mutex_);

@@ -38,6 +38,7 @@ class CudaDevice final : public Device {
   void ZeroAsync(TensorView dst, Stream& stream) override;
   std::unique_ptr<Stream> NewStream() override;
   std::unique_ptr<Event> NewEvent() override;
+  std::unique_ptr<Event> NewTimedEvent() override;
   MemoryUsage memory_usage() const override;
 
   int ordinal() const { return ordinal_; }

@@ -2,6 +2,7 @@
 // of them with its backend.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "kernels/backend.h"
@@ -10,6 +11,10 @@ namespace filigree {
 
 // GPUs visible to this process; 0 where there is no driver.
 int CudaDeviceCount();
+
+// Memory of this process's GPU that is in use, by whomever: contexts, libraries and other programs
+// too.
+int64_t CudaBytesInUse();
 
 // GPU `ordinal` of those visible to this process.
 std::unique_ptr<Device> MakeCudaDevice(int ordinal);

@@ -6,6 +6,7 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/matmul_plans.h"
 #include "kernels/cuda/product_finish.h"
+#include "kernels/matmul_batch.h"
 
 namespace filigree {
 namespace {
@@ -27,6 +28,10 @@ MatMulCall CallOf(const MatMulArgs& args, TensorView result) {
   call.d = result.data();
   call.ldd = result.row_stride();
   call.scale = static_cast<float>(args.scale);
+  call.batch = args.batch.count;
+  call.batch_a = args.batch.b;
+  call.batch_b = args.batch.a;
+  call.batch_d = args.batch.out;
   if (args.accumulate) {
     call.c = call.d;
     call.ldc = call.ldd;
@@ -89,18 +94,25 @@ bool Fuse(const MatMulArgs& args, MatMulCall* call) {
 
 void CudaBackend::MatMul(const MatMulArgs& args, Stream& stream) {
   CheckShapes(args);
-  if (args.out.size() == 0) return;
+  if (args.out.size() == 0) return SumColumns(*this, args.out, args.epilogue, stream);
   const cudaStream_t native = NativeStream(stream);
   const bool tune = !deterministic_;
+  if (args.batch.count > 1) {
+    if (matmul_plans_->Run(CallOf(args, args.out), tune, native)) return;
+    return ForEachProduct(args, [&](const MatMulArgs& one) { MatMul(one, stream); });
+  }
   TensorView result = FinishInput(args.out, args.epilogue);
   const bool has_terms = (args.transpose_a ? args.a.rows() : args.a.cols()) > 0;
   if (has_terms) {
     MatMulCall fused = CallOf(args, args.out);
-    if (Fuse(args, &fused) && matmul_plans_->Run(fused, tune, native)) return;
+    if (Fuse(args, &fused) && matmul_plans_->Run(fused, tune, native)) {
+      return SumColumns(*this, args.out, args.epilogue, stream);
+    }
     if (!args.accumulate && result.dtype() == DType::kBF16) {
       // Rounded once, at the end, as where it is fused.
       const size_t bytes = static_cast<size_t>(result.size()) * sizeof(float);
-      result = TensorView(Workspace(bytes), DType::kF32, {result.rows(), result.cols()});
+      result =
+          TensorView(Reserve(&product_, bytes), DType::kF32, {result.rows(), result.cols()});
     }
     CHECK(matmul_plans_->Run(CallOf(args, result), tune, native))
         << "cuBLASLt has no algorithm for " << args.out.rows() << " x " << args.out.cols();

@@ -37,8 +37,16 @@ void Prefer(cublasLtMatmulPreferenceOpaque_t* preference,
   CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)));
 }
 
+void SetBatch(cublasLtMatrixLayoutOpaque_t* layout, int64_t count, int64_t stride) {
+  const auto products = static_cast<int32_t>(count);
+  CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &products,
+                                                sizeof(products)));
+  CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(
+      layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof(stride)));
+}
+
 std::string ShapeText(const MatMulCall& call) {
-  return std::to_string(call.n) + "x" + std::to_string(call.m) + "x" + std::to_string(call.k) +
+  return (call.batch > 1 ? std::to_string(call.batch) + " of " : "") + std::to_string(call.n) + "x" + std::to_string(call.m) + "x" + std::to_string(call.k) +
          (call.transpose_b ? " a^T" : "") + (call.transpose_a ? " b^T" : "") + " to " +
          std::string(NameOf(call.out_dtype)) + (call.c != nullptr ? " with addend" : "") +
          ", epilogue " + std::to_string(call.epilogue);
@@ -76,7 +84,10 @@ MatMulPlans::Key MatMulPlans::KeyOf(const MatMulCall& call) {
       AlignmentOf(call.b),
       AlignmentOf(call.c),
       AlignmentOf(call.d),
-      0};
+      call.batch,
+      call.batch_a,
+      call.batch_b,
+      call.batch_d};
 }
 
 void MatMulPlans::Describe(const MatMulCall& call, Plan* plan) {
@@ -99,6 +110,11 @@ void MatMulPlans::Describe(const MatMulCall& call, Plan* plan) {
   CUBLAS_CHECK(cublasLtMatrixLayoutInit(&plan->c, out, call.m, call.n,
                                         call.c != nullptr ? call.ldc : call.ldd));
   CUBLAS_CHECK(cublasLtMatrixLayoutInit(&plan->d, out, call.m, call.n, call.ldd));
+  if (call.batch == 1) return;
+  SetBatch(&plan->a, call.batch, call.batch_a);
+  SetBatch(&plan->b, call.batch, call.batch_b);
+  SetBatch(&plan->c, call.batch, call.batch_d);
+  SetBatch(&plan->d, call.batch, call.batch_d);
 }
 
 void MatMulPlans::SetPointers(const MatMulCall& call, Plan* plan) {
@@ -164,12 +180,13 @@ void MatMulPlans::Choose(const MatMulCall& call, bool tune, Plan* plan, cudaStre
   if (count == 0) return;
   plan->possible = true;
   plan->algorithm = found[0].algo;
-  if (!tune || count == 1 || call.m * call.n * call.k < kWorthTuning) return;
+  if (!tune || count == 1 || call.batch * call.m * call.n * call.k < kWorthTuning) return;
 
   // The output goes elsewhere meanwhile: it may be an addend too. Without room for that, the first
   // proposal will do.
   void* trial = nullptr;
-  if (cudaMalloc(&trial, call.ldd * call.n * SizeOf(call.out_dtype)) != cudaSuccess) {
+  const int64_t trial_count = (call.batch - 1) * call.batch_d + call.ldd * call.n;
+  if (cudaMalloc(&trial, trial_count * SizeOf(call.out_dtype)) != cudaSuccess) {
     cudaGetLastError();
     return;
   }
@@ -181,22 +198,35 @@ void MatMulPlans::Choose(const MatMulCall& call, bool tune, Plan* plan, cudaStre
     plan->algorithm = found[i].algo;
   }
   CUDA_CHECK(cudaFree(trial));
+  plan->milliseconds = best;
   if (TraceKernels()) {
-    const double flops = 2.0 * static_cast<double>(call.m * call.n) * static_cast<double>(call.k);
+    const double flops =
+        2.0 * static_cast<double>(call.batch * call.m * call.n) * static_cast<double>(call.k);
     TraceChoice("matmul", ShapeText(call),
                 "cublasLt, " + std::to_string(1000 * best) + " us, " +
                     std::to_string(flops / best / 1e9) + " TFLOP/s");
   }
 }
 
-bool MatMulPlans::Run(const MatMulCall& call, bool tune, cudaStream_t stream) {
+MatMulPlans::Plan& MatMulPlans::PlanOf(const MatMulCall& call, bool tune, cudaStream_t stream) {
   const auto [entry, inserted] = plans_.try_emplace(KeyOf(call));
   Plan& plan = entry->second;
-  if (inserted) {
-    Describe(call, &plan);
-    SetPointers(call, &plan);
-    Choose(call, tune, &plan, stream);
-  }
+  if (!inserted) return plan;
+  Describe(call, &plan);
+  SetPointers(call, &plan);
+  Choose(call, tune, &plan, stream);
+  if (call.batch == 1 || plan.milliseconds == 0) return plan;
+  MatMulCall one = call;
+  one.batch = 1;
+  one.batch_a = one.batch_b = one.batch_d = 0;
+  const Plan& single = PlanOf(one, tune, stream);
+  const float apart = static_cast<float>(call.batch) * single.milliseconds;
+  if (single.milliseconds > 0 && apart < plan.milliseconds) plan.possible = false;
+  return plan;
+}
+
+bool MatMulPlans::Run(const MatMulCall& call, bool tune, cudaStream_t stream) {
+  Plan& plan = PlanOf(call, tune, stream);
   if (!plan.possible) return false;
   SetPointers(call, &plan);
   CUBLAS_CHECK(Submit(call, plan, plan.algorithm, call.d, stream));

@@ -28,6 +28,9 @@ struct MatMulCall {
   const void* bias = nullptr;  // [m] BF16, where the epilogue has one
   const void* aux = nullptr;   // [m, n] BF16, what the epilogue reads or writes beside D
   int64_t ldaux = 0;
+  // Products, and the elements between the operands and outputs of one and the next.
+  int64_t batch = 1;
+  int64_t batch_a = 0, batch_b = 0, batch_d = 0;
 };
 
 class MatMulPlans {
@@ -39,7 +42,7 @@ class MatMulPlans {
   MatMulPlans& operator=(const MatMulPlans&) = delete;
 
   // Submits the product and returns true; false, and nothing done, where cuBLASLt has no algorithm
-  // for it. Products of two streams must not overlap: they share a workspace.
+  // for it, or a batch is faster one by one. Products of two streams must not overlap: they share a workspace.
   //
   // A problem is shapes, strides, dtypes, epilogue and the pointers' alignment. At its first call,
   // if `tune`, the algorithms that the heuristics propose are timed, which waits for the device;
@@ -47,7 +50,7 @@ class MatMulPlans {
   bool Run(const MatMulCall& call, bool tune, cudaStream_t stream);
 
  private:
-  using Key = std::array<int64_t, 16>;
+  using Key = std::array<int64_t, 19>;
   struct KeyHash {
     size_t operator()(const Key& key) const;
   };
@@ -56,11 +59,13 @@ class MatMulPlans {
     cublasLtMatrixLayoutOpaque_t a, b, c, d;
     cublasLtMatmulAlgo_t algorithm;
     bool possible = false;
+    float milliseconds = 0;  // of the algorithm, where it was timed
   };
 
   static Key KeyOf(const MatMulCall& call);
   static void Describe(const MatMulCall& call, Plan* plan);
   static void SetPointers(const MatMulCall& call, Plan* plan);
+  Plan& PlanOf(const MatMulCall& call, bool tune, cudaStream_t stream);
   void Choose(const MatMulCall& call, bool tune, Plan* plan, cudaStream_t stream);
   // Milliseconds of one run of `algorithm` with its output in `d`; infinite where it fails.
   float Time(const MatMulCall& call, const Plan& plan, const cublasLtMatmulAlgo_t& algorithm,

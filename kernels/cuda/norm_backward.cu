@@ -1,11 +1,12 @@
 // NormBackwardKernel: with xhat = (x - mean) * rstd and dxhat = dy * gain,
 //   dx += rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)), mean(dxhat) in LayerNorm alone,
-// and partial sums of dgain (dy * xhat) and dbias (dy), which AddColumnPartials finishes.
+// and partial sums of dgain (dy * xhat), dbias (dy) and, if asked, of dx as it is stored, which
+// SumColumnPartials finishes.
 //
 // Grid: as many blocks as partial rows; each takes rows of x a grid apart. Block: the threads of
 // one row (8 columns each), or several such groups side by side where rows are narrow. A thread
-// keeps its columns' sums in registers over all its rows. Bytes: 8 an element (x, dy, dx twice), 8
-// a row, and 4 or 8 a column of each partial row.
+// keeps its columns' sums in registers over all its rows, those of dx in shared memory of its own.
+// Bytes: 8 an element (x, dy, dx twice), 8 a row, and 4 to 12 a column of each partial row.
 #include <algorithm>
 
 #include "kernels/base/math.h"
@@ -41,11 +42,31 @@ __device__ __forceinline__ void WritePartials(const float (&sums)[8], int group,
   }
 }
 
+// A thread's sums of 8 columns in shared memory; its halves lie apart, so that a warp's accesses do
+// not collide.
+struct SharedSums {
+  float4* low;
+  float4* high;
+
+  __device__ __forceinline__ void Clear() const { *low = *high = make_float4(0, 0, 0, 0); }
+  __device__ __forceinline__ void Add(const float (&values)[8]) const {
+    const float4 a = *low, b = *high;
+    *low = make_float4(a.x + values[0], a.y + values[1], a.z + values[2], a.w + values[3]);
+    *high = make_float4(b.x + values[4], b.y + values[5], b.z + values[6], b.w + values[7]);
+  }
+  __device__ __forceinline__ void Get(float (&values)[8]) const {
+    const float4 a = *low, b = *high;
+    values[0] = a.x, values[1] = a.y, values[2] = a.z, values[3] = a.w;
+    values[4] = b.x, values[5] = b.y, values[6] = b.z, values[7] = b.w;
+  }
+};
+
 // 64 registers: two blocks of 512 threads, or four of 256, on a multiprocessor.
-template <bool kLayer>
+template <bool kLayer, bool kSumsDx>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     NormBackwardKernel(NormBackwardParams p, int row_threads) {
-  extern __shared__ float4 columns[];  // [cols] F32 where a block has several groups
+  // [2 * threads] float4 where dx is summed, then [cols] F32 where a block has several groups.
+  extern __shared__ float4 memory[];
   __shared__ float2 shared[kMaxWarps];
   const int groups = blockDim.x / row_threads, group = threadIdx.x / row_threads;
   const int col = 8 * (threadIdx.x % row_threads);
@@ -53,6 +74,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const float inverse_divisor = 1.0f / p.divisor;
   const int64_t step = int64_t{gridDim.x} * groups;
   float dgain[8] = {}, dbias[8] = {};
+  const SharedSums dx_sums = {memory + threadIdx.x, memory + blockDim.x + threadIdx.x};
+  if constexpr (kSumsDx) dx_sums.Clear();
   // All groups of a block go round equally often, since they meet at barriers.
   for (int64_t first = int64_t{blockIdx.x} * groups; first < p.rows; first += step) {
     const int64_t row = first + group;
@@ -90,28 +113,47 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     Unpack(dx_pack, total);
 #pragma unroll
     for (int k = 0; k < 8; ++k) total[k] += rstd * (dy[k] * g[k] - b - (x[k] - mean) * rstd * a);
-    Store<8>(p.dx.row(row) + col, Rounded(total));
+    const Bf16Pack<8> rounded = Rounded(total);
+    Store<8>(p.dx.row(row) + col, rounded);
+    if constexpr (kSumsDx) {
+      Unpack(rounded, total);
+      dx_sums.Add(total);
+    }
   }
-  float* out = p.partials + int64_t{blockIdx.x} * p.cols * (kLayer ? 2 : 1);
-  float* buffer = reinterpret_cast<float*>(columns);
+  float* out = p.partials + int64_t{blockIdx.x} * p.cols * (1 + kLayer + kSumsDx);
+  float* buffer = reinterpret_cast<float*>(memory + (kSumsDx ? 2 * blockDim.x : 0));
   WritePartials(dgain, group, groups, col, p.cols, buffer, out);
   if constexpr (kLayer) {
     WritePartials(dbias, group, groups, col, p.cols, buffer, out + p.cols);
   }
+  if constexpr (kSumsDx) {
+    float sums[8];
+    dx_sums.Get(sums);
+    WritePartials(sums, group, groups, col, p.cols, buffer, out + (1 + kLayer) * p.cols);
+  }
+}
+
+template <bool kLayer, bool kSumsDx>
+void Launch(const NormBackwardParams& p, int partial_rows, cudaStream_t stream) {
+  const int row_threads = static_cast<int>(AlignUp(CeilDiv(p.cols, 8), kWarpThreads));
+  const int groups = std::max(1, kNarrowThreads / row_threads);
+  const int threads = groups * row_threads;
+  const size_t shared_bytes =
+      (kSumsDx ? 2 * threads * sizeof(float4) : 0) + (groups > 1 ? p.cols * sizeof(float) : 0);
+  NormBackwardKernel<kLayer, kSumsDx>
+      <<<partial_rows, threads, shared_bytes, stream>>>(p, row_threads);
 }
 
 }  // namespace
 
 void LaunchNormBackward(const NormBackwardParams& p, int partial_rows, cudaStream_t stream) {
   CHECK_LE(p.cols, kMaxNormBackwardCols);
-  const int row_threads = static_cast<int>(AlignUp(CeilDiv(p.cols, 8), kWarpThreads));
-  const int groups = std::max(1, kNarrowThreads / row_threads);
-  const int threads = groups * row_threads;
-  const size_t shared_bytes = groups > 1 ? p.cols * sizeof(float) : 0;
   if (p.mean != nullptr) {
-    NormBackwardKernel<true><<<partial_rows, threads, shared_bytes, stream>>>(p, row_threads);
+    p.sums_dx ? Launch<true, true>(p, partial_rows, stream)
+              : Launch<true, false>(p, partial_rows, stream);
   } else {
-    NormBackwardKernel<false><<<partial_rows, threads, shared_bytes, stream>>>(p, row_threads);
+    p.sums_dx ? Launch<false, true>(p, partial_rows, stream)
+              : Launch<false, false>(p, partial_rows, stream);
   }
   CUDA_CHECK(cudaGetLastError());
 }

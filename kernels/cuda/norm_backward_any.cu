@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
     dgain += dy * (__bfloat162float(p.x.row(row)[col]) - mean) * p.rstd[row];
     dbias += dy;
   }
-  float* out = p.partials + int64_t{blockIdx.y} * p.cols * (kLayer ? 2 : 1);
+  float* out = p.partials + int64_t{blockIdx.y} * p.cols * (1 + kLayer);
   out[col] = dgain;
   if constexpr (kLayer) out[p.cols + col] = dbias;
 }

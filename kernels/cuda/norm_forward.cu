@@ -1,10 +1,10 @@
-// NormKernel, AnyNormKernel: y = norm(x [+ residual]), RMSNorm or (kLayer) LayerNorm.
+// NormKernel, AnyNormKernel: y = norm(x), RMSNorm or (kLayer) LayerNorm.
 //
 // NormKernel keeps a row in registers. Grid: one block a row, or a block for four rows of at most
 // 1024 columns, one a warp. Block: 128 threads, 256 or 512 where rows are wider than 4096 or 8192.
 // AnyNormKernel takes any width and alignment. Grid: one block of 256 threads a row; it passes over
 // the row once more for each statistic, from cache.
-// Bytes: 4 an element (x, y), 8 with a residual (x, residual, sum, y); 4 or 8 a row of statistics.
+// Bytes: 4 an element (x, y); 4 or 8 a row of statistics.
 #include "kernels/base/math.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_check.h"
@@ -16,31 +16,15 @@ namespace filigree {
 namespace {
 
 struct NormParams {
-  Rows<const bf16> x, residual;  // residual.data may be null
-  Rows<bf16> sum, y;             // sum may be x or residual
-  const bf16 *gain, *bias;       // bias of LayerNorm
-  float *mean, *rstd;            // mean of LayerNorm
+  Rows<const bf16> x;
+  Rows<bf16> y;
+  const bf16 *gain, *bias;  // bias of LayerNorm
+  float *mean, *rstd;       // mean of LayerNorm
   int64_t rows;
   int cols;
   float divisor;  // of the row's sums
   float epsilon;
 };
-
-// x of a pack, plus the residual where there is one; that sum is rounded and stored.
-template <int kVec>
-__device__ __forceinline__ void SumOfPack(const NormParams& p, int64_t row, int col,
-                                          const Bf16Pack<kVec>& x, const Bf16Pack<kVec>& residual,
-                                          float (&values)[kVec]) {
-  Unpack(x, values);
-  if (p.residual.data == nullptr) return;
-  float other[kVec];
-  Unpack(residual, other);
-#pragma unroll
-  for (int k = 0; k < kVec; ++k) values[k] += other[k];
-  const Bf16Pack<kVec> rounded = Rounded(values);
-  Store<kVec>(p.sum.row(row) + col, rounded);
-  Unpack(rounded, values);
-}
 
 template <bool kLayer, int kVec>
 __device__ __forceinline__ void NormalizePack(const NormParams& p, int64_t row, int col, float mean,
@@ -76,13 +60,12 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) NormKernel(No
   // Whole warps leave, and only where a row is a warp: no barrier is missed.
   if (row >= p.rows) return;
   const int thread = threadIdx.x % kRowThreads;
-  Bf16Pack<8> x[kPacks], residual[kPacks];
+  Bf16Pack<8> x[kPacks];
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
     const int col = 8 * (thread + i * kRowThreads);
     if (col >= p.cols) continue;
     x[i] = Load<8>(p.x.row(row) + col);
-    if (p.residual.data != nullptr) residual[i] = Load<8>(p.residual.row(row) + col);
   }
   float values[kPacks][8] = {};
   float sum = 0;
@@ -90,7 +73,7 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) NormKernel(No
   for (int i = 0; i < kPacks; ++i) {
     const int col = 8 * (thread + i * kRowThreads);
     if (col >= p.cols) continue;
-    SumOfPack(p, row, col, x[i], residual[i], values[i]);
+    Unpack(x[i], values[i]);
 #pragma unroll
     for (int k = 0; k < 8; ++k) sum += values[i][k];
   }
@@ -120,15 +103,11 @@ template <bool kLayer>
 __global__ void __launch_bounds__(kAnyThreads) AnyNormKernel(NormParams p) {
   __shared__ float shared[kMaxWarps];
   const int64_t row = blockIdx.x;
+  const bf16* input = p.x.row(row);
   float sum = 0;
   for (int col = threadIdx.x; col < p.cols; col += kAnyThreads) {
-    float value[1];
-    const Bf16Pack<1> x = Load<1>(p.x.row(row) + col);
-    SumOfPack(p, row, col, x, p.residual.data ? Load<1>(p.residual.row(row) + col) : x, value);
-    sum += value[0];
+    sum += __bfloat162float(input[col]);
   }
-  // A thread reads again only what it wrote itself.
-  const bf16* input = p.residual.data ? p.sum.row(row) : p.x.row(row);
   float mean = 0;
   if constexpr (kLayer) mean = BlockSum(sum, shared) / p.divisor;
   float squares = 0;
@@ -177,10 +156,6 @@ NormParams ParamsOf(const Args& args) {
   const int64_t rows = args.x.rows(), cols = args.x.cols();
   NormParams p = {};
   p.x = AsRows<bf16>(args.x, rows, cols, "x");
-  if (!args.residual.empty()) {
-    p.residual = AsRows<bf16>(args.residual, rows, cols, "residual");
-    p.sum = AsRows<bf16>(args.sum, rows, cols, "sum");
-  }
   p.y = AsRows<bf16>(args.y, rows, cols, "y");
   p.gain = AsElements<bf16>(args.gain, cols, "gain");
   p.rstd = AsElements<float>(args.rstd, rows, "rstd");
@@ -196,16 +171,14 @@ NormParams ParamsOf(const Args& args) {
 void CudaBackend::RmsNorm(const RmsNormArgs& args, Stream& stream) {
   NormParams p = ParamsOf(args);
   if (args.divisor > 0) p.divisor = static_cast<float>(args.divisor);
-  Norm<false>(p, TakeVectors(args.x, args.residual, args.sum, args.y, args.gain),
-              NativeStream(stream));
+  Norm<false>(p, TakeVectors(args.x, args.y, args.gain), NativeStream(stream));
 }
 
 void CudaBackend::LayerNorm(const LayerNormArgs& args, Stream& stream) {
   NormParams p = ParamsOf(args);
   p.bias = AsElements<bf16>(args.bias, p.cols, "bias");
   p.mean = AsElements<float>(args.mean, p.rows, "mean");
-  Norm<true>(p, TakeVectors(args.x, args.residual, args.sum, args.y, args.gain, args.bias),
-             NativeStream(stream));
+  Norm<true>(p, TakeVectors(args.x, args.y, args.gain, args.bias), NativeStream(stream));
 }
 
 }  // namespace filigree

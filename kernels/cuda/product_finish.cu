@@ -73,6 +73,15 @@ void CheckFinish(ConstTensorView out, ConstTensorView bias, const ProductEpilogu
   CheckShape(epilogue.residual, out, "residual");
   CheckShape(epilogue.pre_activation, out, "pre_activation");
   CheckShape(epilogue.gelu_input, out, "gelu_input");
+  CHECK(epilogue.column_sums.empty() || epilogue.column_sums.size() == out.cols())
+      << epilogue.column_sums.size() << " sums of " << out.cols() << " columns";
+}
+
+void SumColumns(CudaBackend& backend, ConstTensorView out, const ProductEpilogue& epilogue,
+                Stream& stream) {
+  if (epilogue.column_sums.empty()) return;
+  backend.ColumnSum(
+      {.in = out, .out = epilogue.column_sums, .accumulate = epilogue.accumulate_sums}, stream);
 }
 
 void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out,
@@ -92,6 +101,7 @@ void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out,
   if (!epilogue.gelu_input.empty()) {
     backend.GeluBackward({.x = epilogue.gelu_input, .dy = out, .dx = out}, stream);
   }
+  SumColumns(backend, out, epilogue, stream);
 }
 
 }  // namespace filigree

@@ -43,6 +43,13 @@ __device__ __forceinline__ void TmaLoad3D(void* destination, const CUtensorMap* 
       : "memory");
 }
 
+// Brings a box into the L2.
+__device__ __forceinline__ void TmaPrefetch3D(const CUtensorMap* map, int c0, int c1, int c2) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(c0),
+               "r"(c1), "r"(c2)
+               : "memory");
+}
+
 // The box lands at the same offset in every CTA of `cta_mask`, and counts at each one's barrier.
 __device__ __forceinline__ void TmaLoadMulticast3D(void* destination, const CUtensorMap* map,
                                                    uint64_t* barrier, uint16_t cta_mask,

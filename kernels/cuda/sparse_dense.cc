@@ -29,8 +29,11 @@ void MultiplyDense(CudaBackend& backend, const BlockProduct& product, Stream& st
 void SampleDense(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
   const TensorView dense = DenseScratch(backend, args.weight->layout(), DType::kF32);
   backend.MatMul({.a = args.dy, .b = args.x, .out = dense, .transpose_a = true}, stream);
-  backend.GatherStored(
-      {.weight = args.weight, .dense = dense, .values = args.dvalues, .accumulate = true}, stream);
+  backend.GatherStored({.weight = args.weight,
+                        .dense = dense,
+                        .values = args.dvalues,
+                        .accumulate = args.accumulate},
+                       stream);
 }
 
 }  // namespace filigree

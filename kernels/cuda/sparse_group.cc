@@ -21,6 +21,10 @@ View ValuesOf(View values, const CudaPreparedLayout::Part& part) {
   return values.Range(part.value_begin, part.weight->layout().stored_count());
 }
 
+TensorView SumsOf(TensorView sums, const CudaPreparedLayout::Part& part) {
+  return sums.empty() ? sums : sums.Range(part.out_begin, part.weight->layout().out());
+}
+
 // The weights one under the other.
 SparseLayout Join(std::span<const PreparedLayout* const> parts) {
   const SparseLayout& first = parts.front()->layout();
@@ -102,7 +106,9 @@ void MultiplyParts(CudaBackend& backend, const BlockProduct& product, Stream& st
                   .bias = bias,
                   .epilogue = {.residual = ColumnsOf(product.epilogue.residual, part),
                                .pre_activation = ColumnsOf(product.epilogue.pre_activation, part),
-                               .gelu_input = ColumnsOf(product.epilogue.gelu_input, part)}},
+                               .gelu_input = ColumnsOf(product.epilogue.gelu_input, part),
+                               .column_sums = SumsOf(product.epilogue.column_sums, part),
+                               .accumulate_sums = product.epilogue.accumulate_sums}},
                  stream);
   }
 }
@@ -114,7 +120,8 @@ void SampleParts(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
     backend.Sddmm({.weight = part.weight,
                    .dy = ColumnsOf(args.dy, part),
                    .x = args.x,
-                   .dvalues = ValuesOf(args.dvalues, part)},
+                   .dvalues = ValuesOf(args.dvalues, part),
+                   .accumulate = args.accumulate},
                   stream);
   }
 }

@@ -97,7 +97,7 @@ void SampleMma(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
       .input = Data(args.x),
       .input_stride = args.x.row_stride(),
       .gradient = args.dvalues.data(),
-      .accumulate = true,
+      .accumulate = args.accumulate,
       .workspace = backend.Workspace(SddmmMmaWorkspaceBytes(desc, multiprocessors))};
   LaunchSddmmBsrMma(desc, multiprocessors, kernel, NativeStream(stream));
 }

@@ -54,7 +54,7 @@ void Multiply(CudaBackend& backend, const char* operation, const BlockProduct& p
   CheckMatrix(product.out, tokens, product.transposed ? layout.in() : layout.out(), "the output");
   CheckFinish(product.out, product.bias, product.epilogue);
   CheckLowRank(product);
-  if (tokens == 0) return;
+  if (tokens == 0) return SumColumns(backend, product.out, product.epilogue, stream);
   for (const BlockProductVariant& variant : BlockProductVariants()) {
     if (!variant.can_implement(product)) continue;
     if (TraceKernels()) TraceChoice(operation, ShapeText(layout, tokens), variant.name);
@@ -114,6 +114,16 @@ std::unique_ptr<PreparedLayout> CudaBackend::PrepareLayout(const SparseLayout& l
   return std::make_unique<CudaPreparedLayout>(layout, device_);
 }
 
+// Measured on an H100, llama 1B at 16,384 tokens a step, 12.5 % of the blocks beside rank d / 8: the
+// time of all linears over their operations, against the dense step's. Blocks that the Hopper kernels do
+// not take were not measured; they are counted as the slowest of those.
+double CudaBackend::BlockedFlopCost(const SparseLayout& layout) const {
+  const int widest = std::max(layout.block_out(), layout.block_in());
+  const int narrowest = std::min(layout.block_out(), layout.block_in());
+  if (narrowest >= 128) return 1.65;
+  return widest >= 128 && narrowest >= 64 ? 1.75 : 1.9;
+}
+
 void CudaBackend::Spmm(const SpmmArgs& args, Stream& stream) {
   Multiply(*this, "spmm",
            {.weight = &Prepared(args.weight),
@@ -145,7 +155,10 @@ void CudaBackend::Sddmm(const SddmmArgs& args, Stream& stream) {
   CheckMatrix(args.x, tokens, layout.in(), "x");
   CheckMatrix(args.dy, tokens, layout.out(), "dy");
   CHECK_EQ(args.dvalues.size(), Prepared(args.weight).value_count());
-  if (tokens == 0) return;
+  if (tokens == 0 && args.accumulate) return;
+  if (tokens == 0 && Prepared(args.weight).parts().empty()) {
+    return device_.ZeroAsync(args.dvalues, stream);
+  }
   for (const BlockGradVariant& variant : BlockGradVariants()) {
     if (!variant.can_implement(args)) continue;
     if (TraceKernels()) TraceChoice("sddmm", ShapeText(layout, tokens), variant.name);

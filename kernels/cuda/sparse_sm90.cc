@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/cuda/column_partials.h"
 #include "kernels/cuda/product_finish.h"
 #include "kernels/cuda/sddmm_bsr_sm90.h"
 #include "kernels/cuda/sparse_variants.h"
@@ -97,9 +98,9 @@ SpmmDesc DescOf(const BlockProduct& product, const FactorOperand& factors) {
           .factor_cols = factors.cols};
 }
 
-// Runs the kernel with its output in `out`.
+// Runs the kernel with its output in `out`; `sums` as SpmmKernelArgs has them.
 void Launch(const BlockProduct& product, const FactorOperand& factors, const SpmmDesc& desc,
-            TensorView out, cudaStream_t stream) {
+            TensorView out, float* sums, cudaStream_t stream) {
   const CudaDevice& device = product.weight->device();
   const SpmmConfig config = ConfigSpmmBsrSm90(desc, device.multiprocessors());
   const DeviceSpmmSchedule& schedule =
@@ -109,6 +110,7 @@ void Launch(const BlockProduct& product, const FactorOperand& factors, const Spm
                          .output = Data(out),
                          .input_stride = product.in.row_stride(),
                          .output_stride = out.row_stride(),
+                         .sums = sums,
                          .steps = schedule.steps,
                          .tiles = schedule.tiles,
                          .worker_begin = schedule.worker_begin};
@@ -130,6 +132,21 @@ void Launch(const BlockProduct& product, const FactorOperand& factors, const Spm
     args.pre_activation_stride = epilogue.pre_activation.row_stride();
   }
   LaunchSpmmBsrSm90(desc, config, args, stream);
+}
+
+// The product times gelu's derivative, and in the same pass its column sums where they are wanted.
+void MultiplyGeluBackward(CudaBackend& backend, const BlockProduct& product,
+                          const FactorOperand& factors, const SpmmDesc& desc, cudaStream_t stream) {
+  const ProductEpilogue& epilogue = product.epilogue;
+  const int64_t rows = SpmmSumRows(desc.tokens), width = desc.output_width();
+  float* sums = nullptr;
+  if (!epilogue.column_sums.empty()) {
+    sums = reinterpret_cast<float*>(backend.Workspace(sizeof(float) * rows * width));
+  }
+  Launch(product, factors, desc, product.out, sums, stream);
+  if (sums == nullptr) return;
+  const ColumnTotal total[] = {{epilogue.column_sums, epilogue.accumulate_sums}};
+  SumColumnPartials(sums, rows, total, stream);
 }
 
 }  // namespace
@@ -160,16 +177,22 @@ void MultiplySm90(CudaBackend& backend, const BlockProduct& product, Stream& str
   const FactorOperand factors = *FactorsOf(product);
   const SpmmDesc desc = DescOf(product, factors);
   const cudaStream_t native = NativeStream(stream);
-  if (desc.finish != SpmmFinish::kStore) return Launch(product, factors, desc, product.out, native);
+  if (desc.finish == SpmmFinish::kGeluBackward) {
+    return MultiplyGeluBackward(backend, product, factors, desc, native);
+  }
+  if (desc.finish != SpmmFinish::kStore) {
+    Launch(product, factors, desc, product.out, nullptr, native);
+    return SumColumns(backend, product.out, product.epilogue, stream);
+  }
   TensorView result = FinishInput(product.out, product.epilogue);
   if (!product.accumulate) {
-    Launch(product, factors, desc, result, native);
+    Launch(product, factors, desc, result, nullptr, native);
     return FinishProduct(backend, result, product.out, {}, product.epilogue, stream);
   }
   // The kernel overwrites its output: the sum is made from a product beside it.
   std::byte* memory = backend.Workspace(result.bytes());
   const TensorView beside(memory, DType::kBF16, {result.rows(), result.cols()});
-  Launch(product, factors, desc, beside, native);
+  Launch(product, factors, desc, beside, nullptr, native);
   FinishProduct(backend, beside, result, {}, {.residual = result}, stream);
   FinishProduct(backend, result, product.out, {}, product.epilogue, stream);
 }
@@ -204,7 +227,7 @@ void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
                                   .partials = reinterpret_cast<float*>(partials),
                                   .output_grad_stride = args.dy.row_stride(),
                                   .input_stride = args.x.row_stride(),
-                                  .accumulate = true,
+                                  .accumulate = args.accumulate,
                                   .orientation = schedule.orientation,
                                   .units = schedule.units,
                                   .segments = schedule.segments,

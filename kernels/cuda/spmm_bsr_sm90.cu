@@ -58,6 +58,10 @@ void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const Spm
     params.inner = EncodeChunkMap(args.inner, desc.tokens, desc.inner_width, args.inner_stride, 256);
   }
   params.output = store_map(args.output, args.output_stride);
+  if (HasOperand(desc.finish)) {
+    params.operand_map = EncodeChunkMap(args.operand, desc.tokens, desc.output_width(),
+                                        args.operand_stride, 256);
+  }
   params.bias = args.bias;
   params.operand = args.operand;
   params.operand_stride = args.operand_stride;
@@ -80,6 +84,8 @@ void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const Spm
       return LaunchSpmmGelu(features, config.cluster, params, workers, stream);
     case SpmmFinish::kGeluBackward:
       CHECK(desc.transposed);
+      params.sums = args.sums;
+      params.features = static_cast<int32_t>(desc.output_width());
       return LaunchSpmmTransposedGeluBackward(features, config.cluster, params, workers, stream);
   }
 }

@@ -60,6 +60,9 @@ struct SpmmKernelArgs {
   int64_t operand_stride = 0;              // begin at multiples of 16 bytes
   __nv_bfloat16* pre_activation = nullptr;  // [tokens, output_width], where the finish has one
   int64_t pre_activation_stride = 0;
+  // [SpmmSumRows(tokens), output_width] or none, kGeluBackward only: sums of the output as it is
+  // stored over 256 tokens each.
+  float* sums = nullptr;
   const SpmmStep* steps = nullptr;  // BuildSpmmSchedule(pattern, transposed, tokens, tiling, factors)
   const SpmmTile* tiles = nullptr;
   const int32_t* worker_begin = nullptr;
@@ -71,6 +74,8 @@ struct SpmmVariant {
   SpmmConfig (*config)(const SpmmDesc&, int multiprocessors);
   void (*launch)(const SpmmDesc&, const SpmmConfig&, const SpmmKernelArgs&, cudaStream_t);
 };
+
+inline int64_t SpmmSumRows(int64_t tokens) { return (tokens + 255) / 256; }
 
 bool CanImplementSpmmBsrSm90(const SpmmDesc& desc);
 SpmmConfig ConfigSpmmBsrSm90(const SpmmDesc& desc, int multiprocessors);

@@ -7,8 +7,15 @@
 // features, swizzled as the copy engine expects; the copy engine stores it and drops tokens beyond the
 // end. The tile passes through two small buffers in chunks of kStoreTokens tokens.
 //
-// An operand of the output's shape (residual, gelu's input) comes the same way back: coalesced loads
-// one chunk ahead, shared memory, ldmatrix, which hands each thread the very elements it is to write.
+// The gradient of a bias is the column sums of GELU's gradient: each thread sums its two features over
+// its tokens as they pass, and writes one number for the four lanes that share them; the tiles'
+// numbers are added up in order afterwards (SumColumnPartials).
+//
+// An operand of the output's shape (residual, gelu's input) comes the same way back: coalesced loads,
+// shared memory, ldmatrix, which hands each thread the very elements it is to write. The producer has it
+// brought into the L2 while the tile is being multiplied, and the first chunks are loaded into registers
+// before that too, each later one when a chunk has left them: what an epilogue waits for would otherwise
+// be one trip to device memory a chunk, longer than all its arithmetic.
 #pragma once
 
 #include "kernels/cuda/sm90_tma.cuh"
@@ -35,15 +42,22 @@ __device__ __forceinline__ float ApproximateTanh(float x) {
 constexpr float kGeluScale = 0.7978845608028654f;  // sqrt(2 / pi)
 constexpr float kGeluCubic = 0.044715f;
 
-__device__ __forceinline__ float Gelu(float x) {
-  const float inner = kGeluScale * (x + kGeluCubic * x * x * x);
-  return 0.5f * x * (1.0f + ApproximateTanh(inner));
+// tanh's argument is x * (k + k c x^2); the fewest instructions, since an epilogue runs them for every
+// element on few warps.
+__device__ __forceinline__ float GeluTanh(float x, float x2) {
+  return ApproximateTanh(x * fmaf(kGeluScale * kGeluCubic, x2, kGeluScale));
 }
 
+__device__ __forceinline__ float Gelu(float x) {
+  const float half = 0.5f * x;
+  return fmaf(half, GeluTanh(x, x * x), half);
+}
+
+// (1 + t) / 2 + x / 2 * (1 - t^2) * k (1 + 3 c x^2).
 __device__ __forceinline__ float GeluDerivative(float x) {
-  const float t = ApproximateTanh(kGeluScale * (x + kGeluCubic * x * x * x));
-  const float slope = kGeluScale * (1.0f + 3.0f * kGeluCubic * x * x);
-  return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * slope;
+  const float x2 = x * x, t = GeluTanh(x, x2);
+  const float slope = x * fmaf(1.5f * kGeluScale * kGeluCubic, x2, 0.5f * kGeluScale);
+  return fmaf(slope, fmaf(-t, t, 1.0f), fmaf(0.5f, t, 0.5f));
 }
 
 __device__ __forceinline__ void StoreMatrixTransposed(uint32_t address, const uint32_t (&r)[4]) {
@@ -58,31 +72,42 @@ __device__ __forceinline__ void LoadMatrixTransposed(uint32_t address, uint32_t 
                : "memory");
 }
 
-// A chunk of the operand on its way: thread t holds 16 bytes of token rows t / 8, t / 8 + 16, ...
+// Chunks of a warpgroup's operand on their way, kDepth at a time: thread t holds 16 bytes of token rows
+// t / 8, t / 8 + 16, ... of each.
 template <int kStoreTokens>
-struct OperandChunk {
+struct OperandChunks {
   static constexpr int kRows = kStoreTokens / 16;
-  uint4 data[kRows];
+  static constexpr int kDepth = 8 / kRows;
+  static constexpr int kChunks = 256 / kStoreTokens;
+  uint4 data[kDepth][kRows];
 
-  __device__ __forceinline__ void Load(const SpmmParams& params, int feature, int token, int thread) {
-    const int row = thread / 8, column = thread % 8 * 8;
+  __device__ __forceinline__ void LoadFirst(const SpmmParams& params, int feature, int token) {
+#pragma unroll
+    for (int chunk = 0; chunk < kDepth; ++chunk) Load(params, feature, token, chunk);
+  }
+  // `feature` and `token` are the first of the warpgroup's part of the tile.
+  __device__ __forceinline__ void Load(const SpmmParams& params, int feature, int token, int chunk) {
+    if (chunk >= kChunks) return;
+    const int thread = threadIdx.x % kWarpgroup, row = thread / 8, column = thread % 8 * 8;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int t = token + row + 16 * i;
-      data[i] = make_uint4(0, 0, 0, 0);
+      const int t = token + chunk * kStoreTokens + row + 16 * i;
+      uint4& value = data[chunk % kDepth][i];
+      value = make_uint4(0, 0, 0, 0);
       if (t < params.tokens) {
-        data[i] = __ldg(reinterpret_cast<const uint4*>(params.operand + t * params.operand_stride +
-                                                       feature + column));
+        value = __ldg(reinterpret_cast<const uint4*>(params.operand + t * params.operand_stride +
+                                                     feature + column));
       }
     }
   }
   // Into the buffer as the copy engine would have put it.
-  __device__ __forceinline__ void Put(uint8_t* buffer, int thread) const {
-    const int row = thread / 8, column = thread % 8;
+  __device__ __forceinline__ void Put(uint8_t* buffer, int chunk) const {
+    const int thread = threadIdx.x % kWarpgroup, row = thread / 8, column = thread % 8;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int r = row + 16 * i;
-      *reinterpret_cast<uint4*>(buffer + r * kLineBytes + ((column ^ (r % 8)) * 16)) = data[i];
+      *reinterpret_cast<uint4*>(buffer + r * kLineBytes + ((column ^ (r % 8)) * 16)) =
+          data[chunk % kDepth][i];
     }
   }
 };
@@ -103,14 +128,41 @@ __device__ __forceinline__ void Combine(float (&value)[8], const uint32_t (&oper
   }
 }
 
-// One warpgroup's part of a tile. `buffers`: two of Shape::kStoreBytes, its own.
+// Sums over the tokens of a tile, for a thread's features f and f + 8.
+struct FeatureSums {
+  float low = 0, high = 0;
+
+  // `packed` as StoreMatrixTransposed takes it.
+  __device__ __forceinline__ void Add(const uint32_t (&packed)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = UnpackBf16(packed[i]);
+      (i % 2 == 0 ? low : high) += pair.x + pair.y;
+    }
+  }
+  // Tokens beyond the end have added zeros: their products are zero.
+  __device__ __forceinline__ void Write(const SpmmParams& params, int feature, int token) {
+#pragma unroll
+    for (int offset = 1; offset < 4; offset *= 2) {
+      low += __shfl_xor_sync(0xffffffffu, low, offset);
+      high += __shfl_xor_sync(0xffffffffu, high, offset);
+    }
+    if (threadIdx.x % 4 != 0 || token >= params.tokens) return;
+    float* row = params.sums + int64_t{token / 256} * params.features + feature;
+    row[0] = low;
+    row[8] = high;
+  }
+};
+
+// One warpgroup's part of a tile. `buffers`: two of Shape::kStoreBytes, its own. `operand` has its first
+// chunks.
 template <int kFeatures, SpmmFinish kFinish>
-__device__ __forceinline__ void StoreTile(const SpmmParams& params, const float (&acc)[128],
-                                          uint8_t* buffers, uint64_t policy, int group,
-                                          int feature_begin, int token_begin) {
+__device__ __forceinline__ void StoreTile(
+    const SpmmParams& params, const float (&acc)[128],
+    OperandChunks<SpmmShape<kFeatures>::kStoreTokens>& operand, uint8_t* buffers, uint64_t policy,
+    int group, int feature_begin, int token_begin) {
   using Shape = SpmmShape<kFeatures>;
-  constexpr bool kHasOperand =
-      kFinish == SpmmFinish::kResidual || kFinish == SpmmFinish::kGeluBackward;
+  constexpr bool kHasOperand = HasOperand(kFinish);
   // With GELU every chunk is stored twice: the sum, then its activation.
   constexpr int kPasses = kFinish == SpmmFinish::kGelu ? 2 : 1;
   constexpr int kChunks = 256 / Shape::kStoreTokens;
@@ -126,8 +178,7 @@ __device__ __forceinline__ void StoreTile(const SpmmParams& params, const float 
     bias[0] = __bfloat162float(params.bias[feature_begin + 16 * warp + lane / 4]);
     bias[1] = __bfloat162float(params.bias[feature_begin + 16 * warp + lane / 4 + 8]);
   }
-  OperandChunk<Shape::kStoreTokens> operand;
-  if constexpr (kHasOperand) operand.Load(params, feature_begin, token_begin, thread);
+  FeatureSums sums;
 #pragma unroll
   for (int pass = 0; pass < kChunks * kPasses; ++pass) {
     const int chunk = pass / kPasses;
@@ -135,10 +186,8 @@ __device__ __forceinline__ void StoreTile(const SpmmParams& params, const float 
     if (thread == 0) TmaStoreWaitRead<1>();
     NamedBarrierSync(1 + group, kWarpgroup);
     if constexpr (kHasOperand) {
-      operand.Put(buffer, thread);
-      if (chunk + 1 < kChunks) {
-        operand.Load(params, feature_begin, token_begin + (chunk + 1) * Shape::kStoreTokens, thread);
-      }
+      operand.Put(buffer, chunk);
+      operand.Load(params, feature_begin, token_begin, chunk + operand.kDepth);
       NamedBarrierSync(1 + group, kWarpgroup);
     }
     const uint32_t address = SharedAddress(buffer) + store_row * kLineBytes + store_column * 16;
@@ -159,6 +208,7 @@ __device__ __forceinline__ void StoreTile(const SpmmParams& params, const float 
       }
       const uint32_t packed[4] = {PackBf16(value[0], value[1]), PackBf16(value[2], value[3]),
                                   PackBf16(value[4], value[5]), PackBf16(value[6], value[7])};
+      if constexpr (kFinish == SpmmFinish::kGeluBackward) sums.Add(packed);
       StoreMatrixTransposed(address + t * kLineBytes, packed);
     }
     FenceProxyAsync();
@@ -168,6 +218,11 @@ __device__ __forceinline__ void StoreTile(const SpmmParams& params, const float 
       TmaStore2D(first_of_two ? &params.pre_activation : &params.output, buffer, policy,
                  feature_begin, token_begin + chunk * Shape::kStoreTokens);
       TmaStoreCommit();
+    }
+  }
+  if constexpr (kFinish == SpmmFinish::kGeluBackward) {
+    if (params.sums != nullptr) {
+      sums.Write(params, feature_begin + 16 * warp + lane / 4, token_begin);
     }
   }
 }

@@ -60,7 +60,7 @@ __device__ __forceinline__ void LoadWeight(const CUtensorMap* map, uint8_t* dest
 }
 
 // One thread issues every copy of the CTA.
-template <bool kTransposed, int kFeatures, int kCluster>
+template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish>
 __device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
                                         RingBarriers<SpmmShape<kFeatures>::kStages>& barriers,
                                         uint32_t rank, int tile_begin, int tile_end) {
@@ -72,6 +72,15 @@ __device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
   for (int index = tile_begin; index < tile_end; ++index) {
     const SpmmTile tile = LoadTile(params.tiles, index);
     const int token = tile.token_begin + static_cast<int>(rank) * Shape::kTokens;
+    if constexpr (HasOperand(kFinish)) {
+#pragma unroll
+      for (int t = 0; t < Shape::kTokens; t += 256) {
+#pragma unroll
+        for (int f = 0; f < kFeatures; f += 64) {
+          TmaPrefetch3D(&params.operand_map, 0, token + t, (tile.feature_begin + f) / 64);
+        }
+      }
+    }
     if (tile.step_count == 0) continue;
     SpmmStep step = LoadStep(params.steps, tile.step_begin);
     for (int i = 0; i < tile.step_count; ++i) {
@@ -154,16 +163,18 @@ __device__ __forceinline__ void Consume(const SpmmParams& params, uint8_t* ring,
   float acc[128];
   for (int index = tile_begin; index < tile_end; ++index) {
     const SpmmTile tile = LoadTile(params.tiles, index);
+    const int feature = tile.feature_begin + (kFeatures == 128 ? group * 64 : 0);
+    const int token = tile.token_begin + static_cast<int>(rank) * Shape::kTokens +
+                      (kFeatures == 128 ? 0 : group * 256);
+    OperandChunks<Shape::kStoreTokens> operand;
+    if constexpr (HasOperand(kFinish)) operand.LoadFirst(params, feature, token);
     if (tile.step_count == 0) {
 #pragma unroll
       for (int i = 0; i < 128; ++i) acc[i] = 0;
     }
     Accumulate<kTransposed, kFeatures, kCluster>(acc, tile.step_count, SharedAddress(ring), barriers,
                                                  position, group);
-    const int token = tile.token_begin + static_cast<int>(rank) * Shape::kTokens;
-    StoreTile<kFeatures, kFinish>(params, acc, buffers, policy, group,
-                         tile.feature_begin + (kFeatures == 128 ? group * 64 : 0),
-                         token + (kFeatures == 128 ? 0 : group * 256));
+    StoreTile<kFeatures, kFinish>(params, acc, operand, buffers, policy, group, feature, token);
   }
   if (threadIdx.x % kWarpgroup == 0) TmaStoreWaitRead<0>();
 }
@@ -197,7 +208,7 @@ __global__ void __launch_bounds__(kSpmmThreads, 1)
   if (warpgroup == 0) {
     ReleaseRegisters<40>();
     if (threadIdx.x == 0) {
-      Produce<kTransposed, kFeatures, kCluster>(params, ring, barriers, rank, tile_begin, tile_end);
+      Produce<kTransposed, kFeatures, kCluster, kFinish>(params, ring, barriers, rank, tile_begin, tile_end);
     }
     __syncwarp();
   } else {

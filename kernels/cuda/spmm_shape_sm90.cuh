@@ -33,17 +33,25 @@ struct SpmmShape {
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
+// Whether a finish reads an operand of the output's shape.
+__host__ __device__ constexpr bool HasOperand(SpmmFinish finish) {
+  return finish == SpmmFinish::kResidual || finish == SpmmFinish::kGeluBackward;
+}
+
 struct SpmmParams {
   CUtensorMap weight;  // [chunks of 64 block columns][stored rows][64]
   CUtensorMap input;   // [chunks][tokens][64]
   CUtensorMap factors; // as `weight`, of the factors' operand; `weight` itself where there is none
   CUtensorMap inner;   // as `input`, of what is between the factors; `input` itself
   CUtensorMap output;  // [tokens][features]
+  CUtensorMap operand_map;  // the operand as [chunks][tokens][64], to bring it into the L2
   CUtensorMap pre_activation;   // [tokens][features], kGelu only
   const __nv_bfloat16* bias;    // [features] or nullptr
   const __nv_bfloat16* operand; // [tokens, features]: the residual or gelu's input
   int64_t operand_stride;
+  float* sums;  // [ceil(tokens / 256), features], kGeluBackward only, or nullptr
   int32_t tokens;
+  int32_t features;  // of the output
   const SpmmStep* steps;
   const SpmmTile* tiles;
   const int32_t* worker_begin;

@@ -219,6 +219,7 @@ SparseLayout::Transposed SparseLayout::Transpose() const {
 
 std::vector<int64_t> SparseLayout::LogicalIndices() const {
   std::vector<int64_t> indices(stored_count(), -1);
+#pragma omp parallel for
   for (int64_t i = 0; i < out(); ++i) {
     ForEachStoredRun(*this, i, [&](int64_t slot, int64_t column, int64_t count) {
       std::iota(&indices[slot], &indices[slot] + count, i * in() + column);
@@ -246,19 +247,23 @@ std::vector<int64_t> IndexRemap(const SparseLayout& from, const SparseLayout& to
       << "remap from [" << from.out() << ", " << from.in() << "] to [" << to.out() << ", "
       << to.in() << "]";
   std::vector<int64_t> remap(to.stored_count(), -1);
-  // The slots of one row of `from` by column; only touched entries are cleared, so that the cost
-  // follows the stored cells and not the logical ones.
-  std::vector<int64_t> slot_of_column(from.in(), -1);
-  for (int64_t i = 0; i < from.out(); ++i) {
-    ForEachStoredRun(from, i, [&](int64_t slot, int64_t column, int64_t count) {
-      std::iota(&slot_of_column[column], &slot_of_column[column] + count, slot);
-    });
-    ForEachStoredRun(to, i, [&](int64_t slot, int64_t column, int64_t count) {
-      std::copy_n(&slot_of_column[column], count, &remap[slot]);
-    });
-    ForEachStoredRun(from, i, [&](int64_t, int64_t column, int64_t count) {
-      std::fill_n(&slot_of_column[column], count, -1);
-    });
+#pragma omp parallel
+  {
+    // The slots of one row of `from` by column; only touched entries are cleared, so that the cost
+    // follows the stored cells and not the logical ones.
+    std::vector<int64_t> slot_of_column(from.in(), -1);
+#pragma omp for
+    for (int64_t i = 0; i < from.out(); ++i) {
+      ForEachStoredRun(from, i, [&](int64_t slot, int64_t column, int64_t count) {
+        std::iota(&slot_of_column[column], &slot_of_column[column] + count, slot);
+      });
+      ForEachStoredRun(to, i, [&](int64_t slot, int64_t column, int64_t count) {
+        std::copy_n(&slot_of_column[column], count, &remap[slot]);
+      });
+      ForEachStoredRun(from, i, [&](int64_t, int64_t column, int64_t count) {
+        std::fill_n(&slot_of_column[column], count, -1);
+      });
+    }
   }
   return remap;
 }

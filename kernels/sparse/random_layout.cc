@@ -1,9 +1,11 @@
 #include "kernels/sparse/random_layout.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <iterator>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -120,7 +122,89 @@ Csr DrawBalanced(int64_t rows, int64_t cols, int64_t count, uint64_t seed, std::
   return csr;
 }
 
+// Random words in a row, four to a Philox block.
+class WordSequence {
+ public:
+  WordSequence(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {}
+  uint32_t Next() {
+    if (next_ % 4 == 0) words_ = Philox4x32(seed_, stream_, next_ / 4);
+    return words_[next_++ % 4];
+  }
+  // Uniform in [0, bound), to within 2^-32 * bound.
+  int Below(int bound) {
+    return static_cast<int>(uint64_t{Next()} * static_cast<uint64_t>(bound) >> 32);
+  }
+
+ private:
+  const uint64_t seed_, stream_;
+  uint64_t next_ = 0;
+  decltype(Philox4x32(0, 0, 0)) words_ = {};
+};
+
+using RowBits = std::vector<uint64_t>;  // m rows of m bits
+
+// Each row by itself: bit j is taken with the odds that are left (Knuth's algorithm S).
+void DrawRows(int n, int m, WordSequence& words, RowBits& rows) {
+  for (uint64_t& row : rows) {
+    row = 0;
+    for (int j = 0, left = n; left > 0; ++j) {
+      if (words.Below(m - j) >= left) continue;
+      row |= uint64_t{1} << j;
+      --left;
+    }
+  }
+}
+
+// n in every row and column: a circulant whose rows and columns are shuffled, mixed by switches of 2 x 2
+// minors, which reach every such block from any other. Blocks that differ by shuffles are equally likely
+// at every point of the chain, the rest follows within a few switches.
+void DrawTransposable(int n, int m, WordSequence& words, RowBits& rows) {
+  std::array<int, 64> column;
+  std::iota(column.begin(), column.begin() + m, 0);
+  for (int i = m - 1; i > 0; --i) std::swap(column[i], column[words.Below(i + 1)]);
+  for (int i = 0; i < m; ++i) {
+    rows[i] = 0;
+    for (int j = 0; j < n; ++j) rows[i] |= uint64_t{1} << column[(i + j) % m];
+  }
+  for (int i = m - 1; i > 0; --i) std::swap(rows[i], rows[words.Below(i + 1)]);
+  const int switches = 8 * m;
+  for (int i = 0; i < switches; ++i) {
+    const uint32_t word = words.Next();  // a byte for each of the four
+    const auto pick = [&](int byte) { return static_cast<int>((word >> 8 * byte & 255) * m >> 8); };
+    uint64_t& a = rows[pick(0)];
+    uint64_t& b = rows[pick(1)];
+    const int p = pick(2), q = pick(3);
+    if ((a >> p & 1) && (b >> q & 1) && !(a >> q & 1) && !(b >> p & 1)) {
+      const uint64_t both = uint64_t{1} << p | uint64_t{1} << q;
+      a ^= both;
+      b ^= both;
+    }
+  }
+}
+
 }  // namespace
+
+SparseLayout RandomNM(int64_t out, int64_t in, int n, int m, bool transposable, uint64_t seed,
+                      std::string_view name) {
+  CHECK(n >= 1 && n < m && m <= 64 && in % m == 0 && (!transposable || out % m == 0))
+      << n << ":" << m << " of " << out << " x " << in;
+  WordSequence words(seed, RngStream(transposable ? "n_m.transposable" : "n_m", name));
+  RowBits block(transposable ? m : 1);
+  const auto height = static_cast<int64_t>(block.size());
+  std::vector<int32_t> columns(out * (in / m * n));
+  for (int64_t top = 0; top < out; top += height) {
+    for (int64_t left = 0; left < in; left += m) {
+      transposable ? DrawTransposable(n, m, words, block) : DrawRows(n, m, words, block);
+      for (int64_t i = 0; i < height; ++i) {
+        int32_t* to = columns.data() + (top + i) * (in / m * n) + left / m * n;
+        for (uint64_t bits = block[i]; bits != 0; bits &= bits - 1) {
+          *to++ = static_cast<int32_t>(left + std::countr_zero(bits));
+        }
+      }
+    }
+  }
+  return SparseLayout::NM(out, in, n, m, std::move(columns)).value();
+}
 
 SparseLayout RandomUnstructured(int64_t out, int64_t in, double density, uint64_t seed,
                                 std::string_view name) {

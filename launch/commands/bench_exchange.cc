@@ -51,8 +51,9 @@ class Replay {
       : session_(session),
         model_(
             Model::Create(run.model, run.phases.front().sparsity, run.seed, {}, *session.backend)),
-        buffer_(MakeBuffer(run)),
-        exchange_(buffer_, *session.communicator),
+        buffer_(MakeFlatBuffer(model_->parameters(), run, /*phase=*/0, session.communicator->rank(),
+                               session.communicator->size(), *session.device, *session.stream)),
+        exchange_(buffer_, *session.communicator, WireOf(run, *session.backend)),
         ready_(session.device->NewEvent()) {
     ready_->Record(*session.stream);
   }
@@ -68,6 +69,7 @@ class Replay {
     for (auto i = static_cast<int>(parameters().size()) - 1; i >= 0; --i) {
       exchange_.MarkReady(i, *ready_);
     }
+    exchange_.EndBackward();
     exchange_.WaitGrads(*session_.stream);
     session_.stream->Synchronize();
     exchange_.ReduceOverShards(0);
@@ -105,7 +107,7 @@ class Replay {
 
  private:
   TensorView ArrayOf(Collective collective) const {
-    return collective == Collective::kAllGather ? buffer_.values() : buffer_.grads();
+    return collective == Collective::kAllGather ? buffer_.values() : exchange_.summed_grads();
   }
 
   std::unique_ptr<Work> Start(Collective collective, int64_t offset, int64_t count) {
@@ -122,14 +124,6 @@ class Replay {
         return ranks.AllGather(own, whole, *ready_);
     }
     CHECK(false) << "collective " << static_cast<int>(collective);
-  }
-
-  FlatBuffer MakeBuffer(const RunSpec& run) {
-    const Communicator& ranks = *session_.communicator;
-    FlatLayout layout = LayOutParameters(model_->parameters(), run, ranks.size(), DType::kF32);
-    const int shard = layout.shards() > 1 ? ranks.rank() : 0;
-    return FlatBuffer(*session_.device, std::move(layout), shard, session_.device->compute_dtype(),
-                      DType::kF32, *session_.stream);
   }
 
   Session& session_;
@@ -265,11 +259,13 @@ void Print(const nlohmann::json& r) {
 }  // namespace
 
 Status BenchExchangeCommand::Run() const {
-  const auto loaded = LoadCheckedConfig(config, overrides);
+  auto loaded = LoadCheckedConfig(config, overrides);
   ASSIGN_OR_RETURN(Session session,
                    OpenSession(loaded.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
   if (!loaded.ok()) return ForThisRank(loaded.status(), session);
-  const RunSpec& run = loaded->spec;
+  RunSpec& run = loaded->spec;
+  // All buckets travel one after the other, so that all gradients have memory.
+  run.phases.front().optimizer.per_layer = false;
   const int ranks = session.communicator->size();
   if (ranks == 1) {
     return InvalidInput(

@@ -41,9 +41,18 @@ struct RandomSamples {
   double valid_tokens = 0;
 };
 
+// Of the exchange, in milliseconds a step; of the rank that has most.
+struct ExchangeTiming {
+  double alone = 0;                              // with nothing beside it
+  double exposed_grads = 0, exposed_values = 0;  // compute stood still
+  double exposed() const { return exposed_grads + exposed_values; }
+  double hidden_share() const { return std::max(0.0, 1 - exposed() / alone); }
+};
+
 struct Timing {
   std::vector<double> ms;
-  int64_t exchanged_bytes = 0;
+  ExchangeTiming exchange;
+  int64_t exchanged_bytes = 0, bytes_in_use = 0;
   double first_loss = 0, last_loss = 0;  // of this rank's share
 
   double Median() const {
@@ -52,6 +61,33 @@ struct Timing {
     return sorted[sorted.size() / 2];
   }
 };
+
+// The step's collectives one after the other, from a common start.
+double ExchangeAlone(int warmup, int repeats, TrainingState& state, Session& session) {
+  GradientExchange& exchange = state.exchange();
+  exchange.WaitAllValues(*session.stream);
+  const std::unique_ptr<Event> ready = session.device->NewEvent();
+  ready->Record(*session.stream);
+  std::vector<double> ms;
+  for (int i = 0; i < warmup + repeats; ++i) {
+    session.stream->Synchronize();
+    session.communicator->Barrier();
+    const auto begin = std::chrono::steady_clock::now();
+    for (auto p = static_cast<int>(state.parameters().size()) - 1; p >= 0; --p) {
+      exchange.MarkReady(p, *ready);
+    }
+    exchange.EndBackward();
+    exchange.WaitGrads(*session.stream);
+    exchange.StartGatherValues(*ready);
+    exchange.WaitAllValues(*session.stream);
+    session.stream->Synchronize();
+    const std::chrono::duration<double, std::milli> elapsed =
+        std::chrono::steady_clock::now() - begin;
+    if (i >= warmup) ms.push_back(elapsed.count());
+  }
+  std::sort(ms.begin(), ms.end());
+  return ms[ms.size() / 2];
+}
 
 // Times whole steps, host included, from one finished step to the next.
 Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingState& state,
@@ -62,6 +98,8 @@ Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingSt
   std::vector<RandomSamples> sets;
   for (uint64_t i = 0; i < 4; ++i) sets.emplace_back(run, *session.communicator, i);
   Timing timing;
+  StallTimer stalls(*session.device);
+  state.exchange().set_stall_timer(&stalls);
   for (int i = 0; i < command.warmup + command.steps; ++i) {
     session.communicator->Barrier();
     const auto begin = std::chrono::steady_clock::now();
@@ -73,8 +111,20 @@ Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingSt
     timing.last_loss = result.loss_sum * session.communicator->size() / sets[0].valid_tokens;
     if (i == 0) timing.first_loss = timing.last_loss;
     timing.exchanged_bytes = state.exchange().TakeBytes().total();
-    if (i >= command.warmup) timing.ms.push_back(elapsed.count());
+    timing.bytes_in_use = std::max(timing.bytes_in_use, BytesInUse(session));
+    const StallTimer::Stalls stalled = stalls.Take();
+    if (i < command.warmup) continue;
+    timing.ms.push_back(elapsed.count());
+    timing.exchange.exposed_grads += stalled.grads_ms / command.steps;
+    timing.exchange.exposed_values += stalled.values_ms / command.steps;
   }
+  state.exchange().set_stall_timer(nullptr);
+  if (session.communicator->size() == 1) return timing;
+  timing.exchange.alone = ExchangeAlone(command.warmup, command.steps, state, session);
+  double slowest[] = {timing.exchange.alone, timing.exchange.exposed_grads,
+                      timing.exchange.exposed_values};
+  session.communicator->AllReduceHost(slowest, ReduceOp::kMax);
+  timing.exchange = {slowest[0], slowest[1], slowest[2]};
   return timing;
 }
 
@@ -89,19 +139,27 @@ nlohmann::json ToJson(const RunSpec& run, const Timing& timing, const Model& mod
     return 3 * forward_flops * tokens / seconds / (peak_flops * ranks);
   };
   const MemoryUsage memory = session.device->memory_usage();
-  return {{"name", run.name},
-          {"ranks", session.communicator->size()},
-          {"tokens_per_step", batch.tokens_per_step},
-          {"step_ms", timing.Median()},
-          {"samples", timing.ms},
-          {"tokens_per_second", tokens / seconds},
-          {"mfu_dense_equivalent", mfu(flops.dense_equivalent)},
-          {"mfu_executed", mfu(flops.executed)},
-          {"exchanged_bytes", timing.exchanged_bytes},
-          {"memory_bytes", memory.bytes_by_kind},
-          {"memory_peak_bytes", memory.peak_bytes},
-          {"first_loss", timing.first_loss},
-          {"last_loss", timing.last_loss}};
+  nlohmann::json result = {{"name", run.name},
+                           {"ranks", session.communicator->size()},
+                           {"tokens_per_step", batch.tokens_per_step},
+                           {"step_ms", timing.Median()},
+                           {"samples", timing.ms},
+                           {"tokens_per_second", tokens / seconds},
+                           {"mfu_dense_equivalent", mfu(flops.dense_equivalent)},
+                           {"mfu_executed", mfu(flops.executed)},
+                           {"exchanged_bytes", timing.exchanged_bytes},
+                           {"memory_bytes", memory.bytes_by_kind},
+                           {"memory_peak_bytes", memory.peak_bytes},
+                           {"device_bytes_in_use", timing.bytes_in_use},
+                           {"first_loss", timing.first_loss},
+                           {"last_loss", timing.last_loss}};
+  if (session.communicator->size() > 1) {
+    result["exchange"] = {{"alone_ms", timing.exchange.alone},
+                          {"exposed_grads_ms", timing.exchange.exposed_grads},
+                          {"exposed_values_ms", timing.exchange.exposed_values},
+                          {"hidden_share", timing.exchange.hidden_share()}};
+  }
+  return result;
 }
 
 void Print(const nlohmann::json& r) {
@@ -110,11 +168,19 @@ void Print(const nlohmann::json& r) {
               r["step_ms"].get<double>(), r["samples"].size(),
               r["tokens_per_second"].get<double>());
   std::printf(
-      "MFU %.1f %% dense-equivalent, %.1f %% executed; peak memory %.2f GB; %.1f MB exchanged"
-      " a step; loss %.3f -> %.3f\n",
+      "MFU %.1f %% dense-equivalent, %.1f %% executed; peak memory %.2f GB (%.2f GB in use on the"
+      " device); %.1f MB exchanged a step; loss %.3f -> %.3f\n",
       100 * r["mfu_dense_equivalent"].get<double>(), 100 * r["mfu_executed"].get<double>(),
-      r["memory_peak_bytes"].get<double>() / 1e9, r["exchanged_bytes"].get<double>() / 1e6,
-      r["first_loss"].get<double>(), r["last_loss"].get<double>());
+      r["memory_peak_bytes"].get<double>() / 1e9, r["device_bytes_in_use"].get<double>() / 1e9,
+      r["exchanged_bytes"].get<double>() / 1e6, r["first_loss"].get<double>(),
+      r["last_loss"].get<double>());
+  if (!r.contains("exchange")) return;
+  const nlohmann::json& e = r["exchange"];
+  std::printf(
+      "exchange: %.2f ms alone; compute stood still %.2f ms for gradients and %.2f ms for values a "
+      "step: %.1f %% hidden\n",
+      e["alone_ms"].get<double>(), e["exposed_grads_ms"].get<double>(),
+      e["exposed_values_ms"].get<double>(), 100 * e["hidden_share"].get<double>());
 }
 
 }  // namespace

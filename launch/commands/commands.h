@@ -98,6 +98,19 @@ struct BenchStepCommand {
   Status Run() const;
 };
 
+// The products of blocked weights against dense ones.
+struct BenchKernelsCommand {
+  std::vector<std::string> shapes = {"6144x2048", "8192x2048", "2048x8192", "4096x4096"};
+  std::vector<std::string> blocks = {"128x128"};
+  std::vector<double> sparsities = {50, 75, 90};  // percent
+  std::vector<int64_t> tokens = {16384};
+  std::string layout = "random";
+  int repeats = 20;
+  uint64_t seed = 1;
+  bool json = false;
+  Status Run() const;
+};
+
 // The exchange of a config's first phase without its compute, to test a fabric.
 struct BenchExchangeCommand {
   std::string config;

@@ -202,6 +202,18 @@ void Print(const RunPlan& plan, int ranks) {
               FormatCount(plan.average_parameters()).c_str());
 }
 
+// What an empty session holds on a GPU: the backend's workspaces, and what it has no account of,
+// which is the context (and other programs, where the GPU is shared).
+void AddLibraries(const MemoryUsage& held, int64_t in_use, RunPlan* plan) {
+  const auto workspaces = held.bytes_by_kind.find("scratch");
+  for (PhasePlan& phase : plan->phases) {
+    if (workspaces != held.bytes_by_kind.end()) {
+      phase.memory_bytes["scratch"] += static_cast<int64_t>(workspaces->second);
+    }
+    phase.memory_bytes["context"] = in_use - static_cast<int64_t>(held.total_bytes);
+  }
+}
+
 }  // namespace
 
 Status PlanCommand::Run() const {
@@ -211,7 +223,10 @@ Status PlanCommand::Run() const {
   if (!loaded.ok()) return ForThisRank(loaded.status(), session);
   RunSpec& run = loaded->spec;
   ApplyLink(*this, &run.link);
-  const RunPlan plan = PlanRun(run, ranks, *session.backend);
+  const int64_t in_use = BytesInUse(session);
+  const MemoryUsage held = session.device->memory_usage();
+  RunPlan plan = PlanRun(run, ranks, *session.backend);
+  AddLibraries(held, in_use, &plan);
   std::vector<ScalingPoint> scaling;
   if (step_ms > 0) {
     scaling = PlanScaling(run, ranks, step_ms / 1e3, jitter_percent / 100, *session.backend);

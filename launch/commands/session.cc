@@ -122,6 +122,13 @@ StatusOr<Session> OpenSession(const SessionOptions& options) {
   return session;
 }
 
+int64_t BytesInUse(const Session& session) {
+#ifdef FILIGREE_HAS_CUDA
+  if (session.device->name() == "cuda") return CudaBytesInUse();
+#endif
+  return static_cast<int64_t>(session.device->memory_usage().total_bytes);
+}
+
 Status OnRankZero(const std::function<Status()>& work) {
   ASSIGN_OR_RETURN(const auto communicator, Bootstrap());
   const bool mine = communicator->rank() == 0;

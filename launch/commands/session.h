@@ -1,6 +1,7 @@
 // What every command that computes needs: the ranks, the CPU's threads, a device and its backend.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -38,6 +39,10 @@ inline constexpr SessionOptions kNoCompute = {.cpu_threads = 1, .device = Device
 StatusOr<Session> OpenSession(const SessionOptions& options);
 // What a run's configuration asks for.
 SessionOptions SessionOptionsOf(const RunSpec& run);
+
+// Memory in use on the session's device: on a GPU by whomever, contexts and libraries included; on
+// a CPU what the session allocated.
+int64_t BytesInUse(const Session& session);
 
 // Runs on rank 0 what computes nothing in parallel, while the other ranks wait for its status.
 // `work` does not open a session.

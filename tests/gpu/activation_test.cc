@@ -32,19 +32,27 @@ TEST_F(GpuActivationTest, SwiGlu) {
                  cpu_stream());
     stream().Synchronize();
     ExpectParity(y, Name("SwiGlu", s));
+    gpu().SwiGlu({both.gpu().Cols(0, s.cols), both.gpu().Cols(s.cols, s.cols), y.gpu(), true},
+                 stream());
+    cpu().SwiGlu({both.cpu().Cols(0, s.cols), both.cpu().Cols(s.cols, s.cols), y.cpu(), true},
+                 cpu_stream());
+    stream().Synchronize();
+    ExpectParity(y, Name("SwiGlu without its activation", s));
     ExpectEqual(both, Name("SwiGlu's input", s));
   }
 }
 
 TEST_F(GpuActivationTest, SwiGluBackwardApartAndOverItsInputs) {
-  for (const Shape& s : kShapes) {
+  for (int i = 0; i < 2 * static_cast<int>(std::size(kShapes)); ++i) {
+    const Shape& s = kShapes[i / 2];
+    const bool linear = i % 2 == 1;
     auto both = Mirror::Random(s.rows, 2 * s.cols, DType::kBF16, 1, 3, s.gap);
     auto dy = Mirror::Random(s.rows, s.cols, DType::kBF16, 2, 1, s.gap);
     auto apart = Mirror::Output(s.rows, 2 * s.cols, DType::kBF16, s.gap);
     const auto run = [&](Backend& backend, Stream& on, TensorView in, TensorView d,
                          TensorView out) {
       backend.SwiGluBackward({in.Cols(0, s.cols), in.Cols(s.cols, s.cols), d, out.Cols(0, s.cols),
-                              out.Cols(s.cols, s.cols)},
+                              out.Cols(s.cols, s.cols), linear},
                              on);
     };
     run(gpu(), stream(), both.gpu(), dy.gpu(), apart.gpu());
@@ -55,6 +63,27 @@ TEST_F(GpuActivationTest, SwiGluBackwardApartAndOverItsInputs) {
     stream().Synchronize();
     EXPECT_EQ(both.Download(), apart.Download()) << Name("SwiGluBackward in place", s);
     EXPECT_TRUE(both.GapsAreIntact());
+  }
+}
+
+TEST_F(GpuActivationTest, SiluAloneApartAndInPlace) {
+  for (const Shape& s : kShapes) {
+    auto x = Mirror::Random(s.rows, s.cols, DType::kBF16, 1, 3, s.gap);
+    auto dy = Mirror::Random(s.rows, s.cols, DType::kBF16, 2, 1, s.gap);
+    auto y = Mirror::Output(s.rows, s.cols, DType::kBF16, s.gap);
+    auto dx = Mirror::Output(s.rows, s.cols, DType::kBF16, s.gap);
+    const auto run = [&](Backend& backend, Stream& on, TensorView in, TensorView out, TensorView d,
+                         TensorView din) {
+      backend.SwiGlu({.gate = in, .y = out}, on);
+      backend.SwiGluBackward({.gate = in, .dy = d, .dgate = din}, on);
+    };
+    run(gpu(), stream(), x.gpu(), y.gpu(), dy.gpu(), dx.gpu());
+    run(cpu(), cpu_stream(), x.cpu(), y.cpu(), dy.cpu(), dx.cpu());
+    gpu().SwiGluBackward({.gate = x.gpu(), .dy = dy.gpu(), .dgate = dy.gpu()}, stream());
+    stream().Synchronize();
+    ExpectParity(y, Name("Silu", s));
+    ExpectParity(dx, Name("SiluBackward", s));
+    EXPECT_EQ(dy.Download(), dx.Download()) << Name("SiluBackward in place", s);
   }
 }
 

@@ -7,54 +7,15 @@
 #include <string>
 #include <vector>
 
-#include "kernels/base/rng.h"
 #include "kernels/cuda/sddmm_bsr_mma.h"
 #include "kernels/cuda/spmm_bsr_mma.h"
+#include "tests/gpu/block_layouts.h"
 #include "tests/gpu/gpu_testing.h"
 
 namespace filigree {
 namespace {
 
-enum class Pattern { kRandom, kFull, kOneBlock, kEmptyLines, kUnbalanced, kEmpty };
-constexpr Pattern kPatterns[] = {Pattern::kRandom,     Pattern::kFull,       Pattern::kOneBlock,
-                                 Pattern::kEmptyLines, Pattern::kUnbalanced, Pattern::kEmpty};
-constexpr const char* kPatternNames[] = {"random",      "full",       "one block",
-                                         "empty lines", "unbalanced", "empty"};
 constexpr int kSides[] = {16, 32, 64, 128};
-
-bool IsStored(Pattern pattern, int64_t row, int64_t col, int64_t rows, int64_t cols) {
-  const uint64_t cell = static_cast<uint64_t>(row * cols + col);
-  const uint64_t stream = RngStream("bsr mma test");
-  switch (pattern) {
-    case Pattern::kRandom:
-      return RandomBelow(1, stream, cell, 3) == 0;
-    case Pattern::kFull:
-      return true;
-    case Pattern::kOneBlock:
-      return row == rows - 1 && col == cols - 1;
-    case Pattern::kEmptyLines:
-      return row % 3 != 1 && col % 3 != 0;
-    case Pattern::kUnbalanced:
-      return RandomBelow(2, stream, cell, row + 1) == 0;
-    case Pattern::kEmpty:
-      return false;
-  }
-  return false;
-}
-
-SparseLayout MakeLayout(Pattern pattern, int64_t out, int64_t in, BlockShape block) {
-  const int64_t rows = (out + block.rows - 1) / block.rows;
-  const int64_t cols = (in + block.cols - 1) / block.cols;
-  std::vector<int64_t> offsets = {0};
-  std::vector<int32_t> columns;
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < cols; ++j) {
-      if (IsStored(pattern, i, j, rows, cols)) columns.push_back(static_cast<int32_t>(j));
-    }
-    offsets.push_back(static_cast<int64_t>(columns.size()));
-  }
-  return SparseLayout::Blocked(out, in, block.rows, block.cols, offsets, columns).value();
-}
 
 template <typename Indices>
 Mirror DeviceIndices(const Indices& indices) {
@@ -242,7 +203,7 @@ class BsrMmaTest : public GpuTest {
                              std::to_string(block.rows) + "x" + std::to_string(block.cols) +
                              " in " + std::to_string(out) + "x" + std::to_string(in) + ", " +
                              std::to_string(tokens) + " tokens";
-    return {name, MakeLayout(pattern, out, in, block), tokens, integers, gap};
+    return {name, MakeLayout(pattern, out, in, block.rows, block.cols), tokens, integers, gap};
   }
 };
 

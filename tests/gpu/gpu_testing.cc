@@ -210,6 +210,16 @@ void ExpectParity(Mirror& out, const std::string& what, double floor) {
   EXPECT_TRUE(out.GapsAreIntact()) << what << ": wrote between its rows";
 }
 
+void ExpectColumnSums(Mirror& sums, const Mirror& of, int64_t rows, int64_t cols, bool added,
+                      const std::string& what) {
+  Mirror written = Mirror::Of(rows, cols, of.dtype(), of.Download());
+  CpuDevice device(DType::kF64);
+  CpuBackend backend(device);
+  const auto stream = device.NewStream();
+  backend.ColumnSum({.in = written.cpu(), .out = sums.cpu_flat(), .accumulate = added}, *stream);
+  ExpectParity(sums, what, 1e-5);
+}
+
 void ExpectEqual(Mirror& out, const std::string& what) {
   const std::vector<double> found = out.Download(), expected = out.Reference();
   for (size_t i = 0; i < expected.size(); ++i) {

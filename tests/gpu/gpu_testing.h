@@ -79,6 +79,10 @@ class Mirror {
 // The GPU's `out` against the reference's. `floor` is relative to the root mean square of the
 // reference: what reordered sums of this operation may add to a correctly rounded result.
 void ExpectParity(Mirror& out, const std::string& what, double floor = 1e-4);
+// `sums`, on the GPU the column sums of `of` as the GPU has it (on top of the reference's sums if
+// `added`), to F32's precision.
+void ExpectColumnSums(Mirror& sums, const Mirror& of, int64_t rows, int64_t cols, bool added,
+                      const std::string& what);
 // Bit for bit (integer-valued inputs).
 void ExpectEqual(Mirror& out, const std::string& what);
 

@@ -1,4 +1,4 @@
-// Linears with low-rank factors, alone and in groups, on both devices from the same flat buffers:
+// Linears with low-rank factors and with weights formed from what is stored, alone and in groups, on both devices from the same flat buffers:
 // outputs, input gradients and every parameter's gradient.
 #include <memory>
 #include <string>
@@ -57,6 +57,10 @@ std::vector<LinearCase> Cases() {
       {"rebuilt, padded", Spec("sparse_plus_low_rank", 16, 0.9), {117, 117}, 64, 100, 8},
       {"rebuilt, kept", Kept(Spec("sparse_plus_low_rank", 64, 0.97)), {256, 256}, 128, 130},
       {"rebuilt, kept, padded", Kept(Spec("sparse_plus_low_rank", 8, 0.5)), {61}, 40, 77, 8},
+      {"factored, rank 11", Blocks(11, 64, 64, factored), {128, 128}, 192, 200},
+      {"rebuilt, rank 13", Spec("sparse_plus_low_rank", 13, 0.9), {64, 72}, 64, 100},
+      {"low rank 5", Spec("low_rank", 5, 0), {128, 64}, 96, 130},
+      {"masked", Spec("masked", 0, 0.75), {117, 64}, 96, 130, 8},
       {"low rank", Spec("low_rank", 24, 0), {128, 64}, 96, 130},
       {"cola", Spec("cola", 32, 0), {128, 64}, 96, 130},
   };
@@ -65,6 +69,13 @@ std::vector<LinearCase> Cases() {
 // A group's parameters in one flat buffer, each at a multiple of 256 elements.
 class GpuLinearTest : public GpuTest {
  protected:
+  // Pads as the GPU does.
+  static CpuBackend& reference() {
+    static CpuDevice device(DType::kF64, gpu().device().row_alignment());
+    static CpuBackend backend(device);
+    return backend;
+  }
+
   static LinearGroup MakeGroup(const LinearCase& c, Backend& backend) {
     std::vector<std::unique_ptr<Linear>> parts;
     std::vector<LinearSpec> specs;
@@ -114,7 +125,7 @@ class GpuLinearTest : public GpuTest {
   }
 
   static void Run(const LinearCase& c) {
-    LinearGroup there = MakeGroup(c, gpu()), here = MakeGroup(c, cpu());
+    LinearGroup there = MakeGroup(c, gpu()), here = MakeGroup(c, reference());
     const Segments segments = Place(here);
     const auto count = static_cast<int64_t>(segments.values.size());
     Mirror values = Mirror::Of(1, count, DType::kBF16, segments.values);
@@ -140,12 +151,9 @@ class GpuLinearTest : public GpuTest {
     const auto run = [&](LinearGroup& group, bool on_gpu) {
       const auto view = [&](Mirror& m) { return on_gpu ? m.gpu() : m.cpu(); };
       Stream& queue = on_gpu ? stream() : cpu_stream();
-      Backend& backend = on_gpu ? static_cast<Backend&>(gpu()) : cpu();
+      Backend& backend = on_gpu ? static_cast<Backend&>(gpu()) : reference();
       const DType dtype = on_gpu ? DType::kBF16 : DType::kF64;
-      int64_t scratch_bytes = 0;
-      for (const auto& part : group.parts()) {
-        scratch_bytes = std::max(scratch_bytes, part->memory(dtype).scratch_bytes);
-      }
+      const int64_t scratch_bytes = group.memory(dtype).scratch_bytes;
       DeviceBuffer memory;
       TensorView scratch;
       if (scratch_bytes > 0) {
@@ -160,7 +168,7 @@ class GpuLinearTest : public GpuTest {
         }
         group.parts()[i]->Bind(bound, scratch);
       }
-      group.JoinParts();
+      group.JoinParts(scratch);
       group.Materialize(queue);
       const bool between = group.inner_width() > 0;
       group.Forward(view(x), view(y), between ? view(inner) : TensorView(), {}, queue);
@@ -207,7 +215,7 @@ class GpuLinearTest : public GpuTest {
   }
 };
 
-TEST_F(GpuLinearTest, GroupsWithFactors) {
+TEST_F(GpuLinearTest, GroupsOfEveryForm) {
   for (const LinearCase& c : Cases()) Run(c);
 }
 

@@ -14,12 +14,13 @@ struct Case {
   bool transpose_a = false, transpose_b = false, accumulate = false, bias = false;
   DType out = DType::kBF16;
   int64_t gap = 0;
+  double scale = 1;
 
   std::string Name() const {
     std::ostringstream text;
     text << shape.m << "x" << shape.n << "x" << shape.k << (transpose_a ? " a^T" : "")
          << (transpose_b ? " b^T" : "") << (accumulate ? " accumulate" : "")
-         << (bias ? " bias" : "") << " to " << NameOf(out) << ", gap " << gap;
+         << (bias ? " bias" : "") << " to " << NameOf(out) << ", gap " << gap << ", scale " << scale;
     return text.str();
   }
 };
@@ -43,6 +44,9 @@ class GpuMatMulTest : public GpuTest {
         integers ? Mirror::Integers(1, n, DType::kBF16, 4) : Mirror::Random(1, n, DType::kBF16, 4);
     Mirror operand = draw(m, n, c.out, 5, 1);
     Mirror pre = Mirror::Output(m, n, c.out, c.gap);
+    const bool sums_output = epilogue != Epilogue::kNone && c.out == DType::kBF16;
+    Mirror sums = c.accumulate ? Mirror::Random(1, n, DType::kF32, 6)
+                               : Mirror::Output(1, n, DType::kF32);
     const auto args = [&](bool gpu) {
       const auto view = [&](Mirror& mirror) { return gpu ? mirror.gpu() : mirror.cpu(); };
       MatMulArgs args = {.a = view(a),
@@ -50,11 +54,16 @@ class GpuMatMulTest : public GpuTest {
                          .out = view(out),
                          .transpose_a = c.transpose_a,
                          .transpose_b = c.transpose_b,
-                         .accumulate = c.accumulate};
+                         .accumulate = c.accumulate,
+                         .scale = c.scale};
       if (c.bias) args.bias = gpu ? bias.gpu_flat() : bias.cpu_flat();
       if (epilogue == Epilogue::kResidual) args.epilogue.residual = view(operand);
       if (epilogue == Epilogue::kGelu) args.epilogue.pre_activation = view(pre);
       if (epilogue == Epilogue::kGeluBackward) args.epilogue.gelu_input = view(operand);
+      if (gpu && sums_output) {
+        args.epilogue.column_sums = sums.gpu_flat();
+        args.epilogue.accumulate_sums = c.accumulate;
+      }
       return args;
     };
     gpu().MatMul(args(true), stream());
@@ -66,12 +75,57 @@ class GpuMatMulTest : public GpuTest {
       ExpectParity(out, c.Name(), epilogue == Epilogue::kNone ? 1e-4 : 5e-4);
     }
     if (epilogue == Epilogue::kGelu) ExpectParity(pre, c.Name() + ", before gelu");
+    if (sums_output) ExpectColumnSums(sums, out, m, n, c.accumulate, c.Name() + ", column sums");
   }
 };
 
 // Sizes of models, a last token, a single row or column, and what no vector divides.
 constexpr Shape kShapes[] = {{256, 512, 384}, {1, 64, 64}, {64, 1, 40},   {8, 8, 8},
                              {129, 72, 200},  {33, 17, 5}, {7, 257, 129}, {1000, 50, 3}};
+
+// The products of a group of thin factors: a shared operand, operands and outputs that interleave by
+// columns, and rows of others between the outputs, which keep their values.
+TEST_F(GpuMatMulTest, BatchesAreProductsOneByOne) {
+  struct Batch {
+    int64_t count, m, n, k;
+  };
+  for (const auto [count, m, n, k] : {Batch{3, 200, 64, 128}, Batch{2, 1024, 256, 512},
+                                      Batch{3, 77, 8, 40}}) {
+    for (const DType to : {DType::kBF16, DType::kF32}) {
+      for (const bool accumulate : {false, true}) {
+        const std::string what = std::to_string(count) + " of " + std::to_string(m) + "x" +
+                                 std::to_string(n) + "x" + std::to_string(k);
+        Mirror shared = Mirror::Integers(m, k, DType::kBF16, 1);
+        Mirror weights = Mirror::Integers(count * (n + 8), k, DType::kBF16, 2);
+        Mirror wide = Mirror::Integers(m, count * n, to, 3);
+        Mirror dy = Mirror::Integers(m, count * k, DType::kBF16, 4);
+        Mirror stacked = Mirror::Integers(count * (k + 8), n, to, 5);
+        for (const bool on_gpu : {true, false}) {
+          const auto view = [&](Mirror& mirror) { return on_gpu ? mirror.gpu() : mirror.cpu(); };
+          Backend& backend = on_gpu ? static_cast<Backend&>(gpu()) : cpu();
+          Stream& queue = on_gpu ? stream() : cpu_stream();
+          backend.MatMul({.a = view(shared),
+                          .b = view(weights).Rows(0, n),
+                          .out = view(wide).Cols(0, n),
+                          .transpose_b = true,
+                          .accumulate = accumulate,
+                          .batch = {.count = count, .a = 0, .b = (n + 8) * k, .out = n}},
+                         queue);
+          backend.MatMul({.a = view(dy).Cols(0, k),
+                          .b = view(shared).Rows(0, m).Cols(0, std::min(n, k)),
+                          .out = view(stacked).Rows(0, k).Cols(0, std::min(n, k)),
+                          .transpose_a = true,
+                          .accumulate = accumulate,
+                          .batch = {.count = count, .a = k, .b = 0, .out = (k + 8) * n}},
+                         queue);
+          queue.Synchronize();
+        }
+        ExpectParity(wide, what + " side by side", 0);
+        ExpectParity(stacked, what + " one under the other", 0);
+      }
+    }
+  }
+}
 
 // Sums of integers up to 4 * 384 are exact in F32; in BF16 those beyond 256 would be rounded, once.
 TEST_F(GpuMatMulTest, IntegersAreExactInF32) {
@@ -126,6 +180,15 @@ TEST_F(GpuMatMulTest, EpiloguesFusedAndNot) {
   Run({.shape = {256, 512, 384}, .accumulate = true}, Epilogue::kGeluBackward, false);
 }
 
+// 0.5 is exact and leaves bias and what is added to alone, so integers show whether it was applied once.
+TEST_F(GpuMatMulTest, ScaleIsOfTheProductAlone) {
+  for (const Shape& shape : kShapes) {
+    Run({.shape = shape, .transpose_b = true, .accumulate = true, .out = DType::kF32, .scale = 0.5},
+        Epilogue::kNone, true);
+    Run({.shape = shape, .transpose_b = true, .bias = true, .scale = -2.75}, Epilogue::kNone, false);
+  }
+}
+
 TEST_F(GpuMatMulTest, NoTermsLeaveBiasOrZero) {
   Run({.shape = {5, 24, 0}, .out = DType::kF32}, Epilogue::kNone, true);
   Run({.shape = {5, 24, 0}, .bias = true}, Epilogue::kNone, false);
@@ -158,12 +221,15 @@ TEST_F(GpuMatMulTest, ColumnSums) {
                                    {4097, 8}}) {
     for (DType dtype : {DType::kF32, DType::kBF16}) {
       for (int64_t gap : {0, 5}) {
-        Mirror in = Mirror::Random(rows, cols, DType::kBF16, 1, 1, gap);
-        Mirror out = Mirror::Random(1, cols, dtype, 2);
-        gpu().ColumnSum({.in = in.gpu(), .out = out.gpu_flat()}, stream());
-        stream().Synchronize();
-        cpu().ColumnSum({.in = in.cpu(), .out = out.cpu_flat()}, cpu_stream());
-        ExpectParity(out, std::to_string(rows) + " x " + std::to_string(cols), 1e-5);
+        for (bool accumulate : {true, false}) {
+          Mirror in = Mirror::Random(rows, cols, DType::kBF16, 1, 1, gap);
+          Mirror out =
+              accumulate ? Mirror::Random(1, cols, dtype, 2) : Mirror::Output(1, cols, dtype);
+          gpu().ColumnSum({in.gpu(), out.gpu_flat(), accumulate}, stream());
+          stream().Synchronize();
+          cpu().ColumnSum({in.cpu(), out.cpu_flat(), accumulate}, cpu_stream());
+          ExpectParity(out, std::to_string(rows) + " x " + std::to_string(cols), 1e-5);
+        }
       }
     }
   }

@@ -1,4 +1,4 @@
-// RMSNorm and LayerNorm on the GPU, alone and with the residual's sum, and their gradients.
+// RMSNorm and LayerNorm on the GPU, and their gradients.
 #include <cmath>
 #include <string>
 
@@ -93,56 +93,6 @@ TEST_F(GpuNormTest, LayerNormOfAFarMean) {
   }
 }
 
-// Integers, so that the sum is exact and both backends take the norm of the same numbers.
-TEST_F(GpuNormTest, ResidualIsAddedFirst) {
-  for (const Shape& s : kShapes) {
-    for (int alias = 0; alias < 3; ++alias) {
-      auto x = Mirror::Integers(s.rows, s.cols, DType::kBF16, 1, s.gap);
-      auto residual = Mirror::Integers(s.rows, s.cols, DType::kBF16, 2, s.gap);
-      auto apart = Mirror::Output(s.rows, s.cols, DType::kBF16, s.gap);
-      Mirror& sum = alias == 0 ? apart : alias == 1 ? x : residual;
-      auto gain = Mirror::Random(1, s.cols, DType::kBF16, 3);
-      auto bias = Mirror::Random(1, s.cols, DType::kBF16, 4);
-      auto y = Mirror::Output(s.rows, s.cols, DType::kBF16, s.gap);
-      auto mean = Mirror::Output(1, s.rows, DType::kF32);
-      auto rstd = Mirror::Output(1, s.rows, DType::kF32);
-      gpu().RmsNorm(
-          {x.gpu(), gain.gpu_flat(), y.gpu(), rstd.gpu_flat(), 1e-5, residual.gpu(), sum.gpu()},
-          stream());
-      cpu().RmsNorm(
-          {x.cpu(), gain.cpu_flat(), y.cpu(), rstd.cpu_flat(), 1e-5, residual.cpu(), sum.cpu()},
-          cpu_stream());
-      stream().Synchronize();
-      ExpectParity(y, Name("RmsNorm of a sum", s));
-      ExpectEqual(sum, Name("RmsNorm's sum", s));
-      gpu().LayerNorm({x.gpu(), gain.gpu_flat(), bias.gpu_flat(), y.gpu(), mean.gpu_flat(),
-                       rstd.gpu_flat(), 1e-2, residual.gpu(), sum.gpu()},
-                      stream());
-      cpu().LayerNorm({x.cpu(), gain.cpu_flat(), bias.cpu_flat(), y.cpu(), mean.cpu_flat(),
-                       rstd.cpu_flat(), 1e-2, residual.cpu(), sum.cpu()},
-                      cpu_stream());
-      stream().Synchronize();
-      ExpectParity(y, Name("LayerNorm of a sum", s));
-      ExpectEqual(sum, Name("LayerNorm's sum", s));
-    }
-  }
-}
-
-// The norm reads the rounded sum, which backward will read too.
-TEST_F(GpuNormTest, NormOfTheRoundedSum) {
-  auto x = Mirror::Random(37, 2048, DType::kBF16, 1),
-       residual = Mirror::Random(37, 2048, DType::kBF16, 2, 3);
-  auto gain = Mirror::Random(1, 2048, DType::kBF16, 3);
-  auto sum = Mirror::Output(37, 2048, DType::kBF16), y = Mirror::Output(37, 2048, DType::kBF16);
-  auto rstd = Mirror::Output(1, 37, DType::kF32), again = Mirror::Output(37, 2048, DType::kBF16);
-  gpu().RmsNorm(
-      {x.gpu(), gain.gpu_flat(), y.gpu(), rstd.gpu_flat(), 1e-5, residual.gpu(), sum.gpu()},
-      stream());
-  gpu().RmsNorm({sum.gpu(), gain.gpu_flat(), again.gpu(), rstd.gpu_flat(), 1e-5}, stream());
-  stream().Synchronize();
-  EXPECT_EQ(y.Download(), again.Download());
-}
-
 TEST_F(GpuNormTest, RmsNormBackward) {
   for (const Shape& s : kShapes) {
     for (DType grad : {DType::kF32, DType::kBF16}) {
@@ -207,6 +157,48 @@ TEST_F(GpuNormTest, GainGradientsOfIntegersAreExact) {
     stream().Synchronize();
     ExpectEqual(dgain, Name("dgain", s));
     ExpectEqual(dbias, Name("dbias", s));
+  }
+}
+
+// Gradients over NaN, and the sums of dx, which are those of what was stored, in the same pass.
+TEST_F(GpuNormTest, GradientsOverwriteAndSumsOfInputGradients) {
+  for (const Shape& s : kShapes) {
+    for (bool added : {false, true}) {
+      auto x = Mirror::Random(s.rows, s.cols, DType::kBF16, 1, 2, s.gap);
+      auto dy = Mirror::Random(s.rows, s.cols, DType::kBF16, 2, 1, s.gap);
+      auto gain = Mirror::Random(1, s.cols, DType::kBF16, 3);
+      auto mean = Mirror::Random(1, s.rows, DType::kF32, 6), rstd = Scales(s.rows);
+      auto dx = Mirror::Random(s.rows, s.cols, DType::kBF16, 4, 1, s.gap);
+      auto dgain = Mirror::Output(1, s.cols, DType::kF32);
+      auto dbias = Mirror::Output(1, s.cols, DType::kF32);
+      const auto sums_before = [&] {
+        return added ? Mirror::Random(1, s.cols, DType::kF32, 7)
+                     : Mirror::Output(1, s.cols, DType::kF32);
+      };
+      auto sums = sums_before(), rms_sums = sums_before();
+      gpu().LayerNormBackward({x.gpu(), dy.gpu(), gain.gpu_flat(), mean.gpu_flat(), rstd.gpu_flat(),
+                               dx.gpu(), dgain.gpu_flat(), dbias.gpu_flat(), false,
+                               sums.gpu_flat(), added},
+                              stream());
+      cpu().LayerNormBackward({x.cpu(), dy.cpu(), gain.cpu_flat(), mean.cpu_flat(), rstd.cpu_flat(),
+                               dx.cpu(), dgain.cpu_flat(), dbias.cpu_flat(), false},
+                              cpu_stream());
+      stream().Synchronize();
+      ExpectParity(dx, Name("dx beside its sums", s));
+      ExpectParity(dgain, Name("overwritten dgain", s), 1e-5);
+      ExpectParity(dbias, Name("overwritten dbias", s), 1e-5);
+      ExpectColumnSums(sums, dx, s.rows, s.cols, added, Name("sums of LayerNorm's dx", s));
+      auto rms_dgain = Mirror::Output(1, s.cols, DType::kF32);
+      gpu().RmsNormBackward({x.gpu(), dy.gpu(), gain.gpu_flat(), rstd.gpu_flat(), dx.gpu(),
+                             rms_dgain.gpu_flat(), false, rms_sums.gpu_flat(), added},
+                            stream());
+      cpu().RmsNormBackward({x.cpu(), dy.cpu(), gain.cpu_flat(), rstd.cpu_flat(), dx.cpu(),
+                             rms_dgain.cpu_flat(), false},
+                            cpu_stream());
+      stream().Synchronize();
+      ExpectParity(rms_dgain, Name("overwritten dgain of RmsNorm", s), 1e-5);
+      ExpectColumnSums(rms_sums, dx, s.rows, s.cols, added, Name("sums of RmsNorm's dx", s));
+    }
   }
 }
 

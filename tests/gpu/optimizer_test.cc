@@ -1,5 +1,7 @@
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <vector>
 
 #include "tests/gpu/gpu_testing.h"
 
@@ -142,6 +144,28 @@ TEST_F(GpuOptimizerTest, MasterMayBeTheValues) {
   args.scale = ConstTensorView(&scale, DType::kF32, {1});
   cpu().AdamW(args, cpu_stream());
   ExpectParity(state.master, "master", 1e-6);
+}
+
+TEST_F(GpuOptimizerTest, RoundsAsTheCpuDoes) {
+  for (int64_t n : {1, 7, 2048, 100003}) {
+    for (int64_t begin : {0, 1}) {  // 1: not aligned for vectors
+      if (begin >= n) continue;
+      const Mirror in = Mirror::Random(1, n, DType::kF32, 3);
+      const int64_t count = n - begin;
+      const DeviceBuffer out = device().Allocate(n * sizeof(BFloat16), "test");
+      const TensorView rounded = out.View(DType::kBF16, count, begin * sizeof(BFloat16));
+      gpu().Round({.in = in.gpu_flat().Range(begin, count), .out = rounded}, stream());
+      std::vector<BFloat16> found(count), expected(count);
+      device().CopyAsync(TensorView(found.data(), DType::kBF16, {count}), rounded, stream());
+      stream().Synchronize();
+      const std::vector<double> doubles = in.Download();
+      const std::vector<float> source(doubles.begin() + begin, doubles.end());
+      cpu().Round({.in = ConstTensorView(source.data(), DType::kF32, {count}),
+                   .out = TensorView(expected.data(), DType::kBF16, {count})},
+                  cpu_stream());
+      EXPECT_EQ(std::memcmp(found.data(), expected.data(), count * sizeof(BFloat16)), 0) << n;
+    }
+  }
 }
 
 TEST_F(GpuOptimizerTest, SumsOfSquares) {

@@ -132,7 +132,7 @@ enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward };
 class GpuProductTest : public GpuSparseTest {
  protected:
   struct Options {
-    bool bias = false, accumulate = false, integers = false;
+    bool bias = false, accumulate = false, integers = false, sums = false;
     Epilogue epilogue = Epilogue::kNone;
     int64_t gap = 0;
   };
@@ -153,6 +153,8 @@ class GpuProductTest : public GpuSparseTest {
     Mirror operand = Draw(o, c.tokens, width, 4);
     Mirror pre = Mirror::Output(c.tokens, width, DType::kBF16, o.gap);
     Mirror bias = Mirror::Integers(1, width, DType::kBF16, 5);
+    Mirror sums = o.accumulate ? Mirror::Random(1, width, DType::kF32, 6)
+                               : Mirror::Output(1, width, DType::kF32);
     const auto launch = [&](bool on_gpu) {
       const auto view = [&](Mirror& m) { return on_gpu ? m.gpu() : m.cpu(); };
       const auto flat = [&](Mirror& m) { return on_gpu ? m.gpu_flat() : m.cpu_flat(); };
@@ -160,6 +162,10 @@ class GpuProductTest : public GpuSparseTest {
       if (o.epilogue == Epilogue::kResidual) epilogue.residual = view(operand);
       if (o.epilogue == Epilogue::kGelu) epilogue.pre_activation = view(pre);
       if (o.epilogue == Epilogue::kGeluBackward) epilogue.gelu_input = view(operand);
+      if (o.sums && on_gpu) {
+        epilogue.column_sums = sums.gpu_flat();
+        epilogue.accumulate_sums = o.accumulate;
+      }
       Backend& backend = on_gpu ? static_cast<Backend&>(gpu()) : cpu();
       Stream& queue = on_gpu ? stream() : cpu_stream();
       const PreparedLayout* weight = on_gpu ? there.get() : here.get();
@@ -188,6 +194,7 @@ class GpuProductTest : public GpuSparseTest {
                              std::to_string(c.tokens) + " tokens, gap " + std::to_string(o.gap);
     ExpectParity(out, what, o.integers ? 0 : 1e-3);
     if (o.epilogue == Epilogue::kGelu) ExpectParity(pre, what + ", before gelu", 1e-3);
+    if (o.sums) ExpectColumnSums(sums, out, c.tokens, width, o.accumulate, what + ", sums");
   }
 };
 
@@ -215,6 +222,11 @@ TEST_F(GpuProductTest, BiasAndEpilogues) {
       Run(c, true, {.accumulate = true, .gap = gap});
       Run(c, true, {.epilogue = Epilogue::kGeluBackward, .gap = gap});
       Run(c, true, {.accumulate = true, .epilogue = Epilogue::kGeluBackward, .gap = gap});
+      Run(c, true, {.sums = true, .epilogue = Epilogue::kGeluBackward, .gap = gap});
+      Run(c, true,
+          {.accumulate = true, .sums = true, .epilogue = Epilogue::kGeluBackward, .gap = gap});
+      Run(c, true, {.sums = true, .gap = gap});
+      Run(c, false, {.bias = true, .sums = true, .epilogue = Epilogue::kResidual, .gap = gap});
     }
   }
 }
@@ -245,6 +257,22 @@ TEST_F(GpuProductTest, WeightGradients) {
           ExpectParity(first, what, 1e-4);
         }
         EXPECT_EQ(first.Download(), second.Download()) << what << ": not repeatable";
+        Mirror over = Mirror::Output(1, layout.stored_count(), dtype);
+        if (layout.stored_count() == 0) continue;
+        gpu().Sddmm({.weight = there.get(),
+                     .dy = dy.gpu(),
+                     .x = x.gpu(),
+                     .dvalues = over.gpu_flat(),
+                     .accumulate = false},
+                    stream());
+        stream().Synchronize();
+        cpu().Sddmm({.weight = here.get(),
+                     .dy = dy.cpu(),
+                     .x = x.cpu(),
+                     .dvalues = over.cpu_flat(),
+                     .accumulate = false},
+                    cpu_stream());
+        ExpectParity(over, what + ", overwritten", integers ? 0 : 1e-4);
       }
     }
   }

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 
 #include "comm/flat_buffer.h"
 #include "comm/gradient_exchange.h"
@@ -155,9 +156,21 @@ TEST_F(NcclTest, OverlapsWithComputeAndBlocksNobody) {
 }
 
 // The exchange over NCCL: exact sums in the own slices, updated values gathered, bytes as
-// predicted.
-TEST_F(NcclTest, GradientExchangeIsExactAndCounted) {
+// predicted, with gradients that travel as they are and rounded.
+class NcclExchangeTest : public NcclTest, public ::testing::WithParamInterface<DType> {
+ protected:
+  std::optional<NarrowWire> Wire(Backend& backend) const {
+    if (GetParam() == DType::kF32) return std::nullopt;
+    return NarrowWire{.dtype = GetParam(),
+                      .round = [&backend](ConstTensorView from, TensorView to, Stream& stream) {
+                        backend.Round({.in = from, .out = to}, stream);
+                      }};
+  }
+};
+
+TEST_P(NcclExchangeTest, IsExactAndCounted) {
   const int size = comm_->size();
+  const std::unique_ptr<Backend> backend = MakeCudaBackend(*device_);
   const std::vector<SegmentSpec> specs = {{.count = 1000, .kind = TrafficKind::kDense},
                                           {.count = 70001, .kind = TrafficKind::kSparsified},
                                           {.count = 333, .kind = TrafficKind::kDense},
@@ -166,7 +179,7 @@ TEST_F(NcclTest, GradientExchangeIsExactAndCounted) {
     const FlatLayout layout = FlatLayout::Build(specs, shards, /*bucket_elements=*/4096);
     const int shard = shards == 1 ? 0 : comm_->rank();
     FlatBuffer buffer(*device_, layout, shard, DType::kBF16, DType::kF32, *stream_);
-    GradientExchange exchange(buffer, *comm_);
+    GradientExchange exchange(buffer, *comm_, Wire(*backend));
     TestVector grads(*device_, DType::kF32, layout.total_count(), *stream_);
     grads.Set([&](int64_t i) { return InputOf(comm_->rank(), i); });
     device_->CopyAsync(buffer.grads(), grads.view(), *stream_);
@@ -175,9 +188,11 @@ TEST_F(NcclTest, GradientExchangeIsExactAndCounted) {
       event->Record(*stream_);
       exchange.MarkReady(segment, *event);
     }
+    exchange.EndBackward();
     exchange.WaitGrads(*stream_);
-    device_->CopyAsync(grads.view(), buffer.grads(), *stream_);
-    const std::vector<double> sums = grads.Get();
+    TestVector summed(*device_, GetParam(), layout.total_count(), *stream_);
+    device_->CopyAsync(summed.view(), exchange.summed_grads(), *stream_);
+    const std::vector<double> sums = summed.Get();
     for (const OwnedRange& range : buffer.owned()) {
       for (int64_t i = range.flat_begin; i < range.flat_begin + range.count; ++i) {
         double expected = 0;
@@ -189,13 +204,15 @@ TEST_F(NcclTest, GradientExchangeIsExactAndCounted) {
     exchange.WaitAllValues(*stream_);
     stream_->Synchronize();
     const ExchangedBytes counted = exchange.TakeBytes();
-    const ExchangedBytes planned = PredictExchangedBytes(layout, size, DType::kBF16, DType::kF32);
+    const ExchangedBytes planned = PredictExchangedBytes(layout, size, DType::kBF16, GetParam());
     EXPECT_EQ(counted.sparsified_grads, planned.sparsified_grads);
     EXPECT_EQ(counted.dense_grads, planned.dense_grads);
     EXPECT_EQ(counted.sparsified_values, planned.sparsified_values);
     EXPECT_EQ(counted.dense_values, planned.dense_values);
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Wires, NcclExchangeTest, ::testing::Values(DType::kF32, DType::kBF16));
 
 }  // namespace
 }  // namespace filigree

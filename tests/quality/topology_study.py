@@ -3,6 +3,7 @@
 
     python3 tests/quality/topology_study.py                 # the quickstart's model; about an hour
     python3 tests/quality/topology_study.py --steps 20      # a try of the command itself
+    python3 tests/quality/topology_study.py --mpirun "mpirun -np 1" --device "NVIDIA H100"
 
 Trains one run a rule under mpirun, a dense model of the same shape, and for each average number of
 parameters that `filigree plan` finds a dense model of that size ("The Journey Matters", arXiv
@@ -153,7 +154,7 @@ def record(name, loss, planned, arguments):
                          "average_density": round(planned["average_density"], 5),
                          "final_sparsity": round(planned["final_sparsity"], 5),
                          "flops_method": planned["flops_method"]},
-            "device": f"CPU ({platform.machine()})", "date": datetime.date.today().isoformat(),
+            "device": arguments.device, "date": datetime.date.today().isoformat(),
             "commit": call(["git", "rev-parse", "--short", "HEAD"]).strip(),
             "command": "python3 tests/quality/topology_study.py "
                        f"--width {arguments.width} --tokens-per-step {arguments.tokens_per_step} "
@@ -198,6 +199,8 @@ def parse():
     parser.add_argument("--steps", type=int, default=400, help="of each run")
     parser.add_argument("--width", type=int, default=256, help="of the sparse models")
     parser.add_argument("--tokens-per-step", type=int, default=8192)
+    parser.add_argument("--device", default=f"CPU ({platform.machine()})",
+                        help="the records' name of what the runs ran on")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--only", default="", help="comma-separated parts of run names")

@@ -94,6 +94,14 @@ class BadInputTest(RefusalTest):
         self.refused("train", path, "--out", self.path("new-run"), "--override",
                      "parallel { ranks: 3 }", ranks=2, says=["parallel.ranks", "mpirun -np 3"])
 
+    def test_gradient_dtypes_that_do_not_go_together(self):
+        for dtypes in ("grad_dtype: BF16 wire_dtype: F32", "wire_dtype: BF16 deterministic: true",
+                       "grad_dtype: BF16 deterministic: true"):
+            says = ["parallel.deterministic", "F32"] if "true" in dtypes else [
+                "parallel.wire_dtype = F32 is wider", "leave wire_dtype out"]
+            self.refused("train", self.path("good.textproto"), "--out", self.path("new-run"),
+                         "--override", f"parallel {{ {dtypes} device: CPU }}", says=says)
+
     def test_missing_shard(self):
         os.makedirs(self.path("no-shards"))
         self.refused_data("no-shards", "no-shards/*.bin")

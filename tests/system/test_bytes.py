@@ -106,6 +106,46 @@ class BytesTest(SystemTest):
                                          ranks > 1 and name != "dense")
                         self.assertEqual(kinds["dense_values"] > 0, ranks > 1 and stage == 1)
 
+    def test_bf16_gradients_send_half(self):
+        """Rounded for the wire, or accumulated so: half the bytes of gradients, as planned.
+
+        Every kind of gradient is there, several micro-batches are accumulated, and the losses stay
+        near those of F32."""
+        methods = {"blocks": (ODD, sparse(block=16)),
+                   "masked": (EVEN_GPT2, sparse("masked", 0.6)),
+                   "sltrain": (ODD, 'sparsity { parameterisation: "sparse_plus_low_rank" '
+                                    "sparsity: 0.9 rank: 8 }")}
+        for name, (model, sparsity) in methods.items():
+            for stage in (0, 1):
+                found = {}
+                for dtypes in ("", "wire_dtype: BF16", "grad_dtype: BF16"):
+                    with self.subTest(method=name, zero_stage=stage, dtypes=dtypes):
+                        label = f"bf16-{name}-{stage}-{dtypes[:4]}"
+                        run = self.train(label, config(
+                            self.data, phase(4, sparsity), model=model,
+                            parallel=f"zero_stage: {stage} bucket_megabytes: 0.05 {dtypes}"),
+                            ranks=2)
+                        plan = json.loads(self.filigree(
+                            "plan", self.path(label + ".textproto"), "--ranks", 2,
+                            "--json").stdout)
+                        lines = metrics(run)[0]
+                        self.assertEqual({line["exchanged_bytes"] for line in lines},
+                                         {plan["exchanged_bytes_per_step"]})
+                        found[dtypes] = (plan, [line["loss"] for line in lines])
+                wide, losses = found.pop("")
+                for dtypes, (plan, narrow_losses) in found.items():
+                    with self.subTest(method=name, zero_stage=stage, dtypes=dtypes):
+                        for kind in ("sparsified_grads", "dense_grads"):
+                            sent = plan["phases"][0]["exchanged_bytes"][kind]
+                            # The cuts between buckets differ, and so does their padding.
+                            self.assertAlmostEqual(
+                                sent / wide["phases"][0]["exchanged_bytes"][kind], 0.5, delta=0.03)
+                        held = plan["memory_bytes"]["grads"] / wide["memory_bytes"]["grads"]
+                        self.assertAlmostEqual(held, 1.5 if "wire" in dtypes else 0.5, delta=0.03)
+                        self.assertNotEqual(narrow_losses, losses, "nothing was rounded")
+                        for narrow, full in zip(narrow_losses, losses):
+                            self.assertAlmostEqual(narrow, full, delta=0.01)
+
     def test_phases_differ_in_bytes(self):
         """A dense tail sends what the plan of its own phase says."""
         run = self.train("tail", config(self.data, phase(2, sparse(block=16)),

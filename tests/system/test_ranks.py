@@ -50,6 +50,20 @@ class RanksTest(SystemTest):
     def test_masked_gpt2(self):
         self.compare("gpt2", GPT2, sparse("masked", 0.5))
 
+    def test_per_layer_updates(self):
+        """With four ranks a step is one micro-batch, and layers take turns in the gradients' memory."""
+        for name, model in (("llama", LLAMA), ("gpt2", GPT2)):
+            reference = self.train(f"global-{name}", self.configuration(
+                0, model, sparse(), "clip_norm: 0"))
+            for ranks, zero_stage in ((1, 0), (2, 1), (4, 0), (4, 1)):
+                with self.subTest(model=name, ranks=ranks, zero_stage=zero_stage):
+                    run = self.train(f"layers-{name}-{ranks}-{zero_stage}", self.configuration(
+                        zero_stage, model, sparse(), "clip_norm: 0 update: PER_LAYER"), ranks=ranks)
+                    self.assert_close(losses(run), losses(reference), 1e-4, "loss")
+                    self.assert_close([m["grad_norm"] for m in metrics(run)[0]],
+                                      [m["grad_norm"] for m in metrics(reference)[0]], 1e-3,
+                                      "grad_norm")
+
     def test_more_ranks_than_sequences(self):
         """Ranks without a sample take part with nothing."""
         runs = [self.train(f"few-{ranks}", config(self.data, phase(STEPS, sparse()), sequences=2),

@@ -125,6 +125,20 @@ class ResumeTest(SystemTest):
         self.assert_close(losses(run)[6:7], losses(uncut)[6:7], 1e-6, "next loss")
         self.assert_close(losses(run), losses(uncut), 1e-4, "loss")
 
+    def test_bf16_gradients_go_on_to_the_bit(self):
+        """Gradients are no state: nothing of their dtype is in a checkpoint."""
+        for dtypes in ("wire_dtype: BF16", "grad_dtype: BF16"):
+            with self.subTest(dtypes=dtypes):
+                text = self.two_phases.replace("parallel { ", f"parallel {{ {dtypes} ")
+                name = dtypes.split(":")[0]
+                uncut = self.train(f"uncut-{name}", text, ranks=2)
+                self.cut_copy(f"cut-{name}", uncut, 6)
+                run = self.train(f"cut-{name}", text, ranks=2)
+                self.assertEqual(losses(run), losses(uncut))
+                for file in ARRAYS:
+                    self.assertEqual(read_bytes(newest(run), file), read_bytes(newest(uncut), file),
+                                     file)
+
     def test_moments_kept_over_a_phase_change(self):
         """Cut before, at and after the change; recomputation does not show in any bit."""
         text = config(self.data, phase(4, sparse("masked", 0.5)), phase(4, "moments: KEEP"),
@@ -139,6 +153,71 @@ class ResumeTest(SystemTest):
                 for file in ARRAYS:
                     self.assertEqual(read_bytes(newest(run), file), read_bytes(newest(uncut), file),
                                      file)
+
+    def test_state_in_fewer_bytes(self):
+        """Checkpoints hold plain numbers; codes and bf16 come back from them bit for bit."""
+        rigl = ('sparsity { parameterisation: "masked" sparsity: 0.5 rule: "rigl" '
+                'update_interval: 2 }')
+        for form in ("state_dtype: BF16", "moments: EIGHT_BIT",
+                     "state_dtype: BF16 moments: EIGHT_BIT"):
+            text = config(self.data, phase(5, rigl), phase(3, "moments: KEEP"),
+                          checkpoint="every_steps: 3 keep_last: 0", optimizer=form)
+            with self.subTest(form=form):
+                name = "compact-" + form.replace(": ", "-").replace(" ", "-")
+                uncut = self.train(name, text, ranks=2)
+                for step in (3, 6):
+                    run = self.cut_copy(f"{name}-{step}", uncut, step)
+                    self.train(f"{name}-{step}", text, ranks=2)
+                    self.assertEqual(losses(run), losses(uncut))
+                    for file in ARRAYS:
+                        self.assertEqual(read_bytes(newest(run), file),
+                                         read_bytes(newest(uncut), file), file)
+
+    def test_per_layer_updates(self):
+        """Clipping needs the norm of the step before the cut."""
+        text = config(self.data, phase(6, sparse()), phase(3, "moments: KEEP"), sequences=2,
+                      checkpoint="every_steps: 2 keep_last: 0",
+                      optimizer="update: PER_LAYER clip_norm: 0.5 moments: EIGHT_BIT")
+        for ranks in (1, 2):
+            uncut = self.train(f"layers-{ranks}", text, ranks=ranks)
+            self.assertGreater(min(m["grad_norm"] for m in metrics(uncut)[0]), 0.5)
+            for step in (2, 6, 8):
+                with self.subTest(ranks=ranks, step=step):
+                    name = f"layers-{ranks}-{step}"
+                    run = self.cut_copy(name, uncut, step)
+                    self.train(name, text, ranks=ranks)
+                    self.assertEqual(losses(run), losses(uncut))
+                    for file in ARRAYS:
+                        self.assertEqual(read_bytes(newest(run), file),
+                                         read_bytes(newest(uncut), file), file)
+        with open(os.path.join(uncut, "log.txt"), encoding="utf-8") as file:
+            self.assertIn("clipping is approximate", file.read())
+
+    def test_a_spoiled_step_is_left_out(self):
+        """After one update of this size no gradient is finite: a run of per-layer updates goes back to its
+        newest checkpoint, or to its start, and ends with what a run that skips those steps ends with."""
+        for every in (0, 1):
+            text = config(self.data, phase(4, "schedule { warmup_steps: 0 lr: 1e38 }"), sequences=2,
+                          checkpoint=f"every_steps: {every}", optimizer="clip_norm: 0")
+            skips = self.train(f"skips-{every}", text, ranks=2)
+            run = self.train(f"spoiled-{every}", text.replace(
+                "clip_norm: 0", "clip_norm: 0 update: PER_LAYER"), ranks=2)
+            for r in (skips, run):
+                self.assertEqual([line["step"] for line in metrics(r)[0]], [1, 2, 3, 4])
+            self.assertEqual(metrics(skips)[0][-1]["skipped_steps"], 3)
+            self.assertEqual(losses(run)[:1], losses(skips)[:1])
+            with open(os.path.join(run, "log.txt"), encoding="utf-8") as file:
+                self.assertEqual(file.read().count("to leave that step's update out"), 3)
+            for file in ARRAYS:
+                self.assertEqual(read_bytes(newest(run), file), read_bytes(newest(skips), file), file)
+
+    def test_another_form_of_the_state_goes_on(self):
+        for form in ("state_dtype: BF16", "moments: EIGHT_BIT"):
+            with self.subTest(form=form):
+                name = "reformed-" + form.split()[1]
+                run = self.cut_copy(name, self.uncut_run(1), 6)
+                self.train(name, self.two_phases.replace("optimizer { ", "optimizer { " + form))
+                self.assert_close(losses(run), losses(self.uncut_run(1)), 2e-2, "loss")
 
     def stop(self, name, ranks, number, victim):
         """Starts a run, sends a signal to rank process `victim` after the third step, resumes."""

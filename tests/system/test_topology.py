@@ -234,6 +234,9 @@ class ShippedConfigsTest(SystemTest):
         "granet_gpt3_125m_75": 125226240, "lottery_gpt3_125m": 125226240,
         "spdf_gpt3_xl_50": 1315723264, "spdf_gpt3_xl_75": 1315723264,
         "vspdf_gpt3_6p7b": 6658404352, "journey_1b": 1204881408,
+        # 2 * 32000 d + L (4 d d + 3 d f + 2 d) + d of the benchmark's shapes.
+        "sltrain_60m": 58073600, "sltrain_130m": 134105856, "sltrain_350m": 367969280,
+        "sltrain_1b": 1339082752,
     }
     # Dense-equivalent over method, of the sparse phase (methods.md, B.1).
     RATIOS = {"spdf_gpt2_small_50": 1.36, "spdf_gpt2_small_75": 1.65, "spdf_gpt3_xl_50": 1.67,

@@ -69,6 +69,22 @@ TEST(FlatLayoutTest, EveryElementHasOnePlaceAndOneOwner) {
   }
 }
 
+TEST(FlatLayoutTest, GroupsLieTogetherInTheirBucket) {
+  constexpr auto kDense = TrafficKind::kDense;
+  // As a model creates them: matrices, which decay, and biases, which do not, in turns.
+  const FlatLayout layout = FlatLayout::Build(
+      {{512, kDense, 0}, {100, kDense, 1}, {512, kDense, 0}, {100, kDense, 1}, {512, kDense, 0}},
+      /*shards=*/1, /*bucket_elements=*/1600);
+  ASSERT_EQ(layout.buckets().size(), 2u);
+  EXPECT_EQ(layout.buckets()[0].segments, (std::vector<int>{0, 1, 2, 3}));  // creation
+  const auto offset = [&](int segment) { return layout.segments()[segment].offset; };
+  EXPECT_EQ((std::vector<int64_t>{offset(0), offset(2), offset(1), offset(3), offset(4)}),
+            (std::vector<int64_t>{0, 512, 1024, 1280, 1536}));
+  std::vector<int> memory_order;
+  for (const OwnedRange& range : layout.OwnedRanges(0)) memory_order.push_back(range.segment);
+  EXPECT_EQ(memory_order, (std::vector<int>{0, 2, 1, 3, 4}));
+}
+
 // On every rank: what was scattered is gathered again, and only the own shard was kept.
 TEST(FlatBufferTest, ScatterThenGatherIsTheWhole) {
   const auto communicator = MakeMpiCommunicator();

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "data/manifest.h"
@@ -139,6 +140,9 @@ optimizer {
   epsilon: 1e-08
   weight_decay: 0.1
   clip_norm: 1
+  state_dtype: F32_MASTER
+  moments: FULL
+  update: GLOBAL
 }
 schedule {
   lr: 0.0003
@@ -175,6 +179,10 @@ sparsity {
   sparse_part: UNSTRUCTURED
   compute: AUTO
   keep_rebuilt: false
+  n: 2
+  m: 4
+  transposable: false
+  initialisation: SLTRAIN
 }
 evaluation {
   every_steps: 250
@@ -202,6 +210,8 @@ parallel {
     node_latency_us: 3.4
     gpus_per_node: 8
   }
+  grad_dtype: F32
+  wire_dtype: F32
 }
 checkpoint {
   every_steps: 1000
@@ -271,6 +281,22 @@ TEST(ConfigTest, OverridesMergeAndReplaceLists) {
   EXPECT_EQ(spec.phases[0].batch.seq_len, 32);
   ASSERT_EQ(spec.phases.size(), 2u);
   EXPECT_EQ(spec.total_steps(), 9);
+}
+
+TEST(ConfigTest, GradientsTravelAsTheyAreUnlessToldNarrower) {
+  const auto with = [](const std::string& parallel) {
+    return std::string(kSmall) + "parallel { " + parallel + " }\n";
+  };
+  for (const auto& [parallel, grad, wire] : std::vector<std::tuple<std::string, DType, DType>>{
+           {"", DType::kF32, DType::kF32},
+           {"wire_dtype: BF16", DType::kF32, DType::kBF16},
+           {"grad_dtype: BF16", DType::kBF16, DType::kBF16}}) {
+    const RunSpec spec = Spec(with(parallel));
+    EXPECT_EQ(spec.grad_dtype, grad) << parallel;
+    EXPECT_EQ(spec.wire_dtype, wire) << parallel;
+  }
+  EXPECT_THAT(Error(with("grad_dtype: BF16\n wire_dtype: F32")),
+              ::testing::HasSubstr("parallel.wire_dtype = F32 is wider"));
 }
 
 TEST(ConfigTest, ReportsEveryProblemAtItsLine) {
@@ -349,6 +375,8 @@ TEST(ConfigTest, SemanticProblems) {
        ":2: model.kv_heads differs from model.heads"},
       {"layers: 2", "family: GPT2 layers: 2 head_size: 8",
        ":2: model.head_size times model.heads must be model.width"},
+      {"layers: 2", "family: GPT2 layers: 2 gate_activation: IDENTITY",
+       ":2: model.gate_activation is llama's; the GPT2 family has no gate"},
       {"layers: 2 ", "", ":2: model.layers is not set"},
       {" vocab_size: 257", "", ":2: model.vocab_size is not set and no data.prepared gives it"},
       {"train { glob: \"a_*.bin\" }", "", ":3: data.train is missing"},

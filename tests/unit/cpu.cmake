@@ -1,6 +1,6 @@
 filigree_test(cpu_test LABEL quick
   SOURCES cpu_attention_test.cc cpu_dense_test.cc cpu_device_test.cc cpu_loss_test.cc
-          cpu_sparse_test.cc
+          cpu_narrow_grads_test.cc cpu_sparse_test.cc
   DEPS filigree_kernels_cpu)
 # Again with the loops of processors that lack what this one has.
 set(isas baseline)
@@ -15,3 +15,6 @@ foreach(isa ${isas})
   set_tests_properties(cpu_test_${isa} PROPERTIES LABELS quick TIMEOUT 600
     ENVIRONMENT FILIGREE_CPU_ISA=${isa})
 endforeach()
+filigree_test(compact_state_test LABEL quick SOURCES compact_state_test.cc
+  DEPS filigree_checkpoint filigree_kernels_cpu)
+target_compile_definitions(compact_state_test PRIVATE FILIGREE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")

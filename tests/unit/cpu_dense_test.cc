@@ -13,6 +13,34 @@ class CpuDenseTest : public TypedCpuTest<T> {};
 TYPED_TEST_SUITE(CpuDenseTest, FloatTypes);
 class CpuDenseGradientTest : public CpuTest {};
 
+// Operands that overlap (x of every product) or interleave by columns, and outputs that do.
+TYPED_TEST(CpuDenseTest, BatchesAreProductsOneByOne) {
+  using T = TypeParam;
+  constexpr int64_t kCount = 3, kM = 5, kN = 4, kK = 6;
+  auto x = TestMatrix<T>::Random(kM, kK, 1);
+  auto weights = TestMatrix<T>::Random(kCount * kN + 2 * kCount, kK, 2);  // 2 rows between them
+  auto out = TestMatrix<T>::Random(kM, kCount * kN, 3);
+  const auto before = out;
+  this->backend_.MatMul({.a = x.view(),
+                         .b = weights.view().Rows(0, kN),
+                         .out = out.view().Cols(0, kN),
+                         .transpose_b = true,
+                         .accumulate = true,
+                         .scale = 0.5,
+                         .batch = {.count = kCount, .a = 0, .b = (kN + 2) * kK, .out = kN}},
+                        *this->stream_);
+  const auto& cx = x;
+  const auto& cw = weights;
+  ExpectNear(
+      out,
+      [&](int64_t i, int64_t j) {
+        double sum = before(i, j);
+        for (int64_t l = 0; l < kK; ++l) sum += 0.5 * cx(i, l) * cw(j / kN * (kN + 2) + j % kN, l);
+        return sum;
+      },
+      4.0);
+}
+
 TYPED_TEST(CpuDenseTest, MatMulInAllForms) {
   using T = TypeParam;
   // The last two are large enough for threads to divide rows, and columns.
@@ -131,6 +159,53 @@ TYPED_TEST(CpuDenseTest, ColumnSumAddsAndDoesNotDependOnThreads) {
   EXPECT_EQ(out.data(), again.data());
 }
 
+// Without `accumulate` gradients are what they would be on top of zero, whatever was there.
+TYPED_TEST(CpuDenseTest, GradientsOverwriteWhatWasThere) {
+  using T = TypeParam;
+  auto x = TestMatrix<T>::Random(300, 37, 1), dy = TestMatrix<T>::Random(300, 37, 2);
+  auto gain = TestMatrix<T>::Random(1, 37, 3), mean = TestMatrix<T>::Random(300, 1, 4);
+  auto rstd = TestMatrix<T>::Random(300, 1, 5);
+  std::vector<std::vector<T>> results;
+  for (bool accumulate : {true, false}) {
+    const double start = accumulate ? 0 : NAN;
+    const auto vector = [&] { return TestMatrix<T>::Constant(1, 37, start); };
+    auto sum = vector(), dgain = vector(), dbias = vector(), rms_dgain = vector();
+    auto dx_sums = vector(), rms_dx_sums = vector(), product_sums = vector();
+    auto dx = TestMatrix<T>::Random(300, 37, 6), rms_dx = dx;
+    this->backend_.ColumnSum({x.view(), sum.flat(), accumulate}, *this->stream_);
+    this->backend_.LayerNormBackward({x.view(), dy.view(), gain.flat(), mean.flat(), rstd.flat(),
+                                      dx.view(), dgain.flat(), dbias.flat(), accumulate,
+                                      dx_sums.flat(), accumulate},
+                                     *this->stream_);
+    this->backend_.RmsNormBackward({x.view(), dy.view(), gain.flat(), rstd.flat(), rms_dx.view(),
+                                    rms_dgain.flat(), accumulate, rms_dx_sums.flat(), accumulate},
+                                   *this->stream_);
+    TestMatrix<T> product(300, 37);
+    auto weight = TestMatrix<T>::Random(37, 37, 7);
+    this->backend_.MatMul({.a = x.view(),
+                           .b = weight.view(),
+                           .out = product.view(),
+                           .epilogue = {.gelu_input = dy.view(),
+                                        .column_sums = product_sums.flat(),
+                                        .accumulate_sums = accumulate}},
+                          *this->stream_);
+    std::vector<T> all;
+    for (const auto* part : {&sum, &dgain, &dbias, &rms_dgain, &dx_sums, &rms_dx_sums,
+                             &product_sums}) {
+      for (int64_t j = 0; j < 37; ++j) all.push_back((*part)(0, j));
+    }
+    results.push_back(all);
+    // The sums are those of what was written beside them.
+    for (auto [of, sums] : {std::pair{&dx, &dx_sums}, {&rms_dx, &rms_dx_sums},
+                            {&product, &product_sums}}) {
+      TestMatrix<T> expected(1, 37);
+      this->backend_.ColumnSum({of->view(), expected.flat()}, *this->stream_);
+      EXPECT_EQ(sums->data(), expected.data());
+    }
+  }
+  EXPECT_EQ(results[0], results[1]);
+}
+
 double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 TYPED_TEST(CpuDenseTest, Activations) {
@@ -144,6 +219,8 @@ TYPED_TEST(CpuDenseTest, Activations) {
     const auto &cx = x, &cup = up;
     this->backend_.SwiGlu({x.view(), up.view(), y.view()}, *this->stream_);
     ExpectNear(y, [&](int64_t i, int64_t j) { return cx(i, j) * Sigmoid(cx(i, j)) * cup(i, j); });
+    this->backend_.SwiGlu({x.view(), up.view(), y.view(), /*linear=*/true}, *this->stream_);
+    ExpectNear(y, [&](int64_t i, int64_t j) { return cx(i, j) * cup(i, j); });
     this->backend_.SwiGlu({.gate = x.view(), .y = y.view()}, *this->stream_);
     ExpectNear(y, [&](int64_t i, int64_t j) { return cx(i, j) * Sigmoid(cx(i, j)); });
     this->backend_.Gelu({x.view(), y.view()}, *this->stream_);
@@ -226,43 +303,6 @@ TYPED_TEST(CpuDenseTest, Norms) {
           return (cx(i, j) - mean_of(i, 0, 1)) * deviation(i) * cgain(0, j) + cbias(0, j);
         },
         10.0);
-  }
-}
-
-TYPED_TEST(CpuDenseTest, NormsOfTheResidualsSum) {
-  using T = TypeParam;
-  const auto x0 = TestMatrix<T>::Random(23, 48, 1, 3), residual0 = TestMatrix<T>::Random(23, 48, 2);
-  auto gain = TestMatrix<T>::Random(1, 48, 3), bias = TestMatrix<T>::Random(1, 48, 4);
-  TestMatrix<T> added(23, 48), mean(23, 1), rstd(23, 1), expected_rms(23, 48), expected(23, 48);
-  added.Fill([&](int64_t i, int64_t j) {
-    return static_cast<T>(x0(i, j)) + static_cast<T>(residual0(i, j));
-  });
-  this->backend_.RmsNorm({added.view(), gain.flat(), expected_rms.view(), rstd.flat(), 1e-3},
-                         *this->stream_);
-  this->backend_.LayerNorm(
-      {added.view(), gain.flat(), bias.flat(), expected.view(), mean.flat(), rstd.flat(), 1e-3},
-      *this->stream_);
-  const auto &cadded = added, &crms = expected_rms, &cexpected = expected;
-  for (int alias = 0; alias < 3; ++alias) {
-    for (bool layer : {false, true}) {
-      auto x = x0, residual = residual0;
-      auto apart = TestMatrix<T>::Constant(23, 48, NAN, 2),
-           y = TestMatrix<T>::Constant(23, 48, NAN);
-      TestMatrix<T>& sum = alias == 0 ? apart : alias == 1 ? x : residual;
-      if (layer) {
-        this->backend_.LayerNorm({x.view(), gain.flat(), bias.flat(), y.view(), mean.flat(),
-                                  rstd.flat(), 1e-3, residual.view(), sum.view()},
-                                 *this->stream_);
-      } else {
-        this->backend_.RmsNorm(
-            {x.view(), gain.flat(), y.view(), rstd.flat(), 1e-3, residual.view(), sum.view()},
-            *this->stream_);
-      }
-      ExpectNear(
-          sum, [&](int64_t i, int64_t j) { return cadded(i, j); }, 0.0);
-      ExpectNear(
-          y, [&](int64_t i, int64_t j) { return layer ? cexpected(i, j) : crms(i, j); }, 0.0);
-    }
   }
 }
 

@@ -122,6 +122,7 @@ TYPED_TEST(CpuSparseTest, Epilogues) {
   auto gelu_input = TestMatrix<T>::Random(c.tokens, c.in, 4);
   TestMatrix<T> y(c.tokens, c.out), product(c.tokens, c.out), expected(c.tokens, c.out);
   TestMatrix<T> pre(c.tokens, c.out), dx(c.tokens, c.in), dproduct(c.tokens, c.in);
+  auto sums = TestMatrix<T>::Constant(1, c.in, NAN), expected_sums = TestMatrix<T>(1, c.in);
   Stream& stream = *this->stream_;
   this->backend_.Spmm({weight.layout(), weight.values.flat(), x.view(), product.view()}, stream);
   this->backend_.Spmm({.weight = weight.layout(),
@@ -141,10 +142,14 @@ TYPED_TEST(CpuSparseTest, Epilogues) {
                                  .values = weight.values.flat(),
                                  .dy = dy.view(),
                                  .dx = dx.view(),
-                                 .epilogue = {.gelu_input = gelu_input.view()}},
+                                 .epilogue = {.gelu_input = gelu_input.view(),
+                                              .column_sums = sums.flat(),
+                                              .accumulate_sums = false}},
                                 stream);
   this->backend_.GeluBackward({gelu_input.view(), dproduct.view(), dproduct.view()}, stream);
   EXPECT_EQ(dx.data(), dproduct.data());
+  this->backend_.ColumnSum({dx.view(), expected_sums.flat()}, stream);
+  EXPECT_EQ(sums.data(), expected_sums.data());
 }
 
 TYPED_TEST(CpuSparseTest, SddmmAddsAndLeavesPaddingZero) {
@@ -174,6 +179,12 @@ TYPED_TEST(CpuSparseTest, SddmmAddsAndLeavesPaddingZero) {
       if (weight.cells[slot] >= 0) continue;
       ASSERT_EQ(dvalues(0, slot), T(0)) << "padding slot " << slot;
     }
+    TestMatrix<T> added(1, weight.cells.size());
+    auto overwritten = TestMatrix<T>::Constant(1, weight.cells.size(), NAN);
+    this->backend_.Sddmm({weight.layout(), dy.view(), x.view(), added.flat()}, *this->stream_);
+    this->backend_.Sddmm({weight.layout(), dy.view(), x.view(), overwritten.flat(), false},
+                         *this->stream_);
+    EXPECT_EQ(overwritten.data(), added.data());
   }
 }
 

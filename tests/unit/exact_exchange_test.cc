@@ -13,6 +13,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_device.h"
 #include "tests/unit/trainer_testing.h"
+#include "trainer/planner.h"
 #include "trainer/training_state.h"
 
 namespace filigree {
@@ -21,13 +22,13 @@ namespace {
 constexpr int64_t kSamples = 7;  // no number of ranks tested divides them
 constexpr int kSteps = 3;
 
-// What one sample adds to a gradient: a multiple of 1/16 below 4, so that sums of seven and their
-// squares are exact in any order.
-float SampleGradient(int64_t step, int64_t sample, int parameter, int64_t slot) {
+// What one sample adds to a gradient: a multiple of 1/16 of a size that sums of seven, and their
+// squares, are exact in any order: below 4 in F32, below 18/16 in BF16, which has eight bits.
+float SampleGradient(int64_t step, int64_t sample, int parameter, int64_t slot, int64_t largest) {
   const uint64_t stream = RngStream("gradient", "", static_cast<uint64_t>(parameter));
   const uint64_t draw = RandomBelow(static_cast<uint64_t>(step * kSamples + sample), stream,
-                                    static_cast<uint64_t>(slot), 127);
-  return (static_cast<float>(draw) - 63.0f) / 16.0f;
+                                    static_cast<uint64_t>(slot), 2 * largest + 1);
+  return (static_cast<float>(draw) - static_cast<float>(largest)) / 16.0f;
 }
 
 // A state trained for some steps on such gradients, over a communicator.
@@ -61,7 +62,7 @@ class ExactRun {
       ready->Record(*stream_);
       state_.exchange().MarkReady(parameter, *ready);
     }
-    state_.exchange().WaitGrads(*stream_);
+    state_.exchange().EndBackward();
     OptimizerSpec spec;
     spec.clip_norm = 8;  // far below the norm: the global sum reaches every weight
     state_.exchange().WaitAllValues(*stream_);
@@ -69,21 +70,28 @@ class ExactRun {
     EXPECT_FALSE(result.skipped);
     EXPECT_GT(result.grad_norm, spec.clip_norm);
     norms_.push_back(result.grad_norm);
-    ready->Record(*stream_);
-    state_.exchange().StartGatherValues(*ready);
     bytes_ = state_.exchange().TakeBytes();
   }
 
   void AddGradients(int64_t step, const SampleRange& samples, int parameter) {
     const Parameter& p = state_.parameters()[parameter];
     const std::vector<int64_t> logical = p.layout.LogicalIndices();
-    float* grads = state_.buffer().Grads(parameter).As<float>();
-    for (size_t slot = 0; slot < logical.size(); ++slot) {
-      if (logical[slot] < 0) continue;
-      for (int64_t i = 0; i < samples.count; ++i) {
-        grads[slot] +=
-            SampleGradient(step, samples.begin + i, parameter, static_cast<int64_t>(slot));
+    const TensorView grads = state_.buffer().Grads(parameter);
+    const bool narrow = run_.wire_dtype == DType::kBF16;
+    const auto add_all = [&]<typename T>(T* to) {
+      for (size_t slot = 0; slot < logical.size(); ++slot) {
+        if (logical[slot] < 0) continue;
+        for (int64_t i = 0; i < samples.count; ++i) {
+          to[slot] = T(static_cast<float>(to[slot]) +
+                       SampleGradient(step, samples.begin + i, parameter,
+                                      static_cast<int64_t>(slot), narrow ? 18 : 63));
+        }
       }
+    };
+    if (grads.dtype() == DType::kBF16) {
+      add_all(grads.As<BFloat16>());
+    } else {
+      add_all(grads.As<float>());
     }
   }
 
@@ -97,50 +105,96 @@ class ExactRun {
   ExchangedBytes bytes_;
 };
 
-class ExactExchangeTest : public ::testing::TestWithParam<int> {};
+struct Exchanged {
+  int zero_stage;
+  DType grad_dtype, wire_dtype;
+};
+
+class ExactExchangeTest : public ::testing::TestWithParam<Exchanged> {
+ protected:
+  RunSpec Run() const {
+    RunSpec run = OddRun();
+    run.zero_stage = GetParam().zero_stage;
+    run.grad_dtype = GetParam().grad_dtype;
+    run.wire_dtype = GetParam().wire_dtype;
+    run.bucket_megabytes = 0.008;  // several buckets of each kind
+    return run;
+  }
+  static void ExpectTheBitsOfOneProcess(const RunSpec& run) {
+    const auto world = MakeMpiCommunicator();
+    const auto alone = MakeSingleProcessCommunicator();
+    ExactRun ranks(run, *world), reference(run, *alone);
+    ASSERT_GT(ranks.state().buffer().layout().buckets().size(), 4u);
+    EXPECT_EQ(ranks.norms(), reference.norms());
+    for (size_t i = 0; i < reference.state().parameters().size(); ++i) {
+      const int parameter = static_cast<int>(i);
+      const std::string& name = reference.state().parameters()[i].name;
+      for (StateKind kind : {StateKind::kMaster, StateKind::kM, StateKind::kV}) {
+        EXPECT_EQ(ranks.Gather(parameter, kind), reference.Gather(parameter, kind))
+            << name << " state " << static_cast<int>(kind);
+      }
+      // Every rank reads all values, its own and those gathered.
+      const TensorView found = ranks.state().buffer().Values(parameter);
+      const TensorView expected = reference.state().buffer().Values(parameter);
+      ASSERT_EQ(found.bytes(), expected.bytes());
+      EXPECT_EQ(std::memcmp(found.data(), expected.data(), found.bytes()), 0) << name << " values";
+    }
+  }
+};
 
 TEST_P(ExactExchangeTest, RanksLeaveTheBitsThatOneProcessLeaves) {
-  RunSpec run = OddRun();
-  run.zero_stage = GetParam();
-  run.bucket_megabytes = 0.008;  // several buckets of each kind
-  const auto world = MakeMpiCommunicator();
-  const auto alone = MakeSingleProcessCommunicator();
-  ExactRun ranks(run, *world), reference(run, *alone);
-  ASSERT_GT(ranks.state().buffer().layout().buckets().size(), 4u);
-  EXPECT_EQ(ranks.norms(), reference.norms());
-  for (size_t i = 0; i < reference.state().parameters().size(); ++i) {
-    const int parameter = static_cast<int>(i);
-    const std::string& name = reference.state().parameters()[i].name;
-    for (StateKind kind : {StateKind::kMaster, StateKind::kM, StateKind::kV}) {
-      EXPECT_EQ(ranks.Gather(parameter, kind), reference.Gather(parameter, kind))
-          << name << " state " << static_cast<int>(kind);
-    }
-    // Every rank reads all values, its own and those gathered.
-    const TensorView found = ranks.state().buffer().Values(parameter);
-    const TensorView expected = reference.state().buffer().Values(parameter);
-    ASSERT_EQ(found.bytes(), expected.bytes());
-    EXPECT_EQ(std::memcmp(found.data(), expected.data(), found.bytes()), 0) << name << " values";
+  ExpectTheBitsOfOneProcess(Run());
+}
+
+// Random bits and blocks of codes belong to parameters, wherever these are cut.
+TEST_P(ExactExchangeTest, CompactStateToo) {
+  for (const StateFormat& format : {StateFormat{.bf16 = true, .eight_bit_moments = false},
+                                    StateFormat{.bf16 = false, .eight_bit_moments = true},
+                                    StateFormat{.bf16 = true, .eight_bit_moments = true}}) {
+    RunSpec run = Run();
+    // Dense matrices of 8400 values, which have codes and a last block of 208, beside small ones.
+    run.model.feed_forward = 200;
+    run.phases[0].sparsity = {};
+    run.phases[0].optimizer.state = format;
+    ExpectTheBitsOfOneProcess(run);
   }
 }
 
 TEST_P(ExactExchangeTest, CountsWhatWasPredicted) {
-  RunSpec run = OddRun();
-  run.zero_stage = GetParam();
-  run.bucket_megabytes = 0.008;
+  const RunSpec run = Run();
   const auto world = MakeMpiCommunicator();
   ExactRun ranks(run, *world);
-  const ExchangedBytes predicted = PredictExchangedBytes(ranks.state().buffer().layout(),
-                                                         world->size(), DType::kF32, DType::kF32);
+  const ExchangedBytes predicted = PredictExchangedBytes(
+      ranks.state().buffer().layout(), world->size(), DType::kF32, GetParam().wire_dtype);
   EXPECT_EQ(ranks.bytes().sparsified_grads, predicted.sparsified_grads);
   EXPECT_EQ(ranks.bytes().dense_grads, predicted.dense_grads);
   EXPECT_EQ(ranks.bytes().sparsified_values, predicted.sparsified_values);
   EXPECT_EQ(ranks.bytes().dense_values, predicted.dense_values);
   const bool sent = world->size() > 1;
   EXPECT_EQ(predicted.sparsified_grads > 0, sent);
-  EXPECT_EQ(predicted.sparsified_values > 0, sent && GetParam() == 1);
+  EXPECT_EQ(predicted.sparsified_values > 0, sent && GetParam().zero_stage == 1);
 }
 
-INSTANTIATE_TEST_SUITE_P(ZeroStages, ExactExchangeTest, ::testing::Values(0, 1));
+// Rounding to the wire costs nothing but its own memory, which plan counts too.
+TEST_P(ExactExchangeTest, HoldsWhatWasPlanned) {
+  const RunSpec run = Run();
+  const auto world = MakeMpiCommunicator();
+  CpuDevice device;
+  CpuBackend backend(device);
+  const auto stream = device.NewStream();
+  const TrainingState state(run, /*phase=*/0, {}, *world, backend, *stream);
+  const auto planned = PlanRun(run, world->size(), backend).phases.front().memory_bytes;
+  EXPECT_EQ(static_cast<int64_t>(device.memory_usage().bytes_by_kind.at("grads")),
+            planned.at("grads"));
+}
+
+INSTANTIATE_TEST_SUITE_P(ZeroStages, ExactExchangeTest,
+                         ::testing::Values(Exchanged{0, DType::kF32, DType::kF32},
+                                           Exchanged{1, DType::kF32, DType::kF32},
+                                           Exchanged{0, DType::kF32, DType::kBF16},
+                                           Exchanged{1, DType::kF32, DType::kBF16},
+                                           Exchanged{0, DType::kBF16, DType::kBF16},
+                                           Exchanged{1, DType::kBF16, DType::kBF16}));
 
 }  // namespace
 }  // namespace filigree

@@ -4,12 +4,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "tests/unit/cpu_testing.h"
 #include "trainer/linear/linear_parts.h"
+#include "trainer/linear/lost_start.h"
 
 namespace filigree {
 namespace {
@@ -28,6 +30,8 @@ std::vector<SparsitySpec> Variants(std::string_view name) {
   spec.sparsity = 0.6;
   spec.block_out = 4;
   spec.block_in = 3;
+  spec.n = 2;
+  spec.m = 5;
   spec.rank = 3;
   spec.alpha = 6;
   spec.micro_batch_tokens = kTokens;
@@ -62,7 +66,7 @@ class BoundLinear {
       grads_.emplace_back(1, count);
     }
     for (size_t i = 0; i < values_.size(); ++i) {
-      bound.push_back({values_[i].flat(), grads_[i].flat()});
+      bound.push_back({values_[i].flat(), grads_[i].flat(), &overwrite_});
     }
     const int64_t scratch = linear_->memory(DType::kF64).scratch_bytes / sizeof(double);
     scratch_ = Matrix::Constant(1, std::max<int64_t>(scratch, 1), NAN);
@@ -88,8 +92,10 @@ class BoundLinear {
   const std::vector<std::string>& names() const { return names_; }
   std::vector<Matrix>& values() { return values_; }
   std::vector<Matrix>& grads() { return grads_; }
+  void set_overwrite(bool overwrite) { overwrite_ = overwrite; }
 
  private:
+  bool overwrite_ = false;
   std::unique_ptr<Linear> linear_;
   std::vector<std::string> names_;
   std::vector<Matrix> values_, grads_;
@@ -137,6 +143,46 @@ TEST_F(LinearTest, GradientsOfEveryParameterisation) {
         ExpectIsGradient(loss, bound.values()[p], once[p], bound.names()[p].c_str());
       }
     }
+  }
+}
+
+// Linears that say so overwrite their gradients, sum the input's and let go of the bias's.
+TEST_F(LinearTest, GradientsOverwriteAndBiasGradientsAreReleased) {
+  for (const Parameterisation& row : Parameterisations()) {
+    SCOPED_TRACE(row.name);
+    BoundLinear bound(Spec(), Variants(row.name)[0], backend_);
+    Matrix x = Matrix::Random(kTokens, kIn, 1), dy = Matrix::Random(kTokens, kOut, 2);
+    Matrix y(kTokens, kOut), dx(kTokens, kIn), gelu_input = Matrix::Random(kTokens, kIn, 3);
+    bound.Forward(x, y, {}, *stream_);
+    bound.Backward(x, dy, {.dx = dx.view(), .gelu_input = gelu_input.view()}, *stream_);
+    const std::vector<Matrix> added = bound.grads();
+    if (bound.linear().overwrites_grads()) {
+      for (Matrix& grads : bound.grads()) grads.Fill([](int64_t, int64_t) { return NAN; });
+      bound.set_overwrite(true);
+      bound.Backward(x, dy, {}, *stream_);
+      for (size_t p = 0; p < added.size(); ++p) {
+        Matrix expected = added[p];
+        EXPECT_EQ(bound.grads()[p].data(), expected.data()) << bound.names()[p];
+      }
+    }
+    if (bound.linear().sums_input_grad()) {
+      Matrix sums = Matrix::Constant(1, kIn, NAN), expected(1, kIn);
+      bound.Backward(x, dy,
+                     {.dx = dx.view(),
+                      .gelu_input = gelu_input.view(),
+                      .column_sums = sums.flat(),
+                      .accumulate_sums = false},
+                     *stream_);
+      backend_.ColumnSum({dx.view(), expected.flat()}, *stream_);
+      EXPECT_EQ(sums.data(), expected.data());
+    }
+    const BoundParameter released = bound.linear().ReleaseBiasGrad();
+    if (released.grads.empty()) continue;
+    EXPECT_EQ(released.grads.data(), bound.grads().back().flat().data());
+    bound.grads().back().Fill([](int64_t, int64_t) { return 5.0; });
+    bound.Backward(x, dy, {}, *stream_);
+    ExpectNear(
+        std::as_const(bound.grads().back()), [](int64_t, int64_t) { return 5.0; }, 0.0);
   }
 }
 
@@ -308,6 +354,63 @@ TEST_F(LinearTest, WhatCannotBeIsRefused) {
   EXPECT_NE(problem().find("leaves none"), std::string::npos) << problem();
   spec.sparse_part = SparsePart::kBlocks;
   EXPECT_NE(problem().find("leaves none"), std::string::npos) << problem();
+}
+
+// What LOST starts from is the dense start but for the columns that S leaves out.
+TEST(LostStartTest, FactorsAndChannelsAreTheDenseStart) {
+  for (const auto& [out, in] : {std::pair<int64_t, int64_t>{24, 40}, {40, 24}}) {
+    const LinearSpec linear = {.name = "layers.0.mlp.up", .out = out, .in = in};
+    SparsitySpec sparsity;
+    sparsity.parameterisation = "sparse_plus_low_rank";
+    sparsity.sparsity = 0.75;
+    sparsity.rank = 6;
+    sparsity.alpha = 3;
+    sparsity.factor_start = FactorStart::kLost;
+    const LostStart start = ComputeLostStart(linear, sparsity, 7);
+    EXPECT_EQ(static_cast<int64_t>(start.channels.size()), in / 4);
+    Parameter dense;
+    dense.name = "layers.0.mlp.up.weight";
+    std::vector<double> norms(in, 0.0);
+    double rest_squares = 0, dense_squares = 0;
+    for (int64_t i = 0; i < out; ++i) {
+      for (int64_t j = 0; j < in; ++j) {
+        double low_rank = 0;
+        for (int64_t k = 0; k < sparsity.rank; ++k) {
+          low_rank += static_cast<double>(start.b[i * sparsity.rank + k]) * start.a[k * in + j];
+        }
+        const double w = InitialValue(dense, 7, i * in + j), rest = start.rest[i * in + j];
+        EXPECT_NEAR(sparsity.low_rank_scale() * low_rank + rest, w, 1e-7);
+        norms[j] += rest * rest;
+        rest_squares += rest * rest;
+        dense_squares += w * w;
+      }
+    }
+    // The largest singular values: more than any six of 24 random directions would hold.
+    EXPECT_LT(rest_squares, 0.6 * dense_squares);
+    // Factors share them: A's rows and B's columns are orthogonal, of equal norms.
+    for (int64_t k = 0; k < sparsity.rank; ++k) {
+      for (int64_t l = 0; l <= k; ++l) {
+        double a = 0, b = 0;
+        for (int64_t j = 0; j < in; ++j) a += double{start.a[k * in + j]} * start.a[l * in + j];
+        for (int64_t i = 0; i < out; ++i) {
+          b += double{start.b[i * sparsity.rank + k]} * start.b[i * sparsity.rank + l];
+        }
+        EXPECT_NEAR(a, b, 1e-6);
+        if (l < k) EXPECT_NEAR(a, 0, 1e-6);
+      }
+    }
+    // The kept channels are the largest of what is left.
+    double least_kept = 1e9, most_left = 0;
+    for (int64_t j = 0; j < in; ++j) {
+      const bool kept = std::ranges::binary_search(start.channels, static_cast<int32_t>(j));
+      if (kept) least_kept = std::min(least_kept, norms[j]);
+      if (!kept) most_left = std::max(most_left, norms[j]);
+    }
+    EXPECT_GE(least_kept, most_left);
+    const SparseLayout layout = DrawLostLayout(linear, sparsity, 7);
+    EXPECT_EQ(layout.nonzero_count(), out * in / 4);
+    EXPECT_EQ(layout.columns()[0], start.channels[0]);
+  }
 }
 
 }  // namespace

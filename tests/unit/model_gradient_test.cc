@@ -35,6 +35,8 @@ std::vector<SparsitySpec> HalfOf(std::string_view parameterisation) {
   sparsity.block_out = 8;
   sparsity.block_in = 6;
   sparsity.rank = 3;
+  sparsity.n = 1;
+  sparsity.m = 2;
   return {sparsity};
 }
 
@@ -61,6 +63,11 @@ class Problem {
     double sum = 0;
     for (const TestBatch& batch : batches_) sum += kScale * tested_.LossAndGradients(batch, kScale);
     return sum;
+  }
+  // The same gradients, over those that are there.
+  void GradientsFromAStart() {
+    tested_.model().StartGradients();
+    for (const TestBatch& batch : batches_) tested_.LossAndGradients(batch, kScale);
   }
 
  private:
@@ -146,6 +153,19 @@ TEST_P(GradientTest, IsTheSlopeOfTheLossForEveryParameterisation) {
   }
 }
 
+// CoLA's larger models: no activation function but those between the factors.
+TEST_P(GradientTest, IsTheSlopeWithoutTheGatesActivation) {
+  ModelSpec linear = spec();
+  if (linear.family != ModelFamily::kLlama) GTEST_SKIP() << "no gate";
+  linear.gate_activation = GateActivation::kIdentity;
+  Problem problem(linear, HalfOf("cola")), usual(spec(), HalfOf("cola"));
+  EXPECT_NEAR(problem.LossAndGradients(), problem.Loss(), 1e-12);
+  EXPECT_NE(problem.Loss(), usual.Loss());
+  for (size_t i = 0; i < problem.tested().parameters().size(); ++i) {
+    CheckParameter(problem, static_cast<int>(i));
+  }
+}
+
 TEST_P(GradientTest, IsTheSameAtEveryLevelOfRecomputation) {
   ModelSpec spec = this->spec();
   Problem reference(spec, HalfOf("block_sparse"));
@@ -161,6 +181,30 @@ TEST_P(GradientTest, IsTheSameAtEveryLevelOfRecomputation) {
                              reference.tested().grads(index) + count,
                              problem.tested().grads(index)))
           << problem.tested().parameters()[i].name << " at level " << static_cast<int>(level);
+    }
+  }
+}
+
+// The first micro-batch of a step overwrites every gradient, padding included, the others add: the
+// same as adding all of them to zeros.
+TEST_P(GradientTest, StartOverwritesWhateverWasThere) {
+  for (const Parameterisation& row : Parameterisations()) {
+    SCOPED_TRACE(row.name);
+    Problem problem(spec(), HalfOf(row.name));
+    problem.LossAndGradients();
+    TestModel& tested = problem.tested();
+    std::vector<std::vector<double>> expected;
+    for (size_t i = 0; i < tested.parameters().size(); ++i) {
+      double* grads = tested.grads(static_cast<int>(i));
+      const int64_t count = tested.parameters()[i].segment_count();
+      expected.emplace_back(grads, grads + count);
+      std::fill(grads, grads + count, NAN);
+    }
+    problem.GradientsFromAStart();
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const double* grads = tested.grads(static_cast<int>(i));
+      EXPECT_TRUE(std::equal(expected[i].begin(), expected[i].end(), grads))
+          << tested.parameters()[i].name;
     }
   }
 }
@@ -295,9 +339,11 @@ TEST_P(GradientTest, PaddingCountsAsExecutedOnly) {
   for (const char* parameterisation :
        {"dense", "masked", "low_rank", "sparse_plus_low_rank", "cola"}) {
     SCOPED_TRACE(parameterisation);
-    TestModel plain(spec, HalfOf(parameterisation), 1, kSeqLen);
-    TestModel padded(spec, HalfOf(parameterisation), 1, kSeqLen, {}, /*row_alignment=*/8);
-    TestModel wider(wide, HalfOf(parameterisation), 1, kSeqLen);
+    std::vector<SparsitySpec> sparsity = HalfOf(parameterisation);
+    sparsity[0].rank = 8;  // aligned, so that only the feed-forward's width is padded
+    TestModel plain(spec, sparsity, 1, kSeqLen);
+    TestModel padded(spec, sparsity, 1, kSeqLen, {}, /*row_alignment=*/8);
+    TestModel wider(wide, sparsity, 1, kSeqLen);
     const LinearFlops flops = ForwardFlopsPerToken(padded.model(), kSeqLen);
     const LinearFlops expected = ForwardFlopsPerToken(plain.model(), kSeqLen);
     EXPECT_EQ(flops.dense_equivalent, expected.dense_equivalent);

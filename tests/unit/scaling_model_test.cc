@@ -88,7 +88,7 @@ class ScalingPlanTest : public ::testing::Test {
   }
   StepExchange Exchange(int ranks) {
     const auto model = Model::Create(run_.model, run_.phases[0].sparsity, run_.seed, {}, backend_);
-    const FlatLayout layout = LayOutParameters(model->parameters(), run_, ranks, DType::kF32);
+    const FlatLayout layout = LayOutParameters(model->parameters(), run_, ranks);
     return ExchangeOfStep(model->parameters(), run_.model.tied_head, layout, DType::kBF16,
                           DType::kF32, 3);
   }
@@ -117,7 +117,7 @@ TEST_F(ScalingPlanTest, TransfersAreTheRunsBuckets) {
   EXPECT_EQ(exchange.backward.back().at, 1);
   EXPECT_EQ(exchange.forward.front().at, 0);
   const auto model = Model::Create(run_.model, run_.phases[0].sparsity, run_.seed, {}, backend_);
-  const FlatLayout layout = LayOutParameters(model->parameters(), run_, 4, DType::kF32);
+  const FlatLayout layout = LayOutParameters(model->parameters(), run_, 4);
   const ExchangedBytes predicted = PredictExchangedBytes(layout, 4, DType::kBF16, DType::kF32);
   EXPECT_EQ(static_cast<int64_t>(grads), predicted.sparsified_grads + predicted.dense_grads);
   EXPECT_EQ(static_cast<int64_t>(values), predicted.sparsified_values + predicted.dense_values);

@@ -244,6 +244,47 @@ TEST(RandomBalancedBlocksTest, PositionsAreUniform) {
   EXPECT_NEAR(diagonal_pairs, pairs, 0.02 * pairs);
 }
 
+// n of every m in each row, and in each column of every block where it is transposable.
+TEST(RandomNMTest, KeepsNOfEveryM) {
+  for (const auto& [n, m] : {std::pair{1, 2}, {2, 4}, {3, 4}, {2, 5}, {4, 8}, {1, 64}}) {
+    for (const bool transposable : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << n << ":" << m << " transposable " << transposable);
+      const int64_t out = 3 * m, in = 2 * m;
+      // SparseLayout::NM has checked the rows.
+      const SparseLayout layout = RandomNM(out, in, n, m, transposable, 5, "w");
+      EXPECT_EQ(layout.stored_count(), out * 2 * n);
+      if (!transposable) continue;
+      std::vector<int> counts(3 * in, 0);  // of each column in each band of m rows
+      for (int64_t cell : layout.LogicalIndices()) ++counts[cell / in / m * in + cell % in];
+      EXPECT_EQ(counts, std::vector<int>(3 * in, n));
+    }
+  }
+  EXPECT_FALSE(RandomNM(8, 8, 2, 4, false, 5, "a") == RandomNM(8, 8, 2, 4, false, 5, "b"));
+}
+
+// Every choice is as likely as any other: 6 for a group of 2:4, 90 for a transposable block, within
+// five standard deviations. Switches mix rather than draw, so that blocks may be a little more uneven.
+TEST(RandomNMTest, ChoicesAreUniform) {
+  constexpr int64_t kWidth = 4 * 256;
+  for (const bool transposable : {false, true}) {
+    const int64_t rows = transposable ? 4 : 1;
+    std::map<std::vector<int64_t>, int> seen;
+    const SparseLayout layout = RandomNM(kWidth, kWidth, 2, 4, transposable, 3, "w");
+    std::vector<std::vector<int64_t>> groups(kWidth / rows * (kWidth / 4));
+    for (int64_t cell : layout.LogicalIndices()) {
+      const int64_t row = cell / kWidth, column = cell % kWidth;
+      groups[row / rows * (kWidth / 4) + column / 4].push_back(row % rows * 4 + column % 4);
+    }
+    for (const auto& group : groups) ++seen[group];
+    const size_t choices = transposable ? 90 : 6;
+    ASSERT_EQ(seen.size(), choices);
+    const double mean = static_cast<double>(groups.size()) / static_cast<double>(choices);
+    for (const auto& [choice, count] : seen) {
+      EXPECT_NEAR(count, mean, 5 * std::sqrt(mean) + (transposable ? 0.02 * mean : 0));
+    }
+  }
+}
+
 TEST(RandomUniformBlocksTest, ExactCount) {
   const SparseLayout layout = RandomUniformBlocks(100, 70, 16, 8, 0.3, 9, "w");
   EXPECT_EQ(layout.block_count(), std::llround(0.3 * 7 * 9));

@@ -10,5 +10,7 @@ filigree_test(padding_test LABEL quick SOURCES padding_test.cc
   DEPS filigree_trainer filigree_export filigree_kernels_cpu)
 filigree_test(exact_exchange_test LABEL quick RANKS 1 2 3 4 SOURCES exact_exchange_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)
+filigree_test(exchange_order_test LABEL quick SOURCES exchange_order_test.cc
+  DEPS filigree_trainer filigree_kernels_cpu)
 filigree_test(scaling_test LABEL quick SOURCES published_scaling_test.cc scaling_model_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)

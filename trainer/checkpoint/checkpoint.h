@@ -42,6 +42,8 @@ struct CheckpointInfo {
   uint64_t seed = 0;
   bool has_moments = true;  // false for imported models
   bool has_born = false;    // updates done when each value joined; never without moments
+  // Of the last step that was not skipped; 0: there was none. Per-layer updates clip by it.
+  double grad_norm = 0;
   ModelSpec model;
   std::vector<Parameter> parameters;  // with layouts; in creation order
   std::string config_text;            // effective; empty for imported models

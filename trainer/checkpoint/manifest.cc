@@ -40,6 +40,8 @@ constexpr EnumName<ModelFamily> kFamilies[] = {{ModelFamily::kLlama, "llama"},
 constexpr EnumName<Recompute> kRecomputes[] = {{Recompute::kNone, "none"},
                                                {Recompute::kActivations, "activations"},
                                                {Recompute::kLayer, "layer"}};
+constexpr EnumName<GateActivation> kGateActivations[] = {{GateActivation::kSilu, "silu"},
+                                                         {GateActivation::kIdentity, "identity"}};
 constexpr EnumName<InitKind> kInits[] = {{InitKind::kNormal, "normal"},
                                          {InitKind::kZeros, "zeros"},
                                          {InitKind::kOnes, "ones"},
@@ -65,9 +67,9 @@ class MemberWriter {
       if (entry.value == value) json[name] = entry.name;
     }
   }
-  template <typename T>
-  void Optional(const char* name, const T& value) {
-    json[name] = value;
+  template <typename... Value>
+  void Optional(const char* name, const Value&... value) {
+    (*this)(name, value...);
   }
   Json json = Json::object();
 };
@@ -82,9 +84,9 @@ class MemberReader {
     json_.at(name).get_to(value);
   }
   // Keeps the default where a file of an earlier release lacks the member.
-  template <typename T>
-  void Optional(const char* name, T& value) {
-    if (json_.contains(name)) json_.at(name).get_to(value);
+  template <typename... Value>
+  void Optional(const char* name, Value&&... value) {
+    if (json_.contains(name)) (*this)(name, value...);
   }
   template <typename Enum, size_t kCount>
   void operator()(const char* name, Enum& value, const EnumName<Enum> (&names)[kCount]) {
@@ -111,6 +113,7 @@ void VisitProgress(Visitor& visit, Info& info) {
   visit("seed", info.seed);
   visit("has_moments", info.has_moments);
   visit.Optional("has_born", info.has_born);
+  visit.Optional("grad_norm", info.grad_norm);
 }
 
 template <typename Visitor, typename Spec>
@@ -132,6 +135,7 @@ void VisitModel(Visitor& visit, Spec& model) {
   visit("recompute", model.recompute, kRecomputes);
   visit.Optional("norm_width", model.norm_width);
   visit.Optional("layer_shapes", model.layer_shapes);
+  visit.Optional("gate_activation", model.gate_activation, kGateActivations);
 }
 
 template <typename Visitor, typename P, typename Layout>

@@ -68,10 +68,17 @@ void FillRule(const SparsitySpec& rule, SparsityConfig* entry) {
 #undef FILL
 }
 
+// What n of m leave out, where the config leaves it to n and m.
+void FillNM(SparsityConfig* entry) {
+  if (entry->parameterisation() != "n_m" || entry->has_sparsity() || entry->m() <= 0) return;
+  entry->set_sparsity(1 - static_cast<double>(entry->n()) / entry->m());
+}
+
 void FillLists(const KnownNames& known, DataConfig* data,
                google::protobuf::RepeatedPtrField<SparsityConfig>* sparsity) {
   for (DataSource& source : *data->mutable_train()) FillDefaults(&source);
   for (SparsityConfig& entry : *sparsity) {
+    FillNM(&entry);
     const auto rule = known.rule_defaults.find(entry.rule());
     FillRule(
         rule == known.rule_defaults.end() ? SparsitySpec{.initial_sparsity = -1} : rule->second,
@@ -110,7 +117,9 @@ void FillRunLevel(const KnownNames& known, RunConfig* config) {
   FillDefaults(config->mutable_optimizer());
   FillDefaults(schedule);
   FillDefaults(config->mutable_evaluation());
-  FillDefaults(config->mutable_parallel());
+  ParallelConfig* parallel = config->mutable_parallel();
+  if (!parallel->has_wire_dtype()) parallel->set_wire_dtype(parallel->grad_dtype());
+  FillDefaults(parallel);
   FillDefaults(config->mutable_parallel()->mutable_link());
   FillDefaults(config->mutable_checkpoint());
   FillDefaults(config->mutable_log());

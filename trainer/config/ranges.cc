@@ -80,6 +80,8 @@ constexpr FieldRange kRanges[] = {
     {"Point.at", Range::kNotNegative},
     {"Point.sparsity", Range::kBelowOne},
     {"Phase.rewind_step", Range::kNotNegative},
+    {"SparsityConfig.n", Range::kPositive},
+    {"SparsityConfig.m", Range::kPositive},
     {"SparsityConfig.rank", Range::kNotNegative},
     {"SparsityConfig.alpha", Range::kNotNegative},
     {"ModelConfig.norm_width", Range::kPositive},

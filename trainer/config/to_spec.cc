@@ -8,6 +8,7 @@ namespace {
 // The enums of spec.h list the schema's values in the same order.
 static_assert(static_cast<int>(ModelFamily::kGpt2) == ModelConfig::GPT2);
 static_assert(static_cast<int>(Recompute::kLayer) == ModelConfig::LAYER);
+static_assert(static_cast<int>(GateActivation::kIdentity) == ModelConfig::IDENTITY);
 static_assert(static_cast<int>(DataSpec::Layout::kOneDocumentPerRow) ==
               DataConfig::ONE_DOCUMENT_PER_ROW);
 static_assert(static_cast<int>(DataSpec::BareDtype::kU32) == DataConfig::U32);
@@ -48,6 +49,7 @@ ModelSpec ToModelSpec(const ModelConfig& config) {
           .norm_epsilon = config.norm_epsilon(),
           .init_std = config.init_std(),
           .recompute = static_cast<Recompute>(config.recompute()),
+          .gate_activation = static_cast<GateActivation>(config.gate_activation()),
           .norm_width = config.norm_width(),
           .layer_shapes = ToLayerShapes(config)};
 }
@@ -108,6 +110,10 @@ SparsitySpec ToSparsitySpec(const SparsityConfig& config, const BatchConfig& bat
       .sparse_part = static_cast<SparsePart>(config.sparse_part()),
       .compute = static_cast<LowRankCompute>(config.compute()),
       .keep_rebuilt = config.keep_rebuilt(),
+      .factor_start = static_cast<FactorStart>(config.initialisation()),
+      .n = config.n(),
+      .m = config.m(),
+      .transposable = config.transposable(),
       .micro_batch_tokens = int64_t{batch.micro_batch_sequences()} * batch.seq_len()};
   for (const auto& point : config.point()) spec.points.push_back({point.at(), point.sparsity()});
   return spec;
@@ -149,11 +155,15 @@ PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t fir
   spec.batch = {.seq_len = merged.batch.seq_len(),
                 .tokens_per_step = merged.batch.tokens_per_step(),
                 .micro_batch_sequences = merged.batch.micro_batch_sequences()};
-  spec.optimizer = {.beta1 = merged.optimizer.beta1(),
-                    .beta2 = merged.optimizer.beta2(),
-                    .epsilon = merged.optimizer.epsilon(),
-                    .weight_decay = merged.optimizer.weight_decay(),
-                    .clip_norm = merged.optimizer.clip_norm()};
+  spec.optimizer = {
+      .beta1 = merged.optimizer.beta1(),
+      .beta2 = merged.optimizer.beta2(),
+      .epsilon = merged.optimizer.epsilon(),
+      .weight_decay = merged.optimizer.weight_decay(),
+      .clip_norm = merged.optimizer.clip_norm(),
+      .state = {.bf16 = merged.optimizer.state_dtype() == OptimizerConfig::BF16,
+                .eight_bit_moments = merged.optimizer.moments() == OptimizerConfig::EIGHT_BIT},
+      .per_layer = merged.optimizer.update() == OptimizerConfig::PER_LAYER};
   spec.schedule = ToScheduleSpec(merged.schedule, merged.steps);
   if (phase.has_rewind_step()) spec.rewind_step = phase.rewind_step();
   if (merged.pruning) spec.pruning = ToPruningSpec(*merged.pruning);
@@ -161,6 +171,10 @@ PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t fir
     spec.sparsity.push_back(ToSparsitySpec(entry, merged.batch));
   }
   return spec;
+}
+
+DType ToDType(ParallelConfig::GradDtype dtype) {
+  return dtype == ParallelConfig::BF16 ? DType::kBF16 : DType::kF32;
 }
 
 LinkSpec ToLinkSpec(const LinkConfig& config) {
@@ -191,6 +205,8 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   spec.zero_stage = config.parallel().zero_stage();
   spec.bucket_megabytes = config.parallel().bucket_megabytes();
   spec.link = ToLinkSpec(config.parallel().link());
+  spec.grad_dtype = ToDType(config.parallel().grad_dtype());
+  spec.wire_dtype = ToDType(config.parallel().wire_dtype());
   spec.cpu_threads = config.parallel().cpu_threads();
   spec.required_ranks = config.parallel().ranks();
   spec.deterministic = config.parallel().deterministic();

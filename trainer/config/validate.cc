@@ -32,6 +32,7 @@ class Validator {
   void CheckSchedule(const MergedPhase& phase);
   void CheckPruning(const MergedPhase& phase);
   void CheckLayerShapes();
+  void CheckParallel();
   void CheckSparsity(const std::string& prefix,
                      const google::protobuf::RepeatedPtrField<SparsityConfig>& list);
 
@@ -126,6 +127,10 @@ void Validator::CheckFamily() {
               " is odd; rotary positions of the llama family need an even one");
     }
     return;
+  }
+  if (m.gate_activation() != ModelConfig::SILU) {
+    Add("model.gate_activation",
+        "model.gate_activation is llama's; the GPT2 family has no gate: leave it out");
   }
   if (m.kv_heads() != m.heads()) {
     Add("model.kv_heads",
@@ -227,6 +232,16 @@ void Validator::CheckSchedule(const MergedPhase& phase) {
   }
 }
 
+void Validator::CheckParallel() {
+  const ParallelConfig& parallel = config_.parallel();
+  if (parallel.grad_dtype() == ParallelConfig::BF16 &&
+      parallel.wire_dtype() == ParallelConfig::F32) {
+    Add("parallel.wire_dtype",
+        "parallel.wire_dtype = F32 is wider than parallel.grad_dtype = BF16: it would send zeros; "
+        "leave wire_dtype out, or set grad_dtype to F32");
+  }
+}
+
 void Validator::CheckSparsity(const std::string& prefix,
                               const google::protobuf::RepeatedPtrField<SparsityConfig>& list) {
   for (int i = 0; i < list.size(); ++i) {
@@ -252,6 +267,7 @@ void Validate(const RunConfig& config, const std::vector<MergedPhase>& phases,
   CheckRanges(config, origins, problems);
   Validator validator(config, origins, known, problems);
   validator.CheckModel();
+  validator.CheckParallel();
   validator.CheckSparsity("", config.sparsity());
   if (config.phase().empty()) {
     problems->Add(Place{},

@@ -27,7 +27,7 @@ Json LlamaConfig(const ModelSpec& model) {
           {"num_attention_heads", model.heads},
           {"num_key_value_heads", model.kv_heads},
           {"head_dim", model.head_size},
-          {"hidden_act", "silu"},
+          {"hidden_act", model.gate_activation == GateActivation::kSilu ? "silu" : "linear"},
           {"max_position_embeddings", model.max_positions},
           // Of a norm over what is left of a pruned stem: huggingface_export.cc, GainFactor.
           {"rms_norm_eps", model.norm_epsilon * (static_cast<double>(model.norm_divisor()) /
@@ -100,7 +100,7 @@ void ReadRope(const Json& json, ModelSpec* model, Refusals* refusals) {
 }
 
 ModelSpec ReadLlama(const Json& json, Refusals* refusals) {
-  refusals->Expect(json, "hidden_act", {"silu", "swish"});
+  refusals->Expect(json, "hidden_act", {"silu", "swish", "linear"});
   refusals->Expect(json, "attention_bias", {false});
   refusals->Expect(json, "mlp_bias", {false});
   ModelSpec model;
@@ -115,6 +115,9 @@ ModelSpec ReadLlama(const Json& json, Refusals* refusals) {
   model.max_positions = ValueOr<int64_t>(json, "max_position_embeddings", 2048);
   model.norm_epsilon = ValueOr(json, "rms_norm_eps", 1e-6);
   model.tied_head = ValueOr(json, "tie_word_embeddings", false);
+  if (ValueOr<std::string>(json, "hidden_act", "silu") == "linear") {
+    model.gate_activation = GateActivation::kIdentity;
+  }
   ReadRope(json, &model, refusals);
   return model;
 }

@@ -44,9 +44,18 @@ class BlockSparseLinear final : public Linear {
                   stream);
   }
 
+  bool overwrites_grads() const override { return true; }
+  bool sums_input_grad() const override { return true; }
+  BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
+
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,
                 const InputGrad& input_grad, Stream& stream) override {
-    backend_.Sddmm({.weight = layout_.get(), .dy = dy, .x = x, .dvalues = weight_.grads}, stream);
+    backend_.Sddmm({.weight = layout_.get(),
+                    .dy = dy,
+                    .x = x,
+                    .dvalues = weight_.grads,
+                    .accumulate = weight_.adds()},
+                   stream);
     bias_.Backward(dy, stream);
     if (input_grad.dx.empty()) return;
     backend_.SpmmTransposed({.weight = layout_.get(),
@@ -54,7 +63,7 @@ class BlockSparseLinear final : public Linear {
                              .dy = dy,
                              .dx = input_grad.dx,
                              .accumulate = input_grad.accumulate,
-                             .epilogue = {.gelu_input = input_grad.gelu_input}},
+                             .epilogue = input_grad.epilogue()},
                             stream);
   }
 

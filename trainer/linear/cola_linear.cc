@@ -2,7 +2,8 @@
 // merged for export.
 //
 // Each factor starts as N(0, 1) * (in + out)^(-1/4) * r^(-1/4), as in the authors' code. The
-// activation functions of the model stay where they are (their setting for 60M and 130M).
+// activation functions of the model stay where they are (their setting for 60M and 130M); with model {
+// gate_activation: IDENTITY } there is none but these (350M and up).
 #include <cmath>
 
 #include "trainer/linear/linear.h"
@@ -36,10 +37,13 @@ class ColaLinear final : public Linear {
   }
 
   void Materialize(Stream&) override {}
+  bool overwrites_grads() const override { return true; }
+  bool sums_input_grad() const override { return true; }
+  BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
   bool pads() const override { return true; }
 
   // Before and after the activation, side by side.
-  int64_t inner_width() const override { return 2 * factors_.rank(); }
+  int64_t inner_width() const override { return 2 * factors_.padded_rank(); }
 
   void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
                Stream& stream) override {
@@ -67,11 +71,11 @@ class ColaLinear final : public Linear {
  private:
   template <typename View>
   View Before(View inner) const {
-    return inner.Cols(0, factors_.rank());
+    return inner.Cols(0, factors_.padded_rank());
   }
   template <typename View>
   View After(View inner) const {
-    return inner.Cols(factors_.rank(), factors_.rank());
+    return inner.Cols(factors_.padded_rank(), factors_.padded_rank());
   }
 
   const LinearSpec spec_;

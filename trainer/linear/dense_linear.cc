@@ -25,6 +25,7 @@ class DenseLinear final : public Linear {
       return segment.data() ? segment.Reshape({spec_.padded_out(), spec_.padded_in()})
                             : TensorView();
     };
+    bound_ = parameters[0];
     weight_ = matrix(parameters[0].values);
     grads_ = matrix(parameters[0].grads);
     bias_.Bind(parameters);
@@ -44,17 +45,21 @@ class DenseLinear final : public Linear {
                     stream);
   }
 
+  bool overwrites_grads() const override { return true; }
+  bool sums_input_grad() const override { return true; }
+  BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
+
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,
                 const InputGrad& input_grad, Stream& stream) override {
-    backend_.MatMul({.a = dy, .b = x, .out = grads_, .transpose_a = true, .accumulate = true},
-                    stream);
+    backend_.MatMul(
+        {.a = dy, .b = x, .out = grads_, .transpose_a = true, .accumulate = bound_.adds()}, stream);
     bias_.Backward(dy, stream);
     if (input_grad.dx.empty()) return;
     backend_.MatMul({.a = dy,
                      .b = weight_,
                      .out = input_grad.dx,
                      .accumulate = input_grad.accumulate,
-                     .epilogue = {.gelu_input = input_grad.gelu_input}},
+                     .epilogue = input_grad.epilogue()},
                     stream);
   }
 
@@ -67,7 +72,8 @@ class DenseLinear final : public Linear {
   const LinearSpec spec_;
   Backend& backend_;
   LinearBias bias_;
-  TensorView weight_, grads_;  // [padded out, padded in]
+  BoundParameter bound_;
+  TensorView weight_, grads_;  // the same as [padded out, padded in]
 };
 
 Status Validate(const LinearSpec& linear, const SparsitySpec& sparsity) {

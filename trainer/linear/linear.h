@@ -48,14 +48,29 @@ struct LinearSpec {
 struct BoundParameter {
   TensorView values;  // [segment_count], compute dtype
   TensorView grads;   // [segment_count], gradient dtype
+  // The model's word on gradients, read at each backward pass: the first contribution overwrites
+  // them, whatever they hold. Null: always added.
+  const bool* overwrite = nullptr;
+
+  bool adds() const { return overwrite == nullptr || !*overwrite; }
 };
 
 // Where the gradient of a linear's input goes: dx [T, in] (+)= dy W, times gelu'(gelu_input) if
-// that is given. An empty dx is not computed.
+// that is given. An empty dx is not computed. `column_sums` [in], where given, receives dx's sums over
+// rows: the gradient of the bias that was added in making the linear's input.
 struct InputGrad {
   TensorView dx;
   bool accumulate = false;
   ConstTensorView gelu_input = {};
+  TensorView column_sums = {};
+  bool accumulate_sums = true;
+
+  // What the product that makes dx is to do with it.
+  ProductEpilogue epilogue() const {
+    return {.gelu_input = gelu_input,
+            .column_sums = column_sums,
+            .accumulate_sums = accumulate_sums};
+  }
 };
 
 // Floating-point operations per token of one forward pass; a training step takes three times as
@@ -69,7 +84,7 @@ struct LinearFlops {
 struct LinearMemory {
   int64_t layout_bytes = 0;        // indices
   int64_t compute_copy_bytes = 0;  // expanded weights that compute reads
-  int64_t scratch_bytes = 0;       // of one forward or backward; shared by all linears (maximum)
+  int64_t scratch_bytes = 0;       // of one forward or backward; shared by all groups (maximum)
 };
 
 // What a linear computes between its factors, [T, inner_width()]; empty where it has none.
@@ -78,7 +93,10 @@ struct InnerActivations {
   TensorView grads;        // memory for Backward
 };
 
+class FormedProduct;
+class FormedWeight;
 class LowRankFactors;
+class LowRankGroup;
 
 // A linear that is one product with a blocked weight, and maybe with factors beside it, as a group
 // joins it to its neighbours.
@@ -87,6 +105,12 @@ struct BlockedProduct {
   BoundParameter values;  // and gradients, [stored_count]
   BoundParameter bias;    // [out], or empty views
   const LowRankFactors* factors = nullptr;
+};
+
+// A linear that is one product with a dense weight formed before it (formed_product.h).
+struct FormedPart {
+  FormedWeight* weight = nullptr;
+  BoundParameter bias;  // [padded out], or empty views
 };
 
 class Linear {
@@ -111,12 +135,22 @@ class Linear {
   // [T, inner_width()]. Views may be strided.
   virtual void Forward(ConstTensorView x, TensorView y, TensorView inner,
                        const ProductEpilogue& epilogue, Stream& stream) = 0;
-  // Adds the gradients of all parameters into grads, and computes the input's.
+  // Whether Backward overwrites gradients where BoundParameter::adds() is false; else its caller
+  // sets them to zero beforehand.
+  virtual bool overwrites_grads() const { return false; }
+  // Whether Backward sees to InputGrad::column_sums; else its caller does.
+  virtual bool sums_input_grad() const { return false; }
+  // From now on someone else writes the bias's gradient, with another pass over dy, and Backward
+  // leaves it alone. Empty, and nothing changed, where there is no bias or the linear cannot do so.
+  // Valid after Bind, until the next.
+  virtual BoundParameter ReleaseBiasGrad() { return {}; }
+  // Adds the gradients of all parameters into grads (or overwrites them), and computes the input's.
   virtual void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
                         const InputGrad& input_grad, Stream& stream) = 0;
 
   // Set where the linear is nothing but that product; valid after Bind.
   virtual std::optional<BlockedProduct> blocked_product() const { return std::nullopt; }
+  virtual std::optional<FormedPart> formed_part() { return std::nullopt; }
 
   virtual LinearFlops flops() const = 0;
   virtual LinearMemory memory(DType compute_dtype) const = 0;
@@ -168,13 +202,15 @@ struct LinearStatistics {
 // A sequence of linears that share their input (q, k, v; gate, up): y's columns are the parts'
 // outputs side by side, each with its padding, dx is the sum of the parts'. Topology, checkpoints
 // and export see only the parts.
-// Where all parts are blocked products, all with factors beside them or none, and the backend gains
-// by it, they are computed as one.
+// Where all parts are products with formed weights they are computed as one; where all are blocked
+// products, all with factors beside them or none, too, if the backend gains by it.
 class LinearGroup {
  public:
   // `specs` are what the parts were made for.
   LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<LinearSpec> specs,
               Backend& backend);
+  LinearGroup(LinearGroup&&) noexcept;
+  ~LinearGroup();
 
   // Columns of y, padding included.
   int64_t out() const { return offsets_.back(); }
@@ -190,9 +226,15 @@ class LinearGroup {
   std::span<const std::unique_ptr<Linear>> parts() const { return parts_; }
   // The parts' inner activations lie side by side too.
   int64_t inner_width() const { return inner_offsets_.back(); }
+  // The parts' together; scratch is that of one forward or backward.
+  LinearMemory memory(DType compute_dtype) const;
 
-  // Call once the parts are bound.
-  void JoinParts();
+  // Call once the parts are bound. `scratch` is what they were given.
+  void JoinParts(TensorView scratch);
+  // As Linear's, of a group of one.
+  BoundParameter ReleaseBiasGrad() {
+    return parts_.size() == 1 ? parts_[0]->ReleaseBiasGrad() : BoundParameter();
+  }
   void Materialize(Stream& stream);
   // As Linear's, over the parts.
   void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
@@ -203,6 +245,13 @@ class LinearGroup {
   void Collect(std::vector<LinearStatistics> statistics) { statistics_ = std::move(statistics); }
 
  private:
+  // The parts' weights where all are formed, alike and of one width; else none.
+  std::vector<FormedWeight*> FormedWeights() const;
+  bool JoinBlocked();
+  bool JoinFormed(TensorView scratch);
+  // Takes the parts' biases for one.
+  void JoinBiases(std::vector<BoundParameter> biases, DType dtype);
+  void BackwardBiases(ConstTensorView dy, Stream& stream);
   void AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& stream);
   template <typename View>
   View InnerPart(View inner, int i) const {
@@ -224,6 +273,11 @@ class LinearGroup {
   }
   void PadOutput(TensorView y, int i, Stream& stream);
   void PadInputGrad(const InputGrad& input_grad, int i, Stream& stream);
+  // Whether the one part takes the whole of dx and its sums.
+  bool SumsInputGrad() const {
+    return parts_.size() == 1 && parts_[0]->sums_input_grad() &&
+           specs_[0].padded_in() == specs_[0].in;
+  }
 
   std::vector<std::unique_ptr<Linear>> parts_;
   std::vector<LinearSpec> specs_;
@@ -233,10 +287,14 @@ class LinearGroup {
   // The parts as one product; nullptr where they are computed one by one.
   std::unique_ptr<PreparedLayout> joined_;
   std::vector<BlockedProduct> products_;
-  std::vector<ConstTensorView> factors_a_, factors_b_;  // the parts', or none
+  std::unique_ptr<LowRankGroup> factors_;               // beside them, or none
+  std::vector<ConstTensorView> factors_a_, factors_b_;  // the same
   TensorView joined_values_, joined_grads_;
+  std::unique_ptr<FormedProduct> formed_;  // or this
+  std::vector<BoundParameter> biases_;     // of the parts, where they are joined and have some
   DeviceBuffer joined_bias_;  // a copy of the parts' biases, one after the other
   TensorView bias_;
+  TensorView bias_grads_;  // the parts' as one, where they lie one after the other
 };
 
 }  // namespace filigree

@@ -1,8 +1,10 @@
 #include <algorithm>
+#include <utility>
 
+#include "trainer/linear/formed_product.h"
 #include "trainer/linear/linear.h"
 #include "trainer/linear/linear_parts.h"
-#include "trainer/linear/low_rank_factors.h"
+#include "trainer/linear/low_rank_group.h"
 
 namespace filigree {
 namespace {
@@ -40,59 +42,150 @@ LinearGroup::LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector
   }
 }
 
-void LinearGroup::JoinParts() {
+LinearGroup::LinearGroup(LinearGroup&&) noexcept = default;
+LinearGroup::~LinearGroup() = default;
+
+std::vector<FormedWeight*> LinearGroup::FormedWeights() const {
+  std::vector<FormedWeight*> weights;
+  for (const auto& part : parts_) {
+    const std::optional<FormedPart> formed = part->formed_part();
+    if (!formed) return {};
+    weights.push_back(formed->weight);
+    if (formed->weight->cols() != weights[0]->cols()) return {};
+    if (formed->weight->keeps() != weights[0]->keeps()) return {};
+    if (!formed->weight->factors() != !weights[0]->factors()) return {};
+  }
+  return weights;
+}
+
+LinearMemory LinearGroup::memory(DType compute_dtype) const {
+  LinearMemory sum;
+  int64_t largest_scratch = 0;
+  for (const auto& part : parts_) {
+    const LinearMemory memory = part->memory(compute_dtype);
+    sum.layout_bytes += memory.layout_bytes;
+    sum.compute_copy_bytes += memory.compute_copy_bytes;
+    sum.scratch_bytes += memory.scratch_bytes;
+    largest_scratch = std::max(largest_scratch, memory.scratch_bytes);
+  }
+  if (FormedWeights().empty()) {
+    sum.scratch_bytes = largest_scratch;
+  } else if (parts_.size() > 1 && specs_.front().bias) {
+    sum.compute_copy_bytes += out() * static_cast<int64_t>(SizeOf(compute_dtype));
+  }
+  return sum;
+}
+
+void LinearGroup::JoinParts(TensorView scratch) {
   joined_.reset();
+  formed_.reset();
   products_.clear();
   factors_a_.clear();
   factors_b_.clear();
-  if (parts_.size() < 2) return;
+  factors_.reset();
+  JoinBiases({}, DType::kF32);
+  if (parts_.size() < 2 || JoinFormed(scratch)) return;
+  JoinBlocked();
+}
+
+bool LinearGroup::JoinFormed(TensorView scratch) {
+  std::vector<FormedWeight*> weights = FormedWeights();
+  // A padded input's gradient has padding, which sums over its columns leave out.
+  if (weights.empty() || specs_.front().padded_in() != specs_.front().in) return false;
+  std::vector<BoundParameter> biases;
+  for (const auto& part : parts_) biases.push_back(part->formed_part()->bias);
+  const DType dtype = backend_.device().compute_dtype();
+  JoinBiases(std::move(biases), dtype);
+  formed_ = std::make_unique<FormedProduct>(std::move(weights), backend_);
+  formed_->Bind(dtype, scratch);
+  return true;
+}
+
+bool LinearGroup::JoinBlocked() {
   for (const LinearSpec& spec : specs_) {
-    if (spec.padded_out() != spec.out || spec.padded_in() != spec.in) return;
+    if (spec.padded_out() != spec.out || spec.padded_in() != spec.in) return false;
   }
   std::vector<const PreparedLayout*> weights;
   std::vector<int64_t> value_begin, grad_begin;
+  std::vector<BoundParameter> biases;
+  std::vector<const LowRankFactors*> group;
   for (const auto& part : parts_) {
     const std::optional<BlockedProduct> product = part->blocked_product();
-    if (!product) return;
+    if (!product) return false;
     products_.push_back(*product);
     if (const LowRankFactors* factors = product->factors) {
       factors_a_.push_back(factors->a());
       factors_b_.push_back(factors->b());
+      group.push_back(factors);
     }
     const BlockedProduct& first = products_.front();
     weights.push_back(product->weight);
+    biases.push_back(product->bias);
     value_begin.push_back(ElementsBetween(first.values.values, product->values.values));
     grad_begin.push_back(ElementsBetween(first.values.grads, product->values.grads));
   }
-  if (!factors_a_.empty() && factors_a_.size() != parts_.size()) return;
+  if (!factors_a_.empty() && factors_a_.size() != parts_.size()) return false;
   const bool trains = !products_.front().values.grads.empty();
-  if (trains && grad_begin != value_begin) return;
-  if (!std::is_sorted(value_begin.begin(), value_begin.end())) return;
+  if (trains && grad_begin != value_begin) return false;
+  if (!std::is_sorted(value_begin.begin(), value_begin.end())) return false;
   joined_ = backend_.PrepareGroup(weights, value_begin);
-  if (!joined_) return;
+  if (!joined_) return false;
   const int64_t extent = value_begin.back() + products_.back().values.values.size();
   const auto span = [&](TensorView first) {
     return TensorView(first.data(), first.dtype(), {extent});
   };
   joined_values_ = span(products_.front().values.values);
   if (trains) joined_grads_ = span(products_.front().values.grads);
-  if (products_.front().bias.values.empty()) return;
-  const DType dtype = joined_values_.dtype();
+  JoinBiases(std::move(biases), joined_values_.dtype());
+  if (!group.empty()) factors_ = std::make_unique<LowRankGroup>(std::move(group), backend_);
+  return true;
+}
+
+void LinearGroup::JoinBiases(std::vector<BoundParameter> biases, DType dtype) {
+  bias_ = {};
+  bias_grads_ = {};
+  biases_.clear();
+  if (biases.empty() || biases.front().values.empty()) return;
+  biases_ = std::move(biases);
   joined_bias_ = backend_.device().Allocate(out() * SizeOf(dtype), "compute_copies");
   bias_ = joined_bias_.View(dtype, out());
+  const TensorView first = biases_.front().grads;
+  if (first.empty()) return;
+  for (size_t i = 0; i < biases_.size(); ++i) {
+    if (ElementsBetween(first, biases_[i].grads) != offsets_[i]) return;
+  }
+  bias_grads_ = TensorView(first.data(), first.dtype(), {out()});
+}
+
+void LinearGroup::BackwardBiases(ConstTensorView dy, Stream& stream) {
+  if (biases_.empty()) return;
+  const bool adds = biases_.front().adds();
+  if (!bias_grads_.empty()) {
+    return backend_.ColumnSum({.in = dy, .out = bias_grads_, .accumulate = adds}, stream);
+  }
+  for (size_t i = 0; i < biases_.size(); ++i) {
+    backend_.ColumnSum({.in = PaddedPart(dy, static_cast<int>(i)),
+                        .out = biases_[i].grads,
+                        .accumulate = adds},
+                       stream);
+  }
 }
 
 void LinearGroup::Materialize(Stream& stream) {
-  for (const auto& part : parts_) part->Materialize(stream);
-  if (!joined_ || bias_.empty()) return;
-  for (size_t i = 0; i < parts_.size(); ++i) {
+  if (formed_) {
+    formed_->Materialize(stream);
+  } else {
+    for (const auto& part : parts_) part->Materialize(stream);
+  }
+  for (size_t i = 0; i < biases_.size(); ++i) {
     backend_.device().CopyAsync(bias_.Range(offsets_[i], offsets_[i + 1] - offsets_[i]),
-                                products_[i].bias.values, stream);
+                                biases_[i].values, stream);
   }
 }
 
 void LinearGroup::Forward(ConstTensorView x, TensorView y, TensorView inner,
                           const ProductEpilogue& epilogue, Stream& stream) {
+  if (formed_) return formed_->Forward(x, y, bias_, epilogue, stream);
   if (joined_) return ForwardJoined(x, y, inner, epilogue, stream);
   for (size_t i = 0; i < parts_.size(); ++i) {
     const int part = static_cast<int>(i);
@@ -108,6 +201,10 @@ void LinearGroup::Forward(ConstTensorView x, TensorView y, TensorView inner,
 void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
                            const InputGrad& input_grad, Stream& stream) {
   if (!statistics_.empty()) AddStatistics(x.Cols(0, specs_[0].in), dy, stream);
+  if (formed_) {
+    BackwardBiases(dy, stream);
+    return formed_->Backward(x, dy, input_grad, stream);
+  }
   if (joined_) return BackwardJoined(x, dy, inner, input_grad, stream);
   for (size_t i = 0; i < parts_.size(); ++i) {
     const int part = static_cast<int>(i);
@@ -115,10 +212,20 @@ void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InnerAct
                            .accumulate = input_grad.accumulate || i > 0};
     // The derivative of the activation multiplies the sum over the parts.
     if (i + 1 == parts_.size()) part_grad.gelu_input = InputOf(input_grad.gelu_input, part);
+    if (SumsInputGrad()) {
+      part_grad.column_sums = input_grad.column_sums;
+      part_grad.accumulate_sums = input_grad.accumulate_sums;
+    }
     parts_[i]->Backward(InputOf(x, part), OutputOf(dy, part),
                         {InnerPart(inner.values, part), InnerPart(inner.grads, part)}, part_grad,
                         stream);
     if (i == 0) PadInputGrad(input_grad, part, stream);
+  }
+  if (!input_grad.column_sums.empty() && !SumsInputGrad()) {
+    backend_.ColumnSum({.in = input_grad.dx,
+                        .out = input_grad.column_sums,
+                        .accumulate = input_grad.accumulate_sums},
+                       stream);
   }
 }
 
@@ -169,9 +276,7 @@ void LinearGroup::PadInputGrad(const InputGrad& input_grad, int i, Stream& strea
 
 void LinearGroup::ForwardJoined(ConstTensorView x, TensorView y, TensorView inner,
                                 const ProductEpilogue& epilogue, Stream& stream) {
-  for (size_t i = 0; i < factors_b_.size(); ++i) {
-    products_[i].factors->Shrink(x, InnerPart(inner, static_cast<int>(i)), stream);
-  }
+  if (factors_) factors_->Shrink(x, inner, stream);
   backend_.Spmm({.weight = joined_.get(),
                  .values = joined_values_,
                  .x = x,
@@ -185,25 +290,24 @@ void LinearGroup::ForwardJoined(ConstTensorView x, TensorView y, TensorView inne
 void LinearGroup::BackwardJoined(ConstTensorView x, ConstTensorView dy,
                                  const InnerActivations& inner, const InputGrad& input_grad,
                                  Stream& stream) {
-  backend_.Sddmm({.weight = joined_.get(), .dy = dy, .x = x, .dvalues = joined_grads_}, stream);
-  for (size_t i = 0; i < factors_a_.size(); ++i) {
-    const int part = static_cast<int>(i);
-    const TensorView dinner = InnerPart(inner.grads, part);
-    products_[i].factors->ExpandBackward(InnerPart(inner.values, part), Part(dy, part), dinner,
-                                         stream);
-    products_[i].factors->ShrinkBackward(x, dinner, {}, stream);
+  backend_.Sddmm({.weight = joined_.get(),
+                  .dy = dy,
+                  .x = x,
+                  .dvalues = joined_grads_,
+                  .accumulate = products_[0].values.adds()},
+                 stream);
+  if (factors_) {
+    factors_->ExpandBackward(inner.values, dy, inner.grads, stream);
+    factors_->ShrinkBackward(x, inner.grads, stream);
   }
-  for (size_t i = 0; i < parts_.size() && !bias_.empty(); ++i) {
-    backend_.ColumnSum({.in = Part(dy, static_cast<int>(i)), .out = products_[i].bias.grads},
-                       stream);
-  }
+  BackwardBiases(dy, stream);
   if (input_grad.dx.empty()) return;
   backend_.SpmmTransposed({.weight = joined_.get(),
                            .values = joined_values_,
                            .dy = dy,
                            .dx = input_grad.dx,
                            .accumulate = input_grad.accumulate,
-                           .epilogue = {.gelu_input = input_grad.gelu_input},
+                           .epilogue = input_grad.epilogue(),
                            .low_rank = {inner.grads, factors_a_}},
                           stream);
 }

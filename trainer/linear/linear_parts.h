@@ -2,6 +2,7 @@
 // registry.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -40,18 +41,27 @@ class LinearBias {
   // Takes the last of a linear's parameters.
   void Bind(std::span<const BoundParameter> parameters) {
     if (spec_.bias) bound_ = parameters.back();
+    released_ = false;
   }
   // [padded out], or an empty view.
   ConstTensorView values() const { return bound_.values; }
   const BoundParameter& bound() const { return bound_; }
+  // The gradient, unless it was released.
   void Backward(ConstTensorView dy, Stream& stream) {
-    if (spec_.bias) backend_.ColumnSum({.in = dy, .out = bound_.grads}, stream);
+    if (!spec_.bias || released_) return;
+    backend_.ColumnSum({.in = dy, .out = bound_.grads, .accumulate = bound_.adds()}, stream);
+  }
+  // Linear::ReleaseBiasGrad.
+  BoundParameter Release() {
+    released_ = spec_.bias;
+    return bound_;
   }
 
  private:
   const LinearSpec spec_;
   Backend& backend_;
   BoundParameter bound_;
+  bool released_ = false;
 };
 
 // Operations per token of one product with the whole weight, as asked for and as run with padding.
@@ -65,6 +75,11 @@ inline double PaddedProductFlops(const LinearSpec& spec) {
 // The weight's parameter over its layout.
 Parameter WeightParameter(const LinearSpec& spec, SparseLayout layout);
 
+// A linear that stores single weights and multiplies the dense matrix that they are scattered to;
+// `layout` is unstructured or n:m.
+std::unique_ptr<Linear> MakeMaskedLinear(const LinearSpec& linear, SparseLayout layout,
+                                         Backend& backend);
+
 // The rows of the registry, one file each.
 extern const Parameterisation kDenseParameterisation;
 extern const Parameterisation kMaskedParameterisation;
@@ -72,5 +87,6 @@ extern const Parameterisation kBlockSparseParameterisation;
 extern const Parameterisation kLowRankParameterisation;
 extern const Parameterisation kSparsePlusLowRankParameterisation;
 extern const Parameterisation kColaParameterisation;
+extern const Parameterisation kNMParameterisation;
 
 }  // namespace filigree

@@ -27,15 +27,17 @@ void LowRankFactors::AppendParameters(FactorInit a, FactorInit b,
     factor.factor_scale = scale_;
   };
   append(".low_rank_a", SparseLayout::Dense(rank_, spec_.in, spec_.padded_in()), a);
-  append(".low_rank_b", SparseLayout::Dense(spec_.out, rank_), b);
-  parameters->back().padding_count = (spec_.padded_out() - spec_.out) * rank_;
+  parameters->back().padding_count = (padded_rank_ - rank_) * spec_.padded_in();
+  append(".low_rank_b", SparseLayout::Dense(spec_.out, rank_, padded_rank_), b);
+  parameters->back().padding_count = (spec_.padded_out() - spec_.out) * padded_rank_;
 }
 
 void LowRankFactors::Bind(std::span<const BoundParameter> factors) {
-  a_ = AsMatrix(factors[0].values, rank_, spec_.padded_in());
-  a_grads_ = AsMatrix(factors[0].grads, rank_, spec_.padded_in());
-  b_ = AsMatrix(factors[1].values, spec_.padded_out(), rank_);
-  b_grads_ = AsMatrix(factors[1].grads, spec_.padded_out(), rank_);
+  bound_ = factors[0];
+  a_ = AsMatrix(factors[0].values, padded_rank_, spec_.padded_in());
+  a_grads_ = AsMatrix(factors[0].grads, padded_rank_, spec_.padded_in());
+  b_ = AsMatrix(factors[1].values, spec_.padded_out(), padded_rank_);
+  b_grads_ = AsMatrix(factors[1].grads, spec_.padded_out(), padded_rank_);
 }
 
 void LowRankFactors::Shrink(ConstTensorView x, TensorView inner, Stream& stream) const {
@@ -56,7 +58,7 @@ void LowRankFactors::Expand(ConstTensorView inner, TensorView y, bool accumulate
 
 void LowRankFactors::ExpandBackward(ConstTensorView inner, ConstTensorView dy, TensorView dinner,
                                     Stream& stream) const {
-  backend_.MatMul({.a = dy, .b = inner, .out = b_grads_, .transpose_a = true, .accumulate = true},
+  backend_.MatMul({.a = dy, .b = inner, .out = b_grads_, .transpose_a = true, .accumulate = adds()},
                   stream);
   backend_.MatMul({.a = dy, .b = b_, .out = dinner, .scale = scale_}, stream);
 }
@@ -67,14 +69,14 @@ void LowRankFactors::ShrinkBackward(ConstTensorView x, ConstTensorView dinner,
                    .b = x,
                    .out = a_grads_,
                    .transpose_a = true,
-                   .accumulate = true},
+                   .accumulate = adds()},
                   stream);
   if (input_grad.dx.empty()) return;
   backend_.MatMul({.a = dinner,
                    .b = a_,
                    .out = input_grad.dx,
                    .accumulate = input_grad.accumulate,
-                   .epilogue = {.gelu_input = input_grad.gelu_input}},
+                   .epilogue = input_grad.epilogue()},
                   stream);
 }
 
@@ -87,14 +89,14 @@ void LowRankFactors::AddGradients(ConstTensorView dense_grads, Stream& stream) c
                    .b = dense_grads,
                    .out = a_grads_,
                    .transpose_a = true,
-                   .accumulate = true,
+                   .accumulate = adds(),
                    .scale = scale_},
                   stream);
   backend_.MatMul({.a = dense_grads,
                    .b = a_,
                    .out = b_grads_,
                    .transpose_b = true,
-                   .accumulate = true,
+                   .accumulate = adds(),
                    .scale = scale_},
                   stream);
 }

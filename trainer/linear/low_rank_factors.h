@@ -1,5 +1,6 @@
 // The low-rank part of a linear: A [r, in], B [out, r] and the products with them. Where the spec
-// pads, columns of A and rows of B are zero there, and all views are as wide.
+// pads, columns of A and rows of B are zero there, and all views are as wide. The rank is padded to
+// the device's row alignment in the same way: rows of A, columns of B and of what lies between them.
 #pragma once
 
 #include <cstdint>
@@ -21,12 +22,19 @@ class LowRankFactors {
   // `scale`: alpha / r of W = scale * B A.
   LowRankFactors(const LinearSpec& spec, FactorKind kind, int64_t rank, double scale,
                  Backend& backend)
-      : spec_(spec), kind_(kind), rank_(rank), scale_(scale), backend_(backend) {}
+      : spec_(spec),
+        kind_(kind),
+        rank_(rank),
+        padded_rank_(AlignUp(rank, backend.device().row_alignment())),
+        scale_(scale),
+        backend_(backend) {}
 
   int64_t rank() const { return rank_; }
+  // Columns of what lies between the factors.
+  int64_t padded_rank() const { return padded_rank_; }
   // Values of both factors, without and with their padding.
   int64_t count() const { return rank_ * (spec_.out + spec_.in); }
-  int64_t padded_count() const { return rank_ * (spec_.padded_out() + spec_.padded_in()); }
+  int64_t padded_count() const { return padded_rank_ * (spec_.padded_out() + spec_.padded_in()); }
   // Appends NAME.low_rank_a and NAME.low_rank_b.
   void AppendParameters(FactorInit a, FactorInit b, std::vector<Parameter>* parameters) const;
   // `factors`: the bound parameters of A and B.
@@ -45,9 +53,13 @@ class LowRankFactors {
   void ShrinkBackward(ConstTensorView x, ConstTensorView dinner, const InputGrad& input_grad,
                       Stream& stream) const;
 
-  // What kernels that multiply by the factors beside another product read.
-  ConstTensorView a() const { return a_; }  // [r, padded in]
-  ConstTensorView b() const { return b_; }  // [padded out, r]
+  double scale() const { return scale_; }
+  // What kernels that multiply by the factors beside another product, or by several, read and write.
+  ConstTensorView a() const { return a_; }  // [padded r, padded in]
+  ConstTensorView b() const { return b_; }  // [padded out, padded r]
+  TensorView a_grads() const { return a_grads_; }
+  TensorView b_grads() const { return b_grads_; }
+  bool adds() const { return bound_.adds(); }  // BoundParameter::adds of both
 
   // weight [out, in] = scale * B A, padding zero.
   void Form(TensorView weight, Stream& stream) const;
@@ -58,11 +70,12 @@ class LowRankFactors {
  private:
   const LinearSpec spec_;
   const FactorKind kind_;
-  const int64_t rank_;
+  const int64_t rank_, padded_rank_;
   const double scale_;
   Backend& backend_;
-  TensorView a_, a_grads_;  // [r, padded in]
-  TensorView b_, b_grads_;  // [padded out, r]
+  BoundParameter bound_;    // of A; B's says the same of gradients
+  TensorView a_, a_grads_;  // [padded r, padded in]
+  TensorView b_, b_grads_;  // [padded out, padded r]
 };
 
 // Problems of a rank for this linear, or OK.

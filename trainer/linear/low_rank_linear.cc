@@ -36,9 +36,12 @@ class LowRankLinear final : public Linear {
   }
 
   void Materialize(Stream&) override {}
+  bool overwrites_grads() const override { return true; }
+  bool sums_input_grad() const override { return true; }
+  BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
   bool pads() const override { return true; }
 
-  int64_t inner_width() const override { return factors_.rank(); }
+  int64_t inner_width() const override { return factors_.padded_rank(); }
 
   void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
                Stream& stream) override {

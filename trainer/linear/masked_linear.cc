@@ -5,19 +5,21 @@
 // densely into a scratch that all linears share, then the stored cells are gathered from it: a
 // select, so that nothing in a dead cell, not even a NaN, reaches the state.
 #include "kernels/sparse/random_layout.h"
+#include "trainer/linear/formed_product.h"
 #include "trainer/linear/linear.h"
 #include "trainer/linear/linear_parts.h"
 
 namespace filigree {
 namespace {
 
-class MaskedLinear final : public Linear {
+class MaskedLinear final : public Linear, private FormedWeight {
  public:
   MaskedLinear(const LinearSpec& spec, SparseLayout layout, Backend& backend)
       : spec_(spec),
         backend_(backend),
         layout_(backend.PrepareLayout(layout)),
-        bias_(spec, backend) {}
+        bias_(spec, backend),
+        product_({this}, backend) {}
 
   std::vector<Parameter> Parameters() const override {
     std::vector<Parameter> parameters = {WeightParameter(spec_, layout_->layout())};
@@ -28,50 +30,28 @@ class MaskedLinear final : public Linear {
   void Bind(std::span<const BoundParameter> parameters, TensorView scratch) override {
     weight_ = parameters[0];
     bias_.Bind(parameters);
-    const int64_t rows = spec_.padded_out(), cols = spec_.padded_in();
-    const DType dtype = weight_.values.dtype();
-    copy_ = backend_.device().Allocate(rows * cols * SizeOf(dtype), "compute_copies");
-    dense_ = copy_.View(dtype, rows * cols).Reshape({rows, cols});
-    if (scratch.data()) dense_grads_ = scratch.Range(0, rows * cols).Reshape({rows, cols});
+    product_.Bind(weight_.values.dtype(), scratch);
   }
 
-  void Materialize(Stream& stream) override {
-    backend_.ScatterStored({.weight = layout_.get(),
-                            .values = weight_.values,
-                            .dense = Unpadded(dense_, spec_.out, spec_.in)},
-                           stream);
-    ZeroPadding(backend_.device(), dense_, spec_.out, spec_.in, stream);
-  }
+  void Materialize(Stream& stream) override { product_.Materialize(stream); }
   bool pads() const override { return true; }
 
   void Forward(ConstTensorView x, TensorView y, TensorView, const ProductEpilogue& epilogue,
                Stream& stream) override {
-    backend_.MatMul({.a = x,
-                     .b = dense_,
-                     .out = y,
-                     .transpose_b = true,
-                     .bias = bias_.values(),
-                     .epilogue = epilogue},
-                    stream);
+    product_.Forward(x, y, bias_.values(), epilogue, stream);
   }
+
+  bool overwrites_grads() const override { return true; }
+  bool sums_input_grad() const override { return true; }
+  BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
 
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,
                 const InputGrad& input_grad, Stream& stream) override {
-    backend_.MatMul({.a = dy, .b = x, .out = dense_grads_, .transpose_a = true}, stream);
-    backend_.GatherStored({.weight = layout_.get(),
-                           .dense = Unpadded(dense_grads_, spec_.out, spec_.in),
-                           .values = weight_.grads,
-                           .accumulate = true},
-                          stream);
     bias_.Backward(dy, stream);
-    if (input_grad.dx.empty()) return;
-    backend_.MatMul({.a = dy,
-                     .b = dense_,
-                     .out = input_grad.dx,
-                     .accumulate = input_grad.accumulate,
-                     .epilogue = {.gelu_input = input_grad.gelu_input}},
-                    stream);
+    product_.Backward(x, dy, input_grad, stream);
   }
+
+  std::optional<FormedPart> formed_part() override { return FormedPart{this, bias_.bound()}; }
 
   LinearFlops flops() const override {
     return {ProductFlops(spec_), 2.0 * static_cast<double>(layout_->layout().nonzero_count()),
@@ -84,13 +64,30 @@ class MaskedLinear final : public Linear {
   }
 
  private:
+  int64_t rows() const override { return spec_.padded_out(); }
+  int64_t cols() const override { return spec_.padded_in(); }
+  bool keeps() const override { return true; }
+  void Form(TensorView weight, Stream& stream) override {
+    backend_.ScatterStored({.weight = layout_.get(),
+                            .values = weight_.values,
+                            .dense = Unpadded(weight, spec_.out, spec_.in)},
+                           stream);
+    ZeroPadding(backend_.device(), weight, spec_.out, spec_.in, stream);
+  }
+  void AddGradients(ConstTensorView dense_grads, Stream& stream) override {
+    backend_.GatherStored({.weight = layout_.get(),
+                           .dense = Unpadded(dense_grads, spec_.out, spec_.in),
+                           .values = weight_.grads,
+                           .accumulate = weight_.adds()},
+                          stream);
+  }
+
   const LinearSpec spec_;
   Backend& backend_;
   std::unique_ptr<PreparedLayout> layout_;
   LinearBias bias_;
   BoundParameter weight_;  // [stored]
-  DeviceBuffer copy_;
-  TensorView dense_, dense_grads_;  // [padded out, padded in]
+  FormedProduct product_;
 };
 
 Status Validate(const LinearSpec& linear, const SparsitySpec& sparsity) {
@@ -109,10 +106,15 @@ SparseLayout DrawLayout(const LinearSpec& linear, const SparsitySpec& sparsity, 
 std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& sparsity,
                                SparseLayout layout, Backend& backend) {
   CHECK(layout.kind() == LayoutKind::kUnstructured) << linear.name << ": " << NameOf(layout.kind());
-  return std::make_unique<MaskedLinear>(linear, std::move(layout), backend);
+  return MakeMaskedLinear(linear, std::move(layout), backend);
 }
 
 }  // namespace
+
+std::unique_ptr<Linear> MakeMaskedLinear(const LinearSpec& linear, SparseLayout layout,
+                                         Backend& backend) {
+  return std::make_unique<MaskedLinear>(linear, std::move(layout), backend);
+}
 
 const Parameterisation kMaskedParameterisation = {
     "masked", "single weights stored, computed densely", false, &Validate, &DrawLayout, &Create};

@@ -28,7 +28,8 @@ std::span<const Parameterisation> Parameterisations() {
                                   kBlockSparseParameterisation,
                                   kLowRankParameterisation,
                                   kSparsePlusLowRankParameterisation,
-                                  kColaParameterisation};
+                                  kColaParameterisation,
+                                  kNMParameterisation};
   return rows;
 }
 

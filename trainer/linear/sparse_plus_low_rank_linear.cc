@@ -13,10 +13,13 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "kernels/sparse/random_layout.h"
+#include "trainer/linear/formed_product.h"
 #include "trainer/linear/linear.h"
 #include "trainer/linear/linear_parts.h"
+#include "trainer/linear/lost_start.h"
 #include "trainer/linear/low_rank_factors.h"
 
 namespace filigree {
@@ -41,9 +44,14 @@ class SparsePlusLowRankLinear : public Linear {
     weight.init_std = uniform.std;
     std::vector<Parameter> parameters = {std::move(weight)};
     factors_.AppendParameters(uniform, {InitKind::kZeros}, &parameters);
+    if (sparsity_.factor_start == FactorStart::kLost) StartAsLost(spec_, sparsity_, &parameters);
     bias_.AppendParameter(&parameters);
     return parameters;
   }
+
+  bool overwrites_grads() const override { return true; }
+  bool sums_input_grad() const override { return true; }
+  BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
 
   void Bind(std::span<const BoundParameter> parameters, TensorView scratch) override {
     sparse_ = parameters[0];
@@ -65,60 +73,37 @@ class SparsePlusLowRankLinear : public Linear {
   BoundParameter sparse_;  // S: [stored]
 };
 
-class RebuiltLinear final : public SparsePlusLowRankLinear {
+class RebuiltLinear final : public SparsePlusLowRankLinear, private FormedWeight {
  public:
-  using SparsePlusLowRankLinear::SparsePlusLowRankLinear;
+  RebuiltLinear(const LinearSpec& spec, const SparsitySpec& sparsity, SparseLayout layout,
+                Backend& backend)
+      : SparsePlusLowRankLinear(spec, sparsity, std::move(layout), backend),
+        product_({this}, backend) {}
 
   void Bind(std::span<const BoundParameter> parameters, TensorView scratch) override {
     SparsePlusLowRankLinear::Bind(parameters, scratch);
-    const int64_t rows = spec_.padded_out(), cols = spec_.padded_in();
-    const DType dtype = sparse_.values.dtype();
-    if (scratch.data()) shared_ = scratch.Range(0, rows * cols).Reshape({rows, cols});
-    // Without gradients there is no scratch.
-    kept_ = sparsity_.keep_rebuilt || shared_.empty();
-    if (kept_) copy_ = backend_.device().Allocate(rows * cols * SizeOf(dtype), "compute_copies");
-    weight_ = kept_ ? copy_.View(dtype, rows * cols).Reshape({rows, cols}) : shared_;
+    product_.Bind(sparse_.values.dtype(), scratch);
   }
 
-  void Materialize(Stream& stream) override {
-    if (kept_) Rebuild(stream);
-  }
+  void Materialize(Stream& stream) override { product_.Materialize(stream); }
   bool pads() const override { return true; }
 
   void Forward(ConstTensorView x, TensorView y, TensorView, const ProductEpilogue& epilogue,
                Stream& stream) override {
-    if (!kept_) Rebuild(stream);
-    backend_.MatMul({.a = x,
-                     .b = weight_,
-                     .out = y,
-                     .transpose_b = true,
-                     .bias = bias_.values(),
-                     .epilogue = epilogue},
-                    stream);
+    product_.Forward(x, y, bias_.values(), epilogue, stream);
   }
 
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,
                 const InputGrad& input_grad, Stream& stream) override {
-    backend_.MatMul({.a = dy, .b = x, .out = shared_, .transpose_a = true}, stream);
-    backend_.GatherStored({.weight = layout_.get(),
-                           .dense = Unpadded(shared_, spec_.out, spec_.in),
-                           .values = sparse_.grads,
-                           .accumulate = true},
-                          stream);
-    factors_.AddGradients(shared_, stream);
     bias_.Backward(dy, stream);
-    if (input_grad.dx.empty()) return;
-    if (!kept_) Rebuild(stream);  // over the gradient, which is spent
-    backend_.MatMul({.a = dy,
-                     .b = weight_,
-                     .out = input_grad.dx,
-                     .accumulate = input_grad.accumulate,
-                     .epilogue = {.gelu_input = input_grad.gelu_input}},
-                    stream);
+    product_.Backward(x, dy, input_grad, stream);
   }
 
+  std::optional<FormedPart> formed_part() override { return FormedPart{this, bias_.bound()}; }
+
   // Of a step: three dense products a token, and per micro-batch one or two rebuilds and the two
-  // products that project G onto the factors.
+  // products that project G onto the factors: 4 r mn operations, where the same gradients from the
+  // activations would take 4 T r (m + n), more from T = mn / (m + n) tokens on, 1024 at width 2048.
   static double StepFlops(const LinearSpec& spec, const SparsitySpec& sparsity) {
     const double product = PaddedProductFlops(spec);
     const double thin_products = sparsity.keep_rebuilt ? 3 : 4;
@@ -138,19 +123,26 @@ class RebuiltLinear final : public SparsePlusLowRankLinear {
   }
 
  private:
-  void Rebuild(Stream& stream) {
-    factors_.Form(weight_, stream);
+  int64_t rows() const override { return spec_.padded_out(); }
+  int64_t cols() const override { return spec_.padded_in(); }
+  bool keeps() const override { return sparsity_.keep_rebuilt; }
+  const LowRankFactors* factors() const override { return &factors_; }
+  void Form(TensorView weight, Stream& stream) override {
     backend_.ScatterStored({.weight = layout_.get(),
                             .values = sparse_.values,
-                            .dense = Unpadded(weight_, spec_.out, spec_.in),
+                            .dense = Unpadded(weight, spec_.out, spec_.in),
                             .accumulate = true},
                            stream);
   }
+  void AddGradients(ConstTensorView dense_grads, Stream& stream) override {
+    backend_.GatherStored({.weight = layout_.get(),
+                           .dense = Unpadded(dense_grads, spec_.out, spec_.in),
+                           .values = sparse_.grads,
+                           .accumulate = sparse_.adds()},
+                          stream);
+  }
 
-  bool kept_ = false;
-  DeviceBuffer copy_;
-  TensorView weight_;  // [padded out, padded in]: the copy, or the scratch
-  TensorView shared_;  // the same shape: the scratch
+  FormedProduct product_;
 };
 
 class FactoredLinear final : public SparsePlusLowRankLinear {
@@ -161,7 +153,7 @@ class FactoredLinear final : public SparsePlusLowRankLinear {
 
   void Materialize(Stream&) override {}
 
-  int64_t inner_width() const override { return factors_.rank(); }
+  int64_t inner_width() const override { return factors_.padded_rank(); }
 
   void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
                Stream& stream) override {
@@ -179,7 +171,12 @@ class FactoredLinear final : public SparsePlusLowRankLinear {
 
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
                 const InputGrad& input_grad, Stream& stream) override {
-    backend_.Sddmm({.weight = layout_.get(), .dy = dy, .x = x, .dvalues = sparse_.grads}, stream);
+    backend_.Sddmm({.weight = layout_.get(),
+                    .dy = dy,
+                    .x = x,
+                    .dvalues = sparse_.grads,
+                    .accumulate = sparse_.adds()},
+                   stream);
     factors_.ExpandBackward(inner.values, dy, inner.grads, stream);
     factors_.ShrinkBackward(x, inner.grads, {}, stream);
     bias_.Backward(dy, stream);
@@ -190,7 +187,7 @@ class FactoredLinear final : public SparsePlusLowRankLinear {
                              .dy = dy,
                              .dx = input_grad.dx,
                              .accumulate = input_grad.accumulate,
-                             .epilogue = {.gelu_input = input_grad.gelu_input},
+                             .epilogue = input_grad.epilogue(),
                              .low_rank = {inner.grads, {&a, 1}}},
                             stream);
   }
@@ -207,7 +204,7 @@ class FactoredLinear final : public SparsePlusLowRankLinear {
 
   LinearFlops flops() const override {
     return {ProductFlops(spec_), MethodFlops(),
-            2.0 * static_cast<double>(layout_->layout().stored_count() + factors_.count())};
+            2.0 * static_cast<double>(layout_->layout().stored_count() + factors_.padded_count())};
   }
   LinearMemory memory(DType) const override {
     return {.layout_bytes = static_cast<int64_t>(layout_->bytes())};
@@ -221,8 +218,24 @@ int64_t StoredCells(const LinearSpec& linear, const SparsitySpec& sparsity) {
   return static_cast<int64_t>((1.0 - sparsity.sparsity) * cells * (1.0 + 1e-12));
 }
 
+// LOST chooses the input channels that S keeps.
+Status ValidateLost(const LinearSpec& linear, const SparsitySpec& sparsity) {
+  if (sparsity.sparse_part == SparsePart::kBlocks || sparsity.rule != "static_random") {
+    return InvalidInput(linear.name +
+                        ".weight: initialisation LOST chooses the channels of the sparse part "
+                        "itself; leave sparse_part and rule out, or take initialisation SLTRAIN");
+  }
+  if (LostChannels(linear, sparsity) >= 1) return OkStatus();
+  return InvalidInput(linear.name + ".weight: sparsity " + std::to_string(sparsity.sparsity) +
+                      " leaves none of its " + std::to_string(linear.in) +
+                      " input channels; lower it, or take parameterisation low_rank");
+}
+
 Status Validate(const LinearSpec& linear, const SparsitySpec& sparsity) {
   RETURN_IF_ERROR(ValidateRank(linear, sparsity));
+  if (sparsity.factor_start == FactorStart::kLost) {
+    RETURN_IF_ERROR(ValidateLost(linear, sparsity));
+  }
   if (sparsity.sparse_part == SparsePart::kBlocks) {
     return kBlockSparseParameterisation.validate(linear, sparsity);
   }
@@ -237,6 +250,7 @@ Status Validate(const LinearSpec& linear, const SparsitySpec& sparsity) {
 }
 
 SparseLayout DrawLayout(const LinearSpec& linear, const SparsitySpec& sparsity, uint64_t seed) {
+  if (sparsity.factor_start == FactorStart::kLost) return DrawLostLayout(linear, sparsity, seed);
   if (sparsity.sparse_part == SparsePart::kBlocks) {
     return kBlockSparseParameterisation.draw_layout(linear, sparsity, seed);
   }
@@ -244,19 +258,21 @@ SparseLayout DrawLayout(const LinearSpec& linear, const SparsitySpec& sparsity, 
                                  linear.name + ".weight");
 }
 
-// AUTO takes the form of fewer floating-point operations for this weight and micro-batch.
-bool Factored(const LinearSpec& linear, const SparsitySpec& sparsity, const SparseLayout& layout) {
+// AUTO takes the form that costs less for this weight and micro-batch: floating-point operations,
+// those of blocks at the backend's price.
+bool Factored(const LinearSpec& linear, const SparsitySpec& sparsity, const SparseLayout& layout,
+              const Backend& backend) {
   if (layout.kind() != LayoutKind::kBlocked) return false;
   if (sparsity.compute != LowRankCompute::kAuto) {
     return sparsity.compute == LowRankCompute::kFactored;
   }
-  return FactoredLinear::StepFlops(linear, sparsity, layout) <
+  return FactoredLinear::StepFlops(linear, sparsity, layout) * backend.BlockedFlopCost(layout) <
          RebuiltLinear::StepFlops(linear, sparsity);
 }
 
 std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& sparsity,
                                SparseLayout layout, Backend& backend) {
-  if (Factored(linear, sparsity, layout)) {
+  if (Factored(linear, sparsity, layout, backend)) {
     return std::make_unique<FactoredLinear>(linear, sparsity, std::move(layout), backend);
   }
   return std::make_unique<RebuiltLinear>(linear, sparsity, std::move(layout), backend);

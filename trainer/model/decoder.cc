@@ -38,6 +38,7 @@ class Decoder final : public Model {
   const std::vector<Parameter>& parameters() const override { return table_.parameters(); }
   std::vector<const Linear*> linears() const override;
   void Bind(FlatBuffer& buffer) override;
+  LinearMemory linear_memory() const override;
   size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const override;
   void ReserveActivations(int64_t sequences, int64_t seq_len, bool training) override;
   void set_hooks(ParameterHooks hooks) override { table_.set_hooks(std::move(hooks)); }
@@ -48,6 +49,7 @@ class Decoder final : public Model {
     }
   }
   void ValuesChanged() override { table_.ValuesChanged(); }
+  void StartGradients() override { table_.StartOverwrite(); }
   void ForwardLoss(const MicroBatch& batch, TensorView losses, Stream& stream) override;
   void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,
                        Stream& stream) override;
@@ -100,11 +102,7 @@ void Decoder::Bind(FlatBuffer& buffer) {
   const DType dtype = backend_.device().compute_dtype();
   CHECK(buffer.values().dtype() == dtype) << NameOf(buffer.values().dtype());
   table_.Bind(buffer);
-  int64_t scratch_bytes = 0;
-  const bool trains = buffer.grads().data() != nullptr;
-  for (const Linear* linear : linears()) {
-    if (trains) scratch_bytes = std::max(scratch_bytes, linear->memory(dtype).scratch_bytes);
-  }
+  const int64_t scratch_bytes = buffer.grads().data() != nullptr ? linear_memory().scratch_bytes : 0;
   TensorView scratch;
   if (scratch_bytes > 0) {
     scratch_ = backend_.device().Allocate(scratch_bytes, "scratch");
@@ -112,7 +110,21 @@ void Decoder::Bind(FlatBuffer& buffer) {
   }
   for (const auto& layer : layers_) {
     for (TableLinear* linear : layer->linears()) linear->Bind(scratch);
+    layer->ReleaseBiasGrads();
   }
+}
+
+LinearMemory Decoder::linear_memory() const {
+  LinearMemory all;
+  for (const auto& layer : layers_) {
+    for (const TableLinear* linear : layer->linears()) {
+      const LinearMemory memory = linear->group().memory(backend_.device().compute_dtype());
+      all.layout_bytes += memory.layout_bytes;
+      all.compute_copy_bytes += memory.compute_copy_bytes;
+      all.scratch_bytes = std::max(all.scratch_bytes, memory.scratch_bytes);
+    }
+  }
+  return all;
 }
 
 int64_t Decoder::Widest(int64_t (DecoderLayer::*width)() const) const {
@@ -213,11 +225,13 @@ void Decoder::ForwardBackward(const MicroBatch& batch, double loss_scale, Tensor
   const Activations a = Forward(batch, /*training=*/true, stream);
   head_.Loss(a.final_norm, batch, loss_scale, a.logits, losses, a.dfinal, stream);
   Backward(batch, a, stream);
+  table_.EndOverwrite();
 }
 
 void Decoder::Backward(const MicroBatch& batch, const Activations& a, Stream& stream) {
   backend_.device().ZeroAsync(a.dx, stream);
-  final_norm_.Backward(a.stream.back(), a.dfinal, a.dx, a.final_statistics, stream);
+  final_norm_.Backward(a.stream.back(), a.dfinal, a.dx, a.final_statistics,
+                       layers_.back()->output_bias(), stream);
   for (size_t i = layers_.size(); i-- > 0;) {
     DecoderLayer& layer = *layers_[i];
     if (spec_.recompute == Recompute::kActivations) {
@@ -226,7 +240,9 @@ void Decoder::Backward(const MicroBatch& batch, const Activations& a, Stream& st
       // The last layer's activations are still there.
       layer.Forward(a.stream[i], a.stream[i + 1], a.layers[i], batch.seq_len, stream);
     }
-    layer.Backward(a.stream[i], a.dx, a.layers[i], a.gradients[i], batch.seq_len, stream);
+    const BoundParameter bias_below = i > 0 ? layers_[i - 1]->output_bias() : BoundParameter();
+    layer.Backward(a.stream[i], a.dx, a.layers[i], a.gradients[i], batch.seq_len, bias_below,
+                   stream);
   }
   embedding_.Backward(batch, a.dx, stream);
 }

@@ -137,7 +137,8 @@ void DecoderLayer::Activate(const LayerActivations& a, Stream& stream) {
   if (traits_.gated) {
     backend_.SwiGlu({.gate = gate_up_.group().PaddedPart(a.gate_up, 0),
                      .up = gate_up_.group().PaddedPart(a.gate_up, 1),
-                     .y = a.hidden},
+                     .y = a.hidden,
+                     .linear = spec_.gate_activation == GateActivation::kIdentity},
                     stream);
   } else {
     backend_.Gelu({.x = a.gate_up, .y = a.hidden}, stream);
@@ -176,17 +177,24 @@ void DecoderLayer::BackwardMlp(TensorView dx, const LayerActivations& a, const L
                              .up = group.PaddedPart(a.gate_up, 1),
                              .dy = g.hidden,
                              .dgate = group.PaddedPart(g.gate_up, 0),
-                             .dup = group.PaddedPart(g.gate_up, 1)},
+                             .dup = group.PaddedPart(g.gate_up, 1),
+                             .linear = spec_.gate_activation == GateActivation::kIdentity},
                             stream);
   } else {
-    down_.Backward(a.hidden, dx, inner, {.dx = g.gate_up, .gelu_input = a.gate_up}, stream);
+    down_.Backward(a.hidden, dx, inner,
+                   {.dx = g.gate_up,
+                    .gelu_input = a.gate_up,
+                    .column_sums = up_bias_.grads,
+                    .accumulate_sums = up_bias_.adds()},
+                   stream);
   }
   gate_up_.Backward(a.mlp_input, g.gate_up, InnerOf(gate_up_, a, g), {.dx = g.normed}, stream);
-  mlp_norm_.Backward(a.middle, g.normed, dx, a.mlp_statistics, stream);
+  mlp_norm_.Backward(a.middle, g.normed, dx, a.mlp_statistics, o_bias_, stream);
 }
 
 void DecoderLayer::BackwardAttention(ConstTensorView x, TensorView dx, const LayerActivations& a,
-                                     const LayerGradients& g, int64_t seq_len, Stream& stream) {
+                                     const LayerGradients& g, int64_t seq_len,
+                                     const BoundParameter& bias_of_x, Stream& stream) {
   const LinearGroup& group = qkv_.group();
   o_.Backward(a.attention_output, dx, InnerOf(o_, a, g), {.dx = g.attention_output}, stream);
   backend_.AttentionBackward({.q = group.Part(a.qkv, 0),
@@ -204,13 +212,22 @@ void DecoderLayer::BackwardAttention(ConstTensorView x, TensorView dx, const Lay
                              stream);
   Rope(g.qkv, seq_len, /*inverse=*/true, stream);
   qkv_.Backward(a.attention_input, g.qkv, InnerOf(qkv_, a, g), {.dx = g.normed}, stream);
-  attention_norm_.Backward(x, g.normed, dx, a.attention_statistics, stream);
+  attention_norm_.Backward(x, g.normed, dx, a.attention_statistics, bias_of_x, stream);
 }
 
 void DecoderLayer::Backward(ConstTensorView x, TensorView dx, const LayerActivations& a,
-                            const LayerGradients& g, int64_t seq_len, Stream& stream) {
+                            const LayerGradients& g, int64_t seq_len,
+                            const BoundParameter& bias_of_x, Stream& stream) {
   BackwardMlp(dx, a, g, stream);
-  BackwardAttention(x, dx, a, g, seq_len, stream);
+  BackwardAttention(x, dx, a, g, seq_len, bias_of_x, stream);
+}
+
+void DecoderLayer::ReleaseBiasGrads() {
+  o_bias_ = o_.ReleaseBiasGrad();
+  down_bias_ = down_.ReleaseBiasGrad();
+  // GELU's gradient comes from the same product as its sums; padding would not fit the bias.
+  const bool padded = hidden_width() != spec_.feed_forward;
+  if (!traits_.gated && !padded) up_bias_ = gate_up_.ReleaseBiasGrad();
 }
 
 }  // namespace filigree

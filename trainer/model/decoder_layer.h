@@ -62,9 +62,16 @@ class DecoderLayer {
                Stream& stream);
   // Fills what Part::kRecomputed lays out again, from x and what was kept.
   void Recompute(ConstTensorView x, const LayerActivations& a, Stream& stream);
-  // `dx` [T, D] comes as the gradient of the output and leaves as that of the input.
+  // `dx` [T, D] comes as the gradient of the output and leaves as that of the input; in the same pass
+  // its sums become the gradient of `bias_of_x`, the bias in the last product that made x (or empty).
   void Backward(ConstTensorView x, TensorView dx, const LayerActivations& a,
-                const LayerGradients& g, int64_t seq_len, Stream& stream);
+                const LayerGradients& g, int64_t seq_len, const BoundParameter& bias_of_x,
+                Stream& stream);
+  // Call once the linears are bound: gradients of biases are made by passes that have the summands
+  // in registers anyway, as far as the linears let go of them.
+  void ReleaseBiasGrads();
+  // What whoever makes the gradient of this layer's output is to do for its last bias.
+  const BoundParameter& output_bias() const { return down_bias_; }
 
  private:
   int64_t hidden_width() const;  // Fp
@@ -73,7 +80,8 @@ class DecoderLayer {
   void BackwardMlp(TensorView dx, const LayerActivations& a, const LayerGradients& g,
                    Stream& stream);
   void BackwardAttention(ConstTensorView x, TensorView dx, const LayerActivations& a,
-                         const LayerGradients& g, int64_t seq_len, Stream& stream);
+                         const LayerGradients& g, int64_t seq_len,
+                         const BoundParameter& bias_of_x, Stream& stream);
   void Rope(TensorView qkv, int64_t seq_len, bool inverse, Stream& stream);
   // The columns of `inner` that belong to one of the four groups.
   TensorView InnerOf(const TableLinear& linear, TensorView inner) const;
@@ -89,6 +97,7 @@ class DecoderLayer {
   TableLinear qkv_, o_;
   Norm mlp_norm_;
   TableLinear gate_up_, down_;
+  BoundParameter o_bias_, up_bias_, down_bias_;  // released, or empty
 };
 
 }  // namespace filigree

@@ -1,7 +1,8 @@
 // A decoder-only language model with explicit forward and backward passes (no autograd).
 //
 // Order of use: Create, lay parameters() out in a FlatBuffer, Bind, ReserveActivations, then per
-// micro-batch ForwardLoss or ForwardBackward. Gradients add into the flat buffer's grads.
+// micro-batch ForwardLoss or ForwardBackward. Gradients add into the flat buffer's grads, those of the
+// first micro-batch after StartGradients overwrite them.
 #pragma once
 
 #include <cstdint>
@@ -56,6 +57,8 @@ class Model {
   // model's use. Compute copies and backward scratch are allocated here.
   virtual void Bind(FlatBuffer& buffer) = 0;
 
+  // Of all linears: layouts and copies summed, the scratch that they share.
+  virtual LinearMemory linear_memory() const = 0;
   // Device bytes of activations for micro-batches of at most B x S, without allocating; training
   // also counts what backward needs.
   virtual size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const = 0;
@@ -73,7 +76,9 @@ class Model {
 
   // Per-token losses [B * S] of the batch.
   virtual void ForwardLoss(const MicroBatch& batch, TensorView losses, Stream& stream) = 0;
-  // The same, then gradients of loss_scale * sum of losses are added into grads.
+  // The next ForwardBackward overwrites grads, whatever they hold: no pass is spent on zeroing them.
+  virtual void StartGradients() = 0;
+  // As ForwardLoss, then gradients of loss_scale * sum of losses are added into grads.
   virtual void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,
                                Stream& stream) = 0;
   // Logits [S, V] of a batch of one sequence, as a view of the activation memory, valid until the

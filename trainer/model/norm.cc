@@ -62,7 +62,8 @@ void Norm::Forward(ConstTensorView x, TensorView y, const NormStatistics& statis
 }
 
 void Norm::Backward(ConstTensorView x, ConstTensorView dy, TensorView dx,
-                    const NormStatistics& statistics, Stream& stream) {
+                    const NormStatistics& statistics, const BoundParameter& bias_of_x,
+                    Stream& stream) {
   const BoundParameter& gain = table_.bound(gain_);
   if (kind_ == NormKind::kRms) {
     backend_.RmsNormBackward({.x = x,
@@ -71,6 +72,9 @@ void Norm::Backward(ConstTensorView x, ConstTensorView dy, TensorView dx,
                               .rstd = statistics.rstd,
                               .dx = dx,
                               .dgain = gain.grads,
+                              .accumulate = gain.adds(),
+                              .dx_sums = bias_of_x.grads,
+                              .accumulate_dx_sums = bias_of_x.adds(),
                               .divisor = divisor_},
                              stream);
   } else {
@@ -81,7 +85,10 @@ void Norm::Backward(ConstTensorView x, ConstTensorView dy, TensorView dx,
                                 .rstd = statistics.rstd,
                                 .dx = dx,
                                 .dgain = gain.grads,
-                                .dbias = table_.bound(bias_).grads},
+                                .dbias = table_.bound(bias_).grads,
+                                .accumulate = gain.adds(),
+                                .dx_sums = bias_of_x.grads,
+                                .accumulate_dx_sums = bias_of_x.adds()},
                                stream);
     table_.GradReady(bias_);
   }

@@ -24,6 +24,12 @@ class ParameterTable {
   void set_hooks(ParameterHooks hooks) { hooks_ = std::move(hooks); }
   // All values were written from outside: each is announced again before its next use.
   void ValuesChanged() { stale_.assign(parameters_.size(), true); }
+  // Until EndOverwrite the first contribution to every gradient overwrites it, and BoundParameter
+  // says so to whoever makes it.
+  void StartOverwrite() { overwrite_ = true; }
+  void EndOverwrite() { overwrite_ = false; }
+  bool overwrites() const { return overwrite_; }
+
   // Call before a parameter is read. True where its values changed since the last call.
   bool Use(int index);
   // Call when backward has added its last contribution to a parameter's gradient.
@@ -35,6 +41,7 @@ class ParameterTable {
   std::vector<Parameter> parameters_;
   std::vector<BoundParameter> bound_;
   std::vector<bool> stale_;
+  bool overwrite_ = false;
   ParameterHooks hooks_;
 };
 
@@ -50,6 +57,8 @@ class TableLinear {
 
   const LinearGroup& group() const { return group_; }
   void Bind(TensorView scratch);
+  // As LinearGroup's.
+  BoundParameter ReleaseBiasGrad() { return group_.ReleaseBiasGrad(); }
   // As Model's: takes what is there for its parts.
   void CollectStatistics(const std::map<std::string, LinearStatistics>& statistics);
   void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
@@ -60,8 +69,10 @@ class TableLinear {
 
  private:
   ParameterTable& table_;
+  Backend& backend_;
   LinearGroup group_;
   int first_ = 0, count_ = 0;  // the group's parameters in the table
+  std::vector<int> zeroed_;    // those of them whose linears can only add to gradients
 };
 
 }  // namespace filigree

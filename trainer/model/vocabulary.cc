@@ -55,9 +55,18 @@ void EmbeddingModule::Forward(const MicroBatch& batch, TensorView out, Stream& s
       stream);
 }
 
+void EmbeddingModule::ZeroUnlessAdded(int index, Stream& stream) {
+  const BoundParameter& parameter = table_.bound(index);
+  if (!parameter.adds()) backend_.device().ZeroAsync(parameter.grads, stream);
+}
+
 void EmbeddingModule::Backward(const MicroBatch& batch, ConstTensorView dout, Stream& stream) {
+  // Only the rows of occurring tokens and positions are touched: the others are zero beforehand. A
+  // tied head has made the gradient already, and this adds to it.
+  if (!spec_.tied_head) ZeroUnlessAdded(tokens_, stream);
   TensorView dpositions;
   if (positions_ >= 0) {
+    ZeroUnlessAdded(positions_, stream);
     dpositions = table_.bound(positions_).grads.Reshape({spec_.max_positions, spec_.width});
   }
   backend_.EmbeddingBackward(
@@ -120,7 +129,11 @@ void HeadModule::Loss(ConstTensorView x, const MicroBatch& batch, double loss_sc
                           stream);
     if (loss_scale == 0) continue;
     backend_.MatMul(
-        {.a = chunk_logits, .b = chunk, .out = Grads(), .transpose_a = true, .accumulate = true},
+        {.a = chunk_logits,
+         .b = chunk,
+         .out = Grads(),
+         .transpose_a = true,
+         .accumulate = begin > 0 || table_.bound(weight_).adds()},
         stream);
     backend_.MatMul({.a = chunk_logits, .b = Weight(), .out = dx.Rows(begin, rows)}, stream);
   }

@@ -21,6 +21,8 @@ class EmbeddingModule {
 
  private:
   ConstTensorView Positions() const;
+  // Sets a parameter's gradient to zero where the model overwrites gradients.
+  void ZeroUnlessAdded(int index, Stream& stream);
 
   const ModelSpec& spec_;
   Backend& backend_;

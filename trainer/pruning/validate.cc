@@ -25,6 +25,7 @@ class Validator {
     CheckTarget(*phase.pruning);
     CheckTimes(phase);
     CheckParameterisations(phase);
+    CheckOptimizer(phase);
     initial_ = phase.pruning->target_parameters;
   }
 
@@ -106,6 +107,13 @@ class Validator {
           " parameters in the phase's ", events, " events, and target_parameters asks for ",
           parameters - pruning.target_parameters, "; raise it, or leave it out");
     }
+  }
+
+  void CheckOptimizer(const PhaseSpec& phase) {
+    const OptimizerSpec& optimizer = phase.optimizer;
+    if (!optimizer.state.bf16 && !optimizer.state.eight_bit_moments && !optimizer.per_layer) return;
+    Add("scores and removes units in whole gradients and fp32 states; leave optimizer.state_dtype, "
+        "optimizer.moments and optimizer.update at their defaults");
   }
 
   void CheckParameterisations(const PhaseSpec& phase) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "trainer/topology/selection.h"
 #include "trainer/topology/units.h"
@@ -57,11 +58,12 @@ class TopologyEvent {
  private:
   static int64_t Count(const Marks& marks) { return std::count(marks.begin(), marks.end(), 1); }
   static void Add(const Marks& more, Marks* marks) {
-    for (size_t unit = 0; unit < more.size(); ++unit) (*marks)[unit] |= more[unit];
+    std::transform(more.begin(), more.end(), marks->begin(), marks->begin(), std::bit_or());
   }
   Marks Dead(size_t i) const {
     Marks dead(live_[i].size());
-    for (size_t unit = 0; unit < dead.size(); ++unit) dead[unit] = !live_[i][unit];
+    std::transform(live_[i].begin(), live_[i].end(), dead.begin(),
+                   [](uint8_t live) -> uint8_t { return live ^ 1; });
     return dead;
   }
   uint64_t Draw(Purpose purpose) const { return step_ * kPurposes + purpose; }

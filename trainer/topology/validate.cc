@@ -65,6 +65,10 @@ class Validator {
       Add("rules that choose which weights live work on masked and block_sparse, not on ",
           spec.parameterisation, "; take rule static_random");
     }
+    if (spec.parameterisation == "n_m" && spec.distribution != "uniform") {
+      Add("n_m keeps n of every m in each weight alike; take distribution uniform, not ",
+          spec.distribution);
+    }
     if (spec.rule == "inherit" && index == 0) {
       Add("the first phase has no phase before it to inherit from; take another rule");
     }

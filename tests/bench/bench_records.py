@@ -1,0 +1,63 @@
+"""Measurement records (see results_tables.py) as the benchmark scripts write them."""
+import datetime
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+REPOSITORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+
+
+def output_of(*command):
+    """What a command prints, or nothing where it does not work here."""
+    try:
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True,
+                              check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def current_commit():
+    return output_of("git", "rev-parse", "--short", "HEAD")
+
+
+def gpus():
+    """Names of the GPUs that this machine shows."""
+    return output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+
+
+def add_options(parser):
+    """Where records go and what they say of the run; each has a default."""
+    parser.add_argument("--out", help="a file of records, which are added to those it has")
+    parser.add_argument("--run-id", default="", help="default: date, time and commit")
+    parser.add_argument("--commit", default="", help="default: git's")
+    parser.add_argument("--device", default="", help="what the records say; default: nvidia-smi's")
+
+
+def complete(options, device):
+    """Fills in what add_options leaves open."""
+    options.commit = options.commit or current_commit() or "unknown"
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M")
+    options.run_id = options.run_id or f"{now}-{options.commit}"
+    options.device = options.device or device
+
+
+def ratio(options, name, ours_ms, peer_ms, samples, settings):
+    """The record of a ratio: peer_ms / ours_ms."""
+    return {"name": name, "value": peer_ms / ours_ms, "unit": "ratio", "ours_ms": ours_ms,
+            "peer_ms": peer_ms, "samples": samples, "run_id": options.run_id,
+            "settings": settings, "device": options.device,
+            "date": datetime.date.today().isoformat(), "commit": options.commit,
+            "command": shlex.join(["python3", os.path.relpath(sys.argv[0], REPOSITORY),
+                                   *sys.argv[1:]])}
+
+
+def append(path, records):
+    """Adds records to a file."""
+    old = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            old = json.load(file)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(old + records, file, indent=1)

@@ -1,0 +1,75 @@
+#include "trainer/linear/formed_product.h"
+
+#include <utility>
+
+namespace filigree {
+
+FormedProduct::FormedProduct(std::vector<FormedWeight*> weights, Backend& backend)
+    : weights_(std::move(weights)), backend_(backend) {
+  CHECK(!weights_.empty());
+  cols_ = weights_.front()->cols();
+  for (const FormedWeight* weight : weights_) {
+    CHECK_EQ(weight->cols(), cols_);
+    CHECK(weight->keeps() == weights_.front()->keeps());
+    CHECK((weight->factors() == nullptr) == (weights_.front()->factors() == nullptr));
+    rows_ += weight->rows();
+  }
+}
+
+void FormedProduct::Bind(DType dtype, TensorView scratch) {
+  dtype_ = dtype;
+  gradient_ = {};
+  if (scratch.data()) gradient_ = scratch.Range(0, size()).Reshape({rows_, cols_});
+  kept_ = weights_.front()->keeps() || !scratch.data();
+  if (!kept_) weight_ = gradient_;
+  factors_.reset();
+  if (weights_.front()->factors() == nullptr) return;
+  std::vector<const LowRankFactors*> factors;
+  for (const FormedWeight* weight : weights_) factors.push_back(weight->factors());
+  factors_ = std::make_unique<LowRankGroup>(std::move(factors), backend_);
+}
+
+void FormedProduct::Materialize(Stream& stream) {
+  if (!kept_) return;
+  if (copy_.data() == nullptr) {
+    copy_ = backend_.device().Allocate(size() * SizeOf(dtype_), "compute_copies");
+    weight_ = copy_.View(dtype_, size()).Reshape({rows_, cols_});
+  }
+  Form(stream);
+}
+
+void FormedProduct::Form(Stream& stream) {
+  if (factors_) factors_->Form(weight_, stream);
+  ForEachWeight(weight_, [&](FormedWeight& weight, TensorView rows) { weight.Form(rows, stream); });
+}
+
+void FormedProduct::Forward(ConstTensorView x, TensorView y, ConstTensorView bias,
+                            const ProductEpilogue& epilogue, Stream& stream) {
+  if (!kept_) Form(stream);
+  backend_.MatMul({.a = x,
+                   .b = weight_,
+                   .out = y,
+                   .transpose_b = true,
+                   .bias = bias,
+                   .epilogue = epilogue},
+                  stream);
+}
+
+void FormedProduct::Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
+                             Stream& stream) {
+  backend_.MatMul({.a = dy, .b = x, .out = gradient_, .transpose_a = true}, stream);
+  ForEachWeight(ConstTensorView(gradient_), [&](FormedWeight& weight, ConstTensorView rows) {
+    weight.AddGradients(rows, stream);
+  });
+  if (factors_) factors_->AddGradients(gradient_, stream);
+  if (input_grad.dx.empty()) return;
+  if (!kept_) Form(stream);  // over the gradient, which is spent
+  backend_.MatMul({.a = dy,
+                   .b = weight_,
+                   .out = input_grad.dx,
+                   .accumulate = input_grad.accumulate,
+                   .epilogue = input_grad.epilogue()},
+                  stream);
+}
+
+}  // namespace filigree
