@@ -111,9 +111,10 @@ class Validator {
 
   void CheckOptimizer(const PhaseSpec& phase) {
     const OptimizerSpec& optimizer = phase.optimizer;
-    if (!optimizer.state.bf16 && !optimizer.state.eight_bit_moments && !optimizer.per_layer) return;
-    Add("scores and removes units in whole gradients and fp32 states; leave optimizer.state_dtype, "
-        "optimizer.moments and optimizer.update at their defaults");
+    const bool whole = run_.grad_dtype == DType::kF32 && !optimizer.per_layer;
+    if (whole && !optimizer.state.bf16 && !optimizer.state.eight_bit_moments) return;
+    Add("scores and removes units in whole fp32 gradients and states; leave parallel.grad_dtype, "
+        "optimizer.state_dtype, optimizer.moments and optimizer.update at their defaults");
   }
 
   void CheckParameterisations(const PhaseSpec& phase) {
