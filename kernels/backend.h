@@ -66,6 +66,8 @@ struct ColumnSumArgs {
 };
 
 // y = x * rsqrt(mean(x^2) + epsilon) * gain. `rstd` [T] F32 (F64 for F64) is kept for backward.
+// The mean divides by `divisor`, where given, instead of D: what a model that lost columns of its
+// stem still divides by, as if they were there and zero.
 // (The residual stream's sum is a product's epilogue, which has the summand in registers: four
 // passes over [T, D] for sum and norm, where a norm that added would take five.)
 struct RmsNormArgs {
@@ -74,6 +76,7 @@ struct RmsNormArgs {
   TensorView y;          // [T, D]
   TensorView rstd;       // [T]
   double epsilon = 1e-6;
+  int64_t divisor = 0;  // 0: D
 };
 struct RmsNormBackwardArgs {
   ConstTensorView x, dy;  // [T, D]
@@ -84,6 +87,7 @@ struct RmsNormBackwardArgs {
   bool accumulate = true;
   TensorView dx_sums = {};  // [D] or empty: as ColumnSum of dx as it leaves, in the same pass
   bool accumulate_dx_sums = true;
+  int64_t divisor = 0;  // as in forward
 };
 
 // y = (x - mean) * rstd * gain + bias.
@@ -389,13 +393,49 @@ class OptimizerOps {
   virtual void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) = 0;
 };
 
+// ---------------------------------------------------------------------------------- pruning
+
+// Elements [first, first + n) of a row-major matrix of `columns`, as a rank owns them; cell (r, c)
+// belongs to unit r / row_extent of its row and unit c / column_extent of its column. Cells whose
+// unit is beyond the given arrays (padding) are left out.
+struct CellUnits {
+  int64_t first = 0, columns = 0;
+  int64_t row_extent = 1, column_extent = 1;
+};
+
+// For each unit, over its cells in the piece, with w the value and g the gradient:
+//   sums[unit] += { sum of g w, sum of (g w)^2, sum of w^2 },
+// in a fixed order. Without `grads` the first two stay.
+struct UnitSumsArgs {
+  ConstTensorView values;                    // [n] F32
+  ConstTensorView grads = {};                // [n] F32, or empty
+  TensorView row_sums = {}, column_sums = {};  // [units, 3] F64, or empty
+  CellUnits units;
+};
+
+// values *= row_factors[row's unit] * column_factors[column's unit], where given; a factor of zero
+// stores zero, whatever was there.
+struct ScaleUnitsArgs {
+  TensorView values;                                   // [n] F32 or the compute dtype
+  ConstTensorView row_factors = {}, column_factors = {};  // [units] F32, or empty
+  CellUnits units;
+};
+
+class PruningOps {
+ public:
+  virtual ~PruningOps() = default;
+  virtual void UnitSums(const UnitSumsArgs& args, Stream& stream) = 0;
+  virtual void ScaleUnits(const ScaleUnitsArgs& args, Stream& stream) = 0;
+};
+
 // ---------------------------------------------------------------------------------- the backend
 
 class Backend : public DenseOps,
                 public SparseOps,
                 public AttentionOps,
                 public LossOps,
-                public OptimizerOps {
+                public OptimizerOps,
+                public PruningOps {
  public:
   virtual Device& device() = 0;
   // Asks for the same bits at every call of every operation, also where that costs time or memory

@@ -27,6 +27,7 @@ Status CheckpointSaver::RemoveOld() const {
 }
 
 Status CheckpointSaver::Save(TrainingState& state, int64_t step, int64_t tokens,
+                             const std::optional<PruningProgress>& pruning,
                              const std::string& tokenizer_dir, Stream& stream) {
   if (saved_step_ == step) return OkStatus();
   ReportActivity("saving a checkpoint");
@@ -36,8 +37,9 @@ Status CheckpointSaver::Save(TrainingState& state, int64_t step, int64_t tokens,
   info.phase = state.phase();
   info.world_size = communicator_.size();
   info.seed = options_.run.seed;
-  info.model = options_.run.model;
+  info.model = state.model().spec();
   info.config_text = options_.config_text;
+  info.pruning = pruning;
   CheckLayoutsAgree(state.parameters(), communicator_);
   const std::string directory = CheckpointDirectory(options_.run_dir, step);
   RETURN_IF_ERROR(state.Save(directory, info, tokenizer_dir, stream));

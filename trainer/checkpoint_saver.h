@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "comm/communicator.h"
@@ -24,7 +25,8 @@ class CheckpointSaver {
   bool IsRewindTarget(int64_t step) const;
   // Saves the state after `step` steps and `tokens` tokens, unless it is saved, and removes what
   // need not be kept. Collective; every rank returns the same status.
-  Status Save(TrainingState& state, int64_t step, int64_t tokens, const std::string& tokenizer_dir,
+  Status Save(TrainingState& state, int64_t step, int64_t tokens,
+              const std::optional<PruningProgress>& pruning, const std::string& tokenizer_dir,
               Stream& stream);
 
  private:

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "trainer/model/model.h"
+#include "trainer/pruning/ramp.h"
 #include "trainer/sample_tree.h"
 #include "trainer/teacher.h"
 #include "trainer/topology/plan.h"
@@ -159,6 +160,45 @@ int64_t UpdateMemory(const TopologyTraffic& traffic, const PhasePlan& plan) {
   return std::max(traffic.statistics_bytes, traffic.rebuilds ? state : 0);
 }
 
+// Parameters that live on average over a phase, and at its end: those of the ramp, if there is one,
+// from what an earlier phase's left.
+struct PruningCourse {
+  double average = 0;
+  int64_t last = 0;
+};
+PruningCourse FollowRamps(const RunSpec& run, int index) {
+  PruningCourse course = {.average = 0, .last = CountParameters(run.model)};
+  for (int i = 0; i <= index; ++i) {
+    const PhaseSpec& phase = run.phases[i];
+    course.average = static_cast<double>(course.last);
+    if (!phase.pruning) continue;
+    const Ramp ramp(*phase.pruning, TimelineOf(phase), course.last);
+    double sum = 0;
+    for (int64_t step = 0; step < phase.steps; ++step) {
+      sum += static_cast<double>(step < ramp.first_step() ? course.last : ramp.AllowedAt(step));
+    }
+    course.average = sum / static_cast<double>(std::max<int64_t>(phase.steps, 1));
+    course.last = phase.pruning->target_parameters;
+  }
+  return course;
+}
+
+// What is pruned costs nothing from then on; a parameter is taken to cost 2 operations a token and
+// pass, as those of linears do. Compaction follows in jumps of `compact_share`, which is not
+// counted.
+void FollowPruning(const RunSpec& run, int index, PhasePlan* plan) {
+  const PruningCourse course = FollowRamps(run, index);
+  const double fewer = static_cast<double>(CountParameters(run.model)) - course.average;
+  if (fewer <= 0) return;
+  plan->average_parameters -= fewer;
+  plan->parameters_final = course.last;
+  const double flops = 2.0 * kForwardAndBackward * fewer * static_cast<double>(plan->tokens);
+  for (double* kind :
+       {&plan->flops.dense_equivalent, &plan->flops.method, &plan->flops.executed}) {
+    *kind -= flops;
+  }
+}
+
 PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) {
   const PhaseSpec& phase = run.phases[index];
   const std::vector<LinearSpec> linears = LinearSpecs(run.model);
@@ -183,6 +223,8 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   plan.flops = Scale(ForwardFlopsPerToken(*model, phase.batch.seq_len),
                      kForwardAndBackward * static_cast<double>(plan.tokens));
   FollowTopology(*model, linears, phase, fullest, &plan);
+  plan.parameters_final = plan.parameters_stored;
+  FollowPruning(run, index, &plan);
   plan.exchanged = PredictStepBytes(run, index, ranks, layout, backend.device());
   plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks);
   plan.buckets = static_cast<int>(layout.buckets().size());

@@ -27,6 +27,7 @@ struct PhasePlan {
   int64_t steps = 0, tokens = 0;
   int64_t parameters_logical = 0;  // of the dense model
   int64_t parameters_stored = 0;   // trained values; neither edge nor vocabulary padding
+  int64_t parameters_final = 0;    // stored at its end: fewer where it prunes
   double sparsity = 0;             // over the sparsifiable weights, when the phase begins
   // Over the steps of the phase; where the topology does not move, of its one layout.
   double average_density = 0;     // of the sparsifiable weights

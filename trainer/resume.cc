@@ -1,5 +1,6 @@
 #include "trainer/resume.h"
 
+#include <algorithm>
 #include <map>
 #include <sstream>
 
@@ -24,8 +25,38 @@ std::string Describe(const SparseLayout& layout) {
   return text.str();
 }
 
+// Whether every size of `model` is one that pruning may have made of `larger`.
+bool MayBePruned(const ModelSpec& model, const ModelSpec& larger) {
+  if (model.layers != larger.layers || model.width > larger.width) return false;
+  if (model.width < larger.width && model.norm_divisor() != larger.norm_divisor()) return false;
+  for (int64_t layer = 0; layer < model.layers; ++layer) {
+    const LayerShape small = model.ShapeOf(layer), large = larger.ShapeOf(layer);
+    if (small.kv_heads > large.kv_heads || small.feed_forward > large.feed_forward) return false;
+    if (small.heads * large.kv_heads != large.heads * small.kv_heads) return false;
+  }
+  return true;
+}
+
+// A checkpoint of a run that prunes may be smaller than the config's model: it is compared in
+// everything else.
+ModelSpec WithSizesOf(ModelSpec model, const ModelSpec& sizes) {
+  model.width = sizes.width;
+  model.heads = sizes.heads;
+  model.kv_heads = sizes.kv_heads;
+  model.feed_forward = sizes.feed_forward;
+  model.norm_width = sizes.norm_width;
+  model.layer_shapes = sizes.layer_shapes;
+  return model;
+}
+
 Status CheckFits(const CheckpointInfo& info, const RunSpec& run, const std::string& path) {
-  RETURN_IF_ERROR(CheckSameModel(info.model, run.model, path,
+  ModelSpec model = info.model;
+  const bool prunes = info.pruning.has_value() && std::any_of(run.phases.begin(), run.phases.end(),
+                                                              [](const PhaseSpec& phase) {
+                                                                return phase.pruning.has_value();
+                                                              });
+  if (prunes && MayBePruned(model, run.model)) model = WithSizesOf(model, run.model);
+  RETURN_IF_ERROR(CheckSameModel(model, run.model, path,
                                  "use the config it was trained with, or choose another --out"));
   if (info.has_moments && info.seed != run.seed) {
     return InvalidInput(path + ": was trained with seed " + std::to_string(info.seed) +
@@ -81,6 +112,10 @@ Status CheckFactors(const CheckpointInfo& checkpoint, const RunSpec& run, const 
 
 }  // namespace
 
+ModelSpec ResumedModel(const ModelSpec& checkpoint, const ModelSpec& run) {
+  return WithSizesOf(run, checkpoint);
+}
+
 Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const std::string& path,
                       const std::string& mend) {
   std::ostringstream differences;
@@ -99,6 +134,19 @@ Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const s
   compare("feed_forward", checkpoint.feed_forward, run.feed_forward);
   compare("vocab_size", checkpoint.vocab_size, run.vocab_size);
   compare("tied_head", checkpoint.tied_head, run.tied_head);
+  compare("norm_width", checkpoint.norm_divisor(), run.norm_divisor());
+  const auto shapes = [](const ModelSpec& model) {
+    std::ostringstream text;
+    for (int64_t layer = 0; layer < model.layers; ++layer) {
+      const LayerShape shape = model.ShapeOf(layer);
+      text << (layer > 0 ? " " : "") << shape.heads << "/" << shape.kv_heads << "/"
+           << shape.feed_forward;
+    }
+    return text.str();
+  };
+  if (!checkpoint.layer_shapes.empty() || !run.layer_shapes.empty()) {
+    compare("layer_shape", shapes(checkpoint), shapes(run));
+  }
   compare("rope_theta", checkpoint.rope_theta, run.rope_theta);
   compare("norm_epsilon", checkpoint.norm_epsilon, run.norm_epsilon);
   if (run.family == ModelFamily::kGpt2) {

@@ -34,6 +34,9 @@ std::map<std::string, SparseLayout> InitialLayouts(const CheckpointInfo& initial
 Status CheckSameModel(const ModelSpec& checkpoint, const ModelSpec& run, const std::string& path,
                       const std::string& mend);
 
+// The model to go on with: the checkpoint's, which may have been pruned, in the run's arithmetic.
+ModelSpec ResumedModel(const ModelSpec& checkpoint, const ModelSpec& run);
+
 // OK where the checkpoint's layouts are of the kinds that the phase's `sparsity` asks for, with as
 // many stored cells; else the first weight that differs.
 Status CheckLayouts(const CheckpointInfo& checkpoint, const RunSpec& run, int phase,

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -110,6 +111,41 @@ struct SparsitySpec {
   bool operator==(const SparsitySpec&) const = default;
 };
 
+enum class UnitKind { kAttention, kFeedForward, kStem };
+inline constexpr int kUnitKinds = 3;
+
+// Structured pruning of units (trainer/pruning) while the phase trains. Fields are explained in
+// configs/run.proto.
+struct PruningSpec {
+  struct Kind {
+    bool enabled = true;
+    int64_t minimum = 1;    // units that a set keeps
+    int64_t alignment = 1;  // compacted sizes are multiples
+    bool operator==(const Kind&) const = default;
+  };
+  enum class Removal { kAtOnce, kProgressive };
+
+  int64_t target_parameters = 0;
+  std::string criterion = "taylor_second";
+  SparsityCurve curve = SparsityCurve::kLinear;
+  Clock clock = Clock::kFraction;
+  double begin = 0.05, end = 0.75;
+  int64_t interval = 1;         // steps between removals
+  int64_t units_per_event = 0;  // at most; 0: as many as the ramp asks for
+  std::vector<Kind> kinds = std::vector<Kind>(kUnitKinds);  // by UnitKind
+  bool even_layers = true;
+  Removal removal = Removal::kAtOnce;
+  int64_t shrink_steps = 10;
+  double smoothing = 0.9, outlier_factor = 3;
+  bool update_remaining = true;
+  double update_damping = 0.01;
+  int64_t update_block = 128;
+  double compact_share = 0.05;
+
+  const Kind& of(UnitKind kind) const { return kinds[static_cast<size_t>(kind)]; }
+  bool operator==(const PruningSpec&) const = default;
+};
+
 struct DataSourceSpec {
   std::string glob;
   double weight = 1;
@@ -173,6 +209,7 @@ struct PhaseSpec {
   std::vector<SparsitySpec> sparsity;
   int64_t rewind_step = -1;  // -1: none
   DistillationSpec distillation;
+  std::optional<PruningSpec> pruning = {};
 };
 
 enum class DeviceChoice { kAuto, kCpu, kCuda };

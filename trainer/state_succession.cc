@@ -31,12 +31,23 @@ Status StateSuccession::TakeInitialValues() {
   return OkStatus();
 }
 
-int64_t StateSuccession::Rebuild(int phase, const std::map<std::string, SparseLayout>& layouts,
-                                 bool keep_moments, int64_t step) {
+std::unique_ptr<TrainingState> StateSuccession::Replace(
+    int phase, const std::map<std::string, SparseLayout>& layouts) {
   state_->exchange().WaitAllValues(stream_);
-  const std::unique_ptr<TrainingState> previous = std::move(state_);
+  std::unique_ptr<TrainingState> previous = std::move(state_);
   previous->model().ReleaseActivations();
   state_ = std::make_unique<TrainingState>(run_, phase, layouts, communicator_, backend_, stream_);
+  return previous;
+}
+
+int64_t StateSuccession::Compact(const UnitTable& table, const Compaction& compaction) {
+  const std::unique_ptr<TrainingState> previous = Replace(state_->phase(), {});
+  return state_->TakeOver(*previous, table, compaction, stream_);
+}
+
+int64_t StateSuccession::Rebuild(int phase, const std::map<std::string, SparseLayout>& layouts,
+                                 bool keep_moments, int64_t step) {
+  const std::unique_ptr<TrainingState> previous = Replace(phase, layouts);
   return state_->TakeOver(*previous, keep_moments, UpdatesSinceFreshMoments(run_, phase, step) - 1,
                           stream_);
 }

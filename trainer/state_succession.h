@@ -1,5 +1,5 @@
 // The training state of a run as the run goes on: built at its start, rebuilt for each next phase
-// and for each new set of layouts, taken back where a phase rewinds.
+// and for each new set of layouts or sizes, taken back where a phase rewinds.
 #pragma once
 
 #include <cstdint>
@@ -40,11 +40,17 @@ class StateSuccession {
   // Moves onto other layouts (by parameter name) within a phase, after `step` steps of the run.
   // Returns the bytes exchanged.
   int64_t ChangeLayouts(const std::map<std::string, SparseLayout>& layouts, int64_t step);
+  // Moves into the smaller model that the run's has become, by `compaction` (of `table`). Returns the
+  // bytes exchanged.
+  int64_t Compact(const UnitTable& table, const Compaction& compaction);
   // Survivors go back to where they were after the current phase's rewind_step steps of the run.
   Status Rewind(const std::string& run_dir);
 
  private:
   Status TakeInitialValues();
+  // Builds the state of the phase, all zeros, and returns the one before.
+  std::unique_ptr<TrainingState> Replace(int phase,
+                                         const std::map<std::string, SparseLayout>& layouts);
   int64_t Rebuild(int phase, const std::map<std::string, SparseLayout>& layouts, bool keep_moments,
                   int64_t step);
 

@@ -53,6 +53,7 @@ void CheckLayoutsAgree(const std::vector<Parameter>& parameters, Communicator& c
 
 void TopologyUpdater::BeginPhase(int phase) {
   phase_ = phase;
+  linears_ = LinearSpecs(run_.model);
   entries_ = EntriesOf(linears_, run_.phases[phase]);
   statistics_.clear();
 }

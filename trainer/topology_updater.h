@@ -32,13 +32,12 @@ class TopologyUpdater {
   // All must outlive the updater.
   TopologyUpdater(const RunSpec& run, Communicator& communicator, Backend& backend)
       : run_(run),
-        linears_(LinearSpecs(run.model)),
         sums_in_tree_(SumsInTree(run, backend.device())),
         communicator_(communicator),
         backend_(backend),
         event_(backend.device().NewEvent()) {}
 
-  // The rules of this phase are in force.
+  // The rules of this phase are in force, for the run's model as it is now.
   void BeginPhase(int phase);
   // Of the event before step `step` of the run; nothing where none is due.
   StatisticsNeeds NeedsAt(int64_t step) const;
@@ -92,7 +91,7 @@ class TopologyUpdater {
   void CountSummed(int64_t bytes);
 
   const RunSpec& run_;
-  const std::vector<LinearSpec> linears_;
+  std::vector<LinearSpec> linears_;  // of the model as it is now
   const bool sums_in_tree_;
   Communicator& communicator_;
   Backend& backend_;

@@ -62,6 +62,19 @@ void TrainLog::Topology(TopologyMetrics metrics, const Model& model) {
   most_sparse_ = std::max(most_sparse_, sparsity_);
 }
 
+void TrainLog::Pruning(PruningMetrics metrics, const Model& model, bool compacted) {
+  if (compacted) Count(model);
+  if (!metrics_) return;
+  metrics.memory_bytes = static_cast<int64_t>(device_->memory_usage().total_bytes);
+  WarnIfFailed(metrics_->Write(metrics));
+  if (!compacted) return;
+  const ModelSpec& spec = model.spec();
+  LogInfo("compacted after step " + std::to_string(metrics.step) + ": " +
+          FormatCount(static_cast<double>(metrics.stored_values)) + " parameters, width " +
+          std::to_string(spec.width) + ", at most " + std::to_string(spec.heads) + " heads and " +
+          std::to_string(spec.feed_forward) + " feed-forward channels a layer");
+}
+
 void TrainLog::BeginPhase(int phase, int64_t steps_done, const Model& model, double teacher_flops,
                           Backend& backend, int ranks) {
   phase_ = &run_.phases[phase];

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -15,6 +16,7 @@
 #include "trainer/generator.h"
 #include "trainer/peak_flops.h"
 #include "trainer/phase_data.h"
+#include "trainer/pruner.h"
 #include "trainer/resume.h"
 #include "trainer/run_directory.h"
 #include "trainer/run_inputs.h"
@@ -43,7 +45,8 @@ class Trainer {
         stream_(backend.device().NewStream()),
         saver_(options, communicator),
         state_(run_, communicator, backend, *stream_),
-        topology_(run_, communicator, backend) {}
+        topology_(run_, communicator, backend),
+        pruner_(run_, communicator, backend) {}
 
   Status Run();
 
@@ -55,6 +58,8 @@ class Trainer {
   Status StartTopology();
   void ProbeGradients();
   void UpdateTopology();
+  void Prune();
+  PruningMetrics DescribePruning(const char* what, int64_t dropped, int64_t bytes) const;
   Status RunPhase();
   bool TakeBatch();
   StepSamples Samples() {
@@ -78,7 +83,7 @@ class Trainer {
   bool Due(int64_t every) const { return last_of_phase() || (every > 0 && step_ % every == 0); }
 
   const TrainOptions& options_;
-  const RunSpec& run_;
+  RunSpec run_;  // its model is the one that is being trained: compaction makes it smaller
   Communicator& communicator_;
   Backend& backend_;
   std::unique_ptr<Stream> stream_;
@@ -96,6 +101,7 @@ class Trainer {
   std::unique_ptr<TrainStep> train_step_;
   StateSuccession state_;
   TopologyUpdater topology_;
+  Pruner pruner_;
 
   const SampleBatch* batch_ = nullptr;  // this rank's samples of the step
   double valid_tokens_ = 0;             // of the step, over all ranks
@@ -118,6 +124,8 @@ Status Trainer::Start(const TrainOptions& options) {
     tokens_ = info.tokens;
     saver_.MarkSaved(step_);
     trained_ = info.has_moments;
+    run_.model = ResumedModel(info.model, run_.model);
+    pruner_.Restore(info.pruning);
     phase_ =
         info.has_moments ? std::min<int>(info.phase, static_cast<int>(run_.phases.size()) - 1) : 0;
   }
@@ -176,6 +184,40 @@ void Trainer::UpdateTopology() {
                  state_->model());
 }
 
+PruningMetrics Trainer::DescribePruning(const char* what, int64_t dropped, int64_t bytes) const {
+  const auto live = pruner_.LiveUnits();
+  return {.step = step_,
+          .topology = what,
+          .dropped = dropped,
+          .stored_values = CountParameters(run_.model),
+          .exchanged_bytes = bytes,
+          .live_values = pruner_.LiveParameters(),
+          .attention_units = live[static_cast<size_t>(UnitKind::kAttention)],
+          .feed_forward_units = live[static_cast<size_t>(UnitKind::kFeedForward)],
+          .stem_units = live[static_cast<size_t>(UnitKind::kStem)]};
+}
+
+// What the step that was just done removes, and compaction where it is due.
+void Trainer::Prune() {
+  const Pruner::Removed removed =
+      pruner_.AfterStep(*state_, step_, consecutive_skips_ > 0, *stream_);
+  if (removed.any()) {
+    log_->Pruning(DescribePruning("pruning", removed.parameters, pruner_.TakeBytes()),
+                  state_->model(), /*compacted=*/false);
+  }
+  const std::optional<Compaction> compaction = pruner_.DueCompaction(step_);
+  if (!compaction) return;
+  ReportActivity("compacting the model");
+  const int64_t stored = CountParameters(run_.model);
+  run_.model = compaction->model;
+  const int64_t bytes = state_.Compact(pruner_.table(), *compaction);
+  pruner_.Compacted(*compaction);
+  topology_.BeginPhase(phase_);
+  CheckLayoutsAgree(state_->parameters(), communicator_);
+  log_->Pruning(DescribePruning("compaction", stored - CountParameters(run_.model), bytes),
+                state_->model(), /*compacted=*/true);
+}
+
 // Gradients of the coming step's batch, for a rule that scores before it.
 void Trainer::ProbeGradients() {
   topology_.StartCollecting(state_->model(), step_, *stream_);
@@ -226,6 +268,7 @@ Status Trainer::EnterPhase(int phase) {
   train_step_->set_teacher(teacher_.get(), this->phase().distillation);
   if (SumsInTree(run_, backend_.device())) train_step_->SumInTree(communicator_);
   topology_.BeginPhase(phase);
+  pruner_.BeginPhase(phase);
   if (begins) RETURN_IF_ERROR(StartTopology());
   trained_ = true;
   CheckLayoutsAgree(state_->parameters(), communicator_);
@@ -263,6 +306,7 @@ void Trainer::RunStep(StepMetrics* metrics) {
   const double lr =
       LearningRate(phase().schedule, step_in_phase() + rewound(), phase().steps + rewound());
   topology_.StartCollecting(state_->model(), step_ + 1, *stream_);
+  pruner_.BeforeStep(*state_, step_, *stream_);
   const StepResult result = train_step_->Run(*state_, Samples(), phase().optimizer, lr,
                                              UpdatesSinceFreshMoments(run_, phase_, step_));
   topology_.FinishCollecting(state_->model(), *stream_);
@@ -298,7 +342,7 @@ void Trainer::LeaveStepOut(StepMetrics* metrics) {
 }
 
 Status Trainer::SaveCheckpoint() {
-  return saver_.Save(*state_, step_, tokens_, inputs_.tokenizer_dir, *stream_);
+  return saver_.Save(*state_, step_, tokens_, pruner_.progress(), inputs_.tokenizer_dir, *stream_);
 }
 
 void Trainer::EvaluateAndSample() {
@@ -324,6 +368,7 @@ void Trainer::EvaluateAndSample() {
 Status Trainer::AfterStep(const StepMetrics& metrics) {
   log_->Step(metrics);
   UpdateTopology();
+  Prune();
   if (consecutive_skips_ >= kMaxConsecutiveSkips) {
     return MachineError(
         "the gradients were not finite in " + std::to_string(kMaxConsecutiveSkips) +

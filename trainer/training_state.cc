@@ -12,40 +12,17 @@
 #include "trainer/topology/plan.h"
 
 namespace filigree {
-namespace {
 
-constexpr double kBytesPerMegabyte = 1e6;
-constexpr std::pair<StateKind, CheckpointArray> kArrays[] = {
-    {StateKind::kMaster, CheckpointArray::kMaster},
-    {StateKind::kM, CheckpointArray::kM},
-    {StateKind::kV, CheckpointArray::kV},
-    {StateKind::kBorn, CheckpointArray::kBorn}};
-
-int64_t BucketBytesOf(int64_t stored, const RunSpec& run, int world_size) {
-  if (run.bucket_megabytes > 0) {
-    return static_cast<int64_t>(run.bucket_megabytes * kBytesPerMegabyte);
-  }
-  return ChooseBucketBytes(run.link, run.zero_stage == 1, world_size,
-                           stored * static_cast<int64_t>(SizeOf(run.wire_dtype)));
-}
-
-std::span<const float> AsFloats(const std::vector<std::byte>& bytes) {
-  return {reinterpret_cast<const float*>(bytes.data()), bytes.size() / sizeof(float)};
-}
-
-void ScatterFloats(FlatBuffer& buffer, int segment, StateKind kind,
-                   const std::vector<float>& values, Stream& stream) {
-  ScatterSegment(buffer, segment, kind, std::as_bytes(std::span<const float>(values)), stream);
-}
-
-// Moves stored values from one layout of a parameter to another; cells new to it get `fresh`, and
-// padding stays zero.
+// Cells new to the target get `fresh`, and padding stays zero.
 class Remap {
  public:
   Remap(const Parameter& from, const Parameter& to) : to_(to), count_(to.segment_count()) {
     if (!(from.layout == to.layout)) slots_ = IndexRemap(from.layout, to.layout);
     same_ = slots_.empty();
   }
+  // Slot i of `to` comes from slot slots[i].
+  Remap(const Parameter& to, std::vector<int64_t> slots)
+      : to_(to), count_(to.segment_count()), slots_(std::move(slots)) {}
   std::vector<float> Apply(std::span<const float> from, float fresh = 0) const {
     std::vector<float> to(count_, fresh);
     if (same_) {
@@ -75,6 +52,32 @@ class Remap {
   bool same_ = false;
   std::vector<int64_t> slots_;
 };
+
+namespace {
+
+constexpr double kBytesPerMegabyte = 1e6;
+constexpr std::pair<StateKind, CheckpointArray> kArrays[] = {
+    {StateKind::kMaster, CheckpointArray::kMaster},
+    {StateKind::kM, CheckpointArray::kM},
+    {StateKind::kV, CheckpointArray::kV},
+    {StateKind::kBorn, CheckpointArray::kBorn}};
+
+int64_t BucketBytesOf(int64_t stored, const RunSpec& run, int world_size) {
+  if (run.bucket_megabytes > 0) {
+    return static_cast<int64_t>(run.bucket_megabytes * kBytesPerMegabyte);
+  }
+  return ChooseBucketBytes(run.link, run.zero_stage == 1, world_size,
+                           stored * static_cast<int64_t>(SizeOf(run.wire_dtype)));
+}
+
+std::span<const float> AsFloats(const std::vector<std::byte>& bytes) {
+  return {reinterpret_cast<const float*>(bytes.data()), bytes.size() / sizeof(float)};
+}
+
+void ScatterFloats(FlatBuffer& buffer, int segment, StateKind kind,
+                   const std::vector<float>& values, Stream& stream) {
+  ScatterSegment(buffer, segment, kind, std::as_bytes(std::span<const float>(values)), stream);
+}
 
 // "layers.3" of a layer's parameter, else nothing.
 std::string LayerOf(const std::string& name) {
@@ -266,6 +269,27 @@ std::vector<float> TrainingState::Merged(const WeightParts& parts, Stream& strea
       .value();
 }
 
+int64_t TrainingState::Move(TrainingState& previous, int source, int target, const Remap& remap,
+                            bool keep_moments, int64_t updates_done, Stream& stream) {
+  int64_t gathered = 0;
+  const bool sharded = previous.buffer_->layout().shards() > 1;
+  for (const auto& [kind, array] : kArrays) {
+    if (kind != StateKind::kMaster && !keep_moments) continue;
+    if (kind == StateKind::kBorn && !buffer_->has_born()) continue;
+    // Where nobody kept ages before, everything there is was there from the start.
+    std::vector<float> values(previous.parameters()[source].segment_count(), 0.0f);
+    if (kind != StateKind::kBorn || previous.buffer_->has_born()) {
+      const std::vector<std::byte> bytes =
+          GatherSegment(*previous.buffer_, source, kind, communicator_, stream);
+      std::ranges::copy(AsFloats(bytes), values.begin());
+      if (sharded) gathered += static_cast<int64_t>(bytes.size());
+    }
+    const auto fresh = static_cast<float>(kind == StateKind::kBorn ? updates_done : 0);
+    ScatterFloats(*buffer_, target, kind, remap.Apply(values, fresh), stream);
+  }
+  return gathered;
+}
+
 int64_t TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done,
                                 Stream& stream) {
   optimizer_->set_last_norm(previous.optimizer_->last_norm());
@@ -290,20 +314,25 @@ int64_t TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int6
     const int source = parts.weight;
     CHECK(source >= 0) << to.name << " has no counterpart in the phase before";
     const Remap remap(previous.parameters()[source], to);
-    for (const auto& [kind, array] : kArrays) {
-      if (kind != StateKind::kMaster && !keep_moments) continue;
-      if (kind == StateKind::kBorn && !buffer_->has_born()) continue;
-      // Where nobody kept ages before, everything there is was there from the start.
-      std::vector<float> values(previous.parameters()[source].segment_count(), 0.0f);
-      if (kind != StateKind::kBorn || previous.buffer_->has_born()) {
-        const std::vector<std::byte> bytes =
-            GatherSegment(*previous.buffer_, source, kind, communicator_, stream);
-        std::ranges::copy(AsFloats(bytes), values.begin());
-        if (sharded) gathered += static_cast<int64_t>(bytes.size());
-      }
-      const auto fresh = static_cast<float>(kind == StateKind::kBorn ? updates_done : 0);
-      ScatterFloats(*buffer_, static_cast<int>(i), kind, remap.Apply(values, fresh), stream);
-    }
+    gathered +=
+        Move(previous, source, static_cast<int>(i), remap, keep_moments, updates_done, stream);
+  }
+  model_->ValuesChanged();
+  return gathered;
+}
+
+int64_t TrainingState::TakeOver(TrainingState& previous, const UnitTable& table,
+                                const Compaction& compaction, Stream& stream) {
+  optimizer_->set_last_norm(previous.optimizer_->last_norm());
+  int64_t gathered = 0;
+  for (size_t i = 0; i < parameters().size(); ++i) {
+    const Parameter &from = previous.parameters()[i], &to = parameters()[i];
+    CHECK(from.name == to.name) << from.name << " became " << to.name;
+    const KeptCells kept = KeptCellsOf(from, table, compaction);
+    const Remap remap(to, CompactSlots(from.layout, to.layout, kept));
+    const int index = static_cast<int>(i);
+    gathered +=
+        Move(previous, index, index, remap, /*keep_moments=*/true, /*updates_done=*/0, stream);
   }
   model_->ValuesChanged();
   return gathered;

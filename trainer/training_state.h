@@ -18,9 +18,12 @@
 #include "trainer/checkpoint/merged_weight.h"
 #include "trainer/model/model.h"
 #include "trainer/optimizer.h"
+#include "trainer/pruning/compaction.h"
 #include "trainer/spec.h"
 
 namespace filigree {
+
+class Remap;  // of stored values, from one layout of a parameter to another
 
 // Stored values and zeros over the sparsifiable weights, counted from the layouts.
 struct SparsityCount {
@@ -61,6 +64,10 @@ class TrainingState {
   // Returns the bytes exchanged.
   int64_t TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done,
                    Stream& stream);
+  // Takes everything over, moments included, from a state of the larger model that `compaction`
+  // (of `table`) made this one's from. Collective; returns the bytes exchanged.
+  int64_t TakeOver(TrainingState& previous, const UnitTable& table, const Compaction& compaction,
+                   Stream& stream);
   // The layouts of all weights, by parameter name.
   std::map<std::string, SparseLayout> Layouts() const;
   // Writes RUN/checkpoints/step_... ; collective, all ranks return the same status.
@@ -70,6 +77,10 @@ class TrainingState {
  private:
   // A weight's parts as one dense matrix. Collective.
   std::vector<float> Merged(const WeightParts& parts, Stream& stream);
+  // One parameter's arrays from the previous state's parameter `source`; returns the bytes
+  // exchanged.
+  int64_t Move(TrainingState& previous, int source, int target, const Remap& remap,
+               bool keep_moments, int64_t updates_done, Stream& stream);
   Status WriteArrays(CheckpointWriter* writer, Stream& stream);
 
   const RunSpec& run_;

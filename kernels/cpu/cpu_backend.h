@@ -55,6 +55,9 @@ class CpuBackend final : public Backend {
   void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) override;
   void Round(const RoundArgs& args, Stream& stream) override;
 
+  void UnitSums(const UnitSumsArgs& args, Stream& stream) override;
+  void ScaleUnits(const ScaleUnitsArgs& args, Stream& stream) override;
+
  private:
   Device& device_;
 };

@@ -9,6 +9,12 @@
 namespace filigree {
 namespace {
 
+// What a row's sum is divided by.
+template <typename Args>
+int64_t DivisorOf(const Args& args) {
+  return args.divisor > 0 ? args.divisor : args.x.cols();
+}
+
 template <typename T>
 void RmsNormOf(const RmsNormArgs& args) {
   const int64_t rows = args.x.rows(), cols = args.x.cols();
@@ -16,9 +22,10 @@ void RmsNormOf(const RmsNormArgs& args) {
   const auto y = AsMatrix<T>(args.y, rows, cols, "y");
   const T* gain = AsVector<T>(args.gain, cols, "gain");
   T* rstd = AsVector<T>(args.rstd, rows, "rstd");
+  const T divisor = DivisorOf(args);
   ParallelFor(rows, RowGrain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      Simd<T>().rms_norm(x.row(i), gain, T(args.epsilon), y.row(i), rstd + i, cols);
+      Simd<T>().rms_norm(x.row(i), gain, T(args.epsilon), divisor, y.row(i), rstd + i, cols);
     }
   });
 }
@@ -31,11 +38,12 @@ void RmsNormBackwardOf(const RmsNormBackwardArgs& args) {
   const auto dx = AsMatrix<T>(args.dx, rows, cols, "dx");
   const T* gain = AsVector<T>(args.gain, cols, "gain");
   const T* rstd = AsVector<T>(args.rstd, rows, "rstd");
+  const T divisor = DivisorOf(args);
   SumOverRows(rows, cols, AsVector<T>(args.dgain, cols, "dgain"), args.accumulate,
               [&](int64_t begin, int64_t end, T* partial) {
                 for (int64_t i = begin; i < end; ++i) {
-                  Simd<T>().rms_norm_backward(x.row(i), dy.row(i), gain, rstd[i], dx.row(i),
-                                              partial, cols);
+                  Simd<T>().rms_norm_backward(x.row(i), dy.row(i), gain, rstd[i], divisor,
+                                              dx.row(i), partial, cols);
                 }
               });
 }

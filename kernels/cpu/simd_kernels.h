@@ -66,10 +66,10 @@ struct SimdKernels {
   T (*exp_sum)(const T* x, T factor, T shift, T* out, int64_t n);
   double (*sum_of_squares)(const T* x, int64_t n);  // in double
 
-  // ---- Norms of one row; backward adds into dx, dgain and dbias.
-  void (*rms_norm)(const T* x, const T* gain, T epsilon, T* y, T* rstd, int64_t n);
-  void (*rms_norm_backward)(const T* x, const T* dy, const T* gain, T rstd, T* dx, T* dgain,
-                            int64_t n);
+  // ---- Norms of one row; backward adds into dx, dgain and dbias. `divisor` makes sums means.
+  void (*rms_norm)(const T* x, const T* gain, T epsilon, T divisor, T* y, T* rstd, int64_t n);
+  void (*rms_norm_backward)(const T* x, const T* dy, const T* gain, T rstd, T divisor, T* dx,
+                            T* dgain, int64_t n);
   void (*layer_norm)(const T* x, const T* gain, const T* bias, T epsilon, T* y, T* mean, T* rstd,
                      int64_t n);
   void (*layer_norm_backward)(const T* x, const T* dy, const T* gain, T mean, T rstd, T* dx,

@@ -56,8 +56,8 @@ inline float InverseSqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
 inline double InverseSqrt(double x) { return 1.0 / __builtin_sqrt(x); }
 
 template <typename T>
-void RmsNormRow(const T* x, const T* gain, T epsilon, T* y, T* rstd, int64_t n) {
-  const T r = InverseSqrt(DotRow<T>(x, x, n) / T(n) + epsilon);
+void RmsNormRow(const T* x, const T* gain, T epsilon, T divisor, T* y, T* rstd, int64_t n) {
+  const T r = InverseSqrt(DotRow<T>(x, x, n) / divisor + epsilon);
   *rstd = r;
   ForEachVector<T>(
       n, [&](int64_t i, auto at) { at.Put(y + i, at.Get(x + i) * r * at.Get(gain + i)); });
@@ -65,9 +65,9 @@ void RmsNormRow(const T* x, const T* gain, T epsilon, T* y, T* rstd, int64_t n) 
 
 // With h = x rstd and g = dy gain: dx += rstd (g - h mean(g h)), dgain += dy h.
 template <typename T>
-void RmsNormBackwardRow(const T* x, const T* dy, const T* gain, T rstd, T* dx, T* dgain,
+void RmsNormBackwardRow(const T* x, const T* dy, const T* gain, T rstd, T divisor, T* dx, T* dgain,
                         int64_t n) {
-  const T mean = rstd / T(n) * SumRow<T>(n, [&](int64_t i, auto at) {
+  const T mean = rstd / divisor * SumRow<T>(n, [&](int64_t i, auto at) {
                    return at.Get(dy + i) * at.Get(gain + i) * at.Get(x + i);
                  });
   ForEachVector<T>(n, [&](int64_t i, auto at) {

@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int groups = blockDim.x / row_threads, group = threadIdx.x / row_threads;
   const int col = 8 * (threadIdx.x % row_threads);
   const int row_warps = row_threads / kWarpThreads, first_warp = group * row_warps;
-  const float inverse_cols = 1.0f / static_cast<float>(p.cols);
+  const float inverse_divisor = 1.0f / p.divisor;
   const int64_t step = int64_t{gridDim.x} * groups;
   float dgain[8] = {}, dbias[8] = {};
   const SharedSums dx_sums = {memory + threadIdx.x, memory + blockDim.x + threadIdx.x};
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     Forget(x_pack), Forget(dy_pack), Forget(dx_pack);
     const float2 totals = SumOverWarps(sums, first_warp, row_warps, shared);
     if (!live) continue;
-    const float b = totals.x * inverse_cols, a = totals.y * inverse_cols;
+    const float b = totals.x * inverse_divisor, a = totals.y * inverse_divisor;
     float total[8];
     Unpack(x_pack, x);
     Unpack(dy_pack, dy);

@@ -20,6 +20,7 @@ struct NormBackwardParams {
   float* partials;
   int64_t rows;
   int cols;
+  float divisor;  // of the row's sums
   bool sums_dx;
 
   int partial_vectors() const { return 1 + (mean != nullptr) + sums_dx; }

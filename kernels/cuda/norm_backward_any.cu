@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(kThreads) AnyNormBackwardKernel(NormBackwardPa
     sum_dxhat += dxhat;
     sum_dxhat_xhat += dxhat * xhat;
   }
-  const float a = BlockSum(sum_dxhat_xhat, shared) / static_cast<float>(p.cols);
-  const float b = kLayer ? BlockSum(sum_dxhat, shared) / static_cast<float>(p.cols) : 0.0f;
+  const float a = BlockSum(sum_dxhat_xhat, shared) / p.divisor;
+  const float b = kLayer ? BlockSum(sum_dxhat, shared) / p.divisor : 0.0f;
   for (int col = threadIdx.x; col < p.cols; col += kThreads) {
     const float xhat = (__bfloat162float(x[col]) - mean) * rstd;
     const float dxhat = __bfloat162float(dy[col]) * __bfloat162float(p.gain[col]);

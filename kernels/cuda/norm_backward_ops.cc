@@ -22,6 +22,7 @@ NormBackwardParams ParamsOf(const Args& args) {
   CHECK(args.dx_sums.empty() || args.dx_sums.size() == cols) << args.dx_sums.size();
   p.rows = rows;
   p.cols = static_cast<int>(cols);
+  p.divisor = static_cast<float>(cols);
   return p;
 }
 
@@ -68,7 +69,8 @@ void ZeroUnlessAdded(Device& device, bool accumulate, TensorView grads, Stream& 
 }  // namespace
 
 void CudaBackend::RmsNormBackward(const RmsNormBackwardArgs& args, Stream& stream) {
-  const NormBackwardParams p = ParamsOf(args);
+  NormBackwardParams p = ParamsOf(args);
+  if (args.divisor > 0) p.divisor = static_cast<float>(args.divisor);
   if (!args.x.empty()) return Run(*this, args, {}, p, stream);
   ZeroUnlessAdded(device_, args.accumulate, args.dgain, stream);
   ZeroUnlessAdded(device_, args.accumulate_dx_sums, args.dx_sums, stream);

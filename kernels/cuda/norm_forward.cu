@@ -22,6 +22,7 @@ struct NormParams {
   float *mean, *rstd;       // mean of LayerNorm
   int64_t rows;
   int cols;
+  float divisor;  // of the row's sums
   float epsilon;
 };
 
@@ -76,9 +77,8 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) NormKernel(No
 #pragma unroll
     for (int k = 0; k < 8; ++k) sum += values[i][k];
   }
-  const float count = static_cast<float>(p.cols);
   float mean = 0;
-  if constexpr (kLayer) mean = SumOverRow<kWarps>(sum, shared) / count;
+  if constexpr (kLayer) mean = SumOverRow<kWarps>(sum, shared) / p.divisor;
   float squares = 0;
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) NormKernel(No
 #pragma unroll
     for (int k = 0; k < 8; ++k) squares += (values[i][k] - mean) * (values[i][k] - mean);
   }
-  const float rstd = rsqrtf(SumOverRow<kWarps>(squares, shared) / count + p.epsilon);
+  const float rstd = rsqrtf(SumOverRow<kWarps>(squares, shared) / p.divisor + p.epsilon);
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
     const int col = 8 * (thread + i * kRowThreads);
@@ -108,15 +108,14 @@ __global__ void __launch_bounds__(kAnyThreads) AnyNormKernel(NormParams p) {
   for (int col = threadIdx.x; col < p.cols; col += kAnyThreads) {
     sum += __bfloat162float(input[col]);
   }
-  const float count = static_cast<float>(p.cols);
   float mean = 0;
-  if constexpr (kLayer) mean = BlockSum(sum, shared) / count;
+  if constexpr (kLayer) mean = BlockSum(sum, shared) / p.divisor;
   float squares = 0;
   for (int col = threadIdx.x; col < p.cols; col += kAnyThreads) {
     const float value = __bfloat162float(input[col]) - mean;
     squares += value * value;
   }
-  const float rstd = rsqrtf(BlockSum(squares, shared) / count + p.epsilon);
+  const float rstd = rsqrtf(BlockSum(squares, shared) / p.divisor + p.epsilon);
   for (int col = threadIdx.x; col < p.cols; col += kAnyThreads) {
     float value[1] = {__bfloat162float(input[col])};
     NormalizePack<kLayer>(p, row, col, mean, rstd, value);
@@ -162,6 +161,7 @@ NormParams ParamsOf(const Args& args) {
   p.rstd = AsElements<float>(args.rstd, rows, "rstd");
   p.rows = rows;
   p.cols = static_cast<int>(cols);
+  p.divisor = static_cast<float>(cols);
   p.epsilon = static_cast<float>(args.epsilon);
   return p;
 }
@@ -169,7 +169,9 @@ NormParams ParamsOf(const Args& args) {
 }  // namespace
 
 void CudaBackend::RmsNorm(const RmsNormArgs& args, Stream& stream) {
-  Norm<false>(ParamsOf(args), TakeVectors(args.x, args.y, args.gain), NativeStream(stream));
+  NormParams p = ParamsOf(args);
+  if (args.divisor > 0) p.divisor = static_cast<float>(args.divisor);
+  Norm<false>(p, TakeVectors(args.x, args.y, args.gain), NativeStream(stream));
 }
 
 void CudaBackend::LayerNorm(const LayerNormArgs& args, Stream& stream) {

@@ -4,6 +4,8 @@
 
 #include "trainer/linear/linear.h"
 #include "trainer/model/model.h"
+#include "trainer/pruning/ramp.h"
+#include "trainer/pruning/saliency.h"
 #include "trainer/topology/criterion.h"
 #include "trainer/topology/distribution.h"
 #include "trainer/topology/plan.h"
@@ -64,6 +66,10 @@ StatusOr<LoadedConfig> LoadCheckedConfig(const std::string& path,
   for (const Distribution& row : Distributions()) known.distributions.emplace_back(row.name);
   known.criteria.clear();
   for (const Criterion& row : Criteria()) known.criteria.emplace_back(row.name);
+  known.saliency_criteria.clear();
+  for (const SaliencyCriterion& row : SaliencyCriteria()) {
+    known.saliency_criteria.emplace_back(row.name);
+  }
   ASSIGN_OR_RETURN(LoadedConfig config, LoadRunConfig(path, overrides, known));
   std::ostringstream problems;
   for (const PhaseSpec& phase : config.spec.phases) {
@@ -71,6 +77,8 @@ StatusOr<LoadedConfig> LoadCheckedConfig(const std::string& path,
   }
   const Status topology = ValidateTopology(config.spec, LinearSpecs(config.spec.model));
   if (!topology.ok()) problems << (problems.tellp() > 0 ? "\n" : "") << topology.message();
+  const Status pruning = ValidatePruning(config.spec);
+  if (!pruning.ok()) problems << (problems.tellp() > 0 ? "\n" : "") << pruning.message();
   for (size_t i = 1; i < config.spec.phases.size(); ++i) {
     CheckTransition(config.spec.model, config.spec.phases[i - 1], config.spec.phases[i], problems);
   }

@@ -28,6 +28,7 @@ nlohmann::json ToJson(const PhasePlan& phase) {
           {"tokens", phase.tokens},
           {"parameters_logical", phase.parameters_logical},
           {"parameters_stored", phase.parameters_stored},
+          {"parameters_final", phase.parameters_final},
           {"average_density", phase.average_density},
           {"final_sparsity", phase.final_sparsity},
           {"density_by_step", density},
@@ -59,6 +60,7 @@ nlohmann::json ToJson(const RunPlan& plan) {
   }
   const LinearFlops flops = plan.flops();
   json["tokens"] = plan.tokens();
+  json["parameters_final"] = plan.phases.back().parameters_final;
   json["average_density"] = plan.average_density();
   json["final_sparsity"] = plan.phases.back().final_sparsity;
   json["flops_dense_equivalent"] = flops.dense_equivalent;
@@ -78,6 +80,11 @@ void PrintPhase(const PhasePlan& phase) {
   std::printf("  parameters   %s logical, %s stored; sparsifiable weights %.2f %% zeros\n",
               count(phase.parameters_logical).c_str(), count(phase.parameters_stored).c_str(),
               100 * phase.sparsity);
+  if (phase.parameters_final < phase.parameters_stored) {
+    std::printf("  pruning      %s parameters on average, %s at the end\n",
+                FormatCount(phase.average_parameters).c_str(),
+                count(phase.parameters_final).c_str());
+  }
   std::printf("  operations   %s dense-equivalent, %s by method, %s executed (FLOPs)\n",
               FormatCount(phase.flops.dense_equivalent).c_str(),
               FormatCount(phase.flops.method).c_str(), FormatCount(phase.flops.executed).c_str());

@@ -9,6 +9,8 @@
 //                          sparse ones as their nonzeros [nonzero_count] in stored order
 //   optimizer.safetensors  NAME.m, NAME.v in the same form, and NAME.born where the topology moves
 //   layouts.safetensors    NAME.row_offsets (I64) and NAME.columns (I32) of each sparse parameter
+//   pruning.safetensors    where the run prunes: zero_at, origin (I64), smoothed (F64) by unit, and
+//                          counters
 //   tokenizer/             the tokenizer's files, where the run has one
 //
 // A checkpoint is written aside (".step_XXXXXXXX.partial"), flushed to disk, and renamed: a
@@ -18,12 +20,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "kernels/base/status.h"
 #include "trainer/parameter.h"
+#include "trainer/pruning/progress.h"
 #include "trainer/spec.h"
 
 namespace filigree {
@@ -43,6 +47,7 @@ struct CheckpointInfo {
   ModelSpec model;
   std::vector<Parameter> parameters;  // with layouts; in creation order
   std::string config_text;            // effective; empty for imported models
+  std::optional<PruningProgress> pruning = {};  // where the run prunes
 };
 
 // Writes one checkpoint from one process (rank 0).

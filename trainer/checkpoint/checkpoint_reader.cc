@@ -6,6 +6,7 @@
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/checkpoint_list.h"
 #include "trainer/checkpoint/manifest.h"
+#include "trainer/checkpoint/pruning_tensors.h"
 #include "trainer/checkpoint/safetensors.h"
 #include "trainer/checkpoint/stored_values.h"
 
@@ -92,6 +93,10 @@ class CheckpointDirectoryReader : public CheckpointReader {
     for (const CheckpointFile& file : manifest.files) {
       if (file.name == "config.textproto") {
         ASSIGN_OR_RETURN(info_.config_text, ReadFile(directory_ + "/" + file.name));
+      }
+      if (file.name == kPruningFile) {
+        RETURN_IF_ERROR(OpenTensors(kPruningFile));
+        ASSIGN_OR_RETURN(info_.pruning, ReadPruning(files_.at(kPruningFile)));
       }
       if (file.name.starts_with("tokenizer/")) tokenizer_dir_ = directory_ + "/tokenizer";
     }

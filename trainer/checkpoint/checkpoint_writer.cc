@@ -4,6 +4,7 @@
 #include "data/file_io.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/manifest.h"
+#include "trainer/checkpoint/pruning_tensors.h"
 #include "trainer/checkpoint/safetensors.h"
 #include "trainer/checkpoint/stored_values.h"
 #include "trainer/checkpoint/tokenizer_files.h"
@@ -33,6 +34,7 @@ class StagedCheckpointWriter : public CheckpointWriter {
     }
     if (!tokenizer_dir.empty()) RETURN_IF_ERROR(CopyTokenizer(tokenizer_dir));
     RETURN_IF_ERROR(WriteLayouts());
+    if (info_.pruning) RETURN_IF_ERROR(WritePruning(*info_.pruning));
     std::vector<TensorSpec> values, moments;
     for (const Parameter& parameter : info_.parameters) {
       values.push_back(ValuesSpec(parameter, ""));
@@ -132,6 +134,16 @@ class StagedCheckpointWriter : public CheckpointWriter {
       RETURN_IF_ERROR(file->Append(bytes.data(), static_cast<int64_t>(bytes.size())));
     }
     return CloseTensors("layouts.safetensors", &*file);
+  }
+
+  Status WritePruning(const PruningProgress& progress) {
+    const PruningTensors tensors(progress);
+    std::optional<SafetensorsWriter> file;
+    RETURN_IF_ERROR(CreateTensors(kPruningFile, tensors.specs(), &file));
+    for (const std::span<const std::byte> bytes : tensors.bytes()) {
+      RETURN_IF_ERROR(file->Append(bytes.data(), static_cast<int64_t>(bytes.size())));
+    }
+    return CloseTensors(kPruningFile, &*file);
   }
 
   Status CreateTensors(const std::string& name, std::vector<TensorSpec> tensors,

@@ -60,6 +60,7 @@ StatusOr<std::vector<T>> ReadElements(const TensorEntry& tensor) {
 }
 
 template StatusOr<std::vector<float>> ReadElements(const TensorEntry&);
+template StatusOr<std::vector<double>> ReadElements(const TensorEntry&);
 template StatusOr<std::vector<int64_t>> ReadElements(const TensorEntry&);
 template StatusOr<std::vector<int32_t>> ReadElements(const TensorEntry&);
 template StatusOr<std::vector<uint8_t>> ReadElements(const TensorEntry&);

@@ -90,6 +90,19 @@ void FillLists(const KnownNames& known, DataConfig* data,
   }
 }
 
+// Defaults of pruning; the kinds' alignments differ.
+void FillPruning(PruningConfig* pruning) {
+  constexpr int32_t kHeadAlignment = 1, kChannelAlignment = 128;
+  const auto fill = [](int32_t alignment, PruningConfig::Kind* kind) {
+    FillDefaults(kind);
+    if (!kind->has_alignment()) kind->set_alignment(alignment);
+  };
+  FillDefaults(pruning);
+  fill(kHeadAlignment, pruning->mutable_attention());
+  fill(kChannelAlignment, pruning->mutable_feed_forward());
+  fill(kChannelAlignment, pruning->mutable_stem());
+}
+
 void FillRunLevel(const KnownNames& known, RunConfig* config) {
   FillShards(config->mutable_data());
   FillLists(known, config->mutable_data(), config->mutable_sparsity());
@@ -111,6 +124,7 @@ void FillRunLevel(const KnownNames& known, RunConfig* config) {
   FillDefaults(config->mutable_parallel()->mutable_link());
   FillDefaults(config->mutable_checkpoint());
   FillDefaults(config->mutable_log());
+  if (config->has_pruning()) FillPruning(config->mutable_pruning());
 }
 
 int64_t StepsOf(const Phase& phase, const BatchConfig& batch) {
@@ -136,6 +150,11 @@ MergedPhase Merge(const RunConfig& config, const Phase& phase, const std::string
   MergeFields(phase.distillation(), &merged.distillation);
   const auto& sparsity = phase.sparsity().empty() ? config.sparsity() : phase.sparsity();
   merged.sparsity.assign(sparsity.begin(), sparsity.end());
+  if (config.has_pruning() || phase.has_pruning()) {
+    merged.pruning = config.pruning();
+    MergeFields(phase.pruning(), &*merged.pruning);
+    FillPruning(&*merged.pruning);
+  }
   merged.steps = StepsOf(phase, merged.batch);
   return merged;
 }

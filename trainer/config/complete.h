@@ -1,6 +1,7 @@
 // Defaults: a complete configuration, and its phases with what they inherit.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@ struct MergedPhase {
   ScheduleConfig schedule;
   DistillationConfig distillation;  // all unset where the configuration has none
   std::vector<SparsityConfig> sparsity;
+  std::optional<PruningConfig> pruning = std::nullopt;
   // 0 where the phase's length is missing or does not come out.
   int64_t steps = 0;
 };

@@ -24,6 +24,7 @@ struct KnownNames {
   std::vector<std::string> rules = {"static_random"};
   std::vector<std::string> distributions = {"uniform"};
   std::vector<std::string> criteria = {"magnitude"};
+  std::vector<std::string> saliency_criteria = {"taylor_second"};
   // What a sparsity entry of this rule means by the fields that it leaves out. An initial sparsity
   // below 0 stands for the target.
   std::map<std::string, SparsitySpec> rule_defaults = {};

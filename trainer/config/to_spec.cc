@@ -18,9 +18,20 @@ static_assert(static_cast<int>(DeviceChoice::kCuda) == ParallelConfig::CUDA);
 static_assert(static_cast<int>(Clock::kCompute) == SparsityConfig::COMPUTE);
 static_assert(static_cast<int>(SparsityCurve::kPoints) == SparsityConfig::POINTS);
 static_assert(static_cast<int>(DropCurve::kCosine) == SparsityConfig::DROP_COSINE);
+static_assert(static_cast<int>(PruningSpec::Removal::kProgressive) == PruningConfig::PROGRESSIVE);
 static_assert(static_cast<int>(LossFormula::kSltrain) == EvaluationConfig::SLTRAIN);
 static_assert(static_cast<int>(SparsePart::kBlocks) == SparsityConfig::BLOCKS);
 static_assert(static_cast<int>(LowRankCompute::kFactored) == SparsityConfig::FACTORED);
+
+std::vector<LayerShape> ToLayerShapes(const ModelConfig& config) {
+  std::vector<LayerShape> shapes;
+  for (const auto& shape : config.layer_shape()) {
+    shapes.push_back({.heads = shape.heads(),
+                      .kv_heads = shape.kv_heads(),
+                      .feed_forward = shape.feed_forward()});
+  }
+  return shapes;
+}
 
 ModelSpec ToModelSpec(const ModelConfig& config) {
   return {.family = static_cast<ModelFamily>(config.family()),
@@ -38,7 +49,9 @@ ModelSpec ToModelSpec(const ModelConfig& config) {
           .norm_epsilon = config.norm_epsilon(),
           .init_std = config.init_std(),
           .recompute = static_cast<Recompute>(config.recompute()),
-          .gate_activation = static_cast<GateActivation>(config.gate_activation())};
+          .gate_activation = static_cast<GateActivation>(config.gate_activation()),
+          .norm_width = config.norm_width(),
+          .layer_shapes = ToLayerShapes(config)};
 }
 
 DataSpec ToDataSpec(const DataConfig& config) {
@@ -106,6 +119,32 @@ SparsitySpec ToSparsitySpec(const SparsityConfig& config, const BatchConfig& bat
   return spec;
 }
 
+PruningSpec ToPruningSpec(const PruningConfig& config) {
+  const auto kind = [](const PruningConfig::Kind& from) {
+    return PruningSpec::Kind{.enabled = from.enabled(),
+                             .minimum = from.minimum(),
+                             .alignment = from.alignment()};
+  };
+  return {.target_parameters = config.target_parameters(),
+          .criterion = config.criterion(),
+          .curve = static_cast<SparsityCurve>(config.curve()),
+          .clock = static_cast<Clock>(config.clock()),
+          .begin = config.begin(),
+          .end = config.end(),
+          .interval = config.interval(),
+          .units_per_event = config.units_per_event(),
+          .kinds = {kind(config.attention()), kind(config.feed_forward()), kind(config.stem())},
+          .even_layers = config.even_layers(),
+          .removal = static_cast<PruningSpec::Removal>(config.removal()),
+          .shrink_steps = config.shrink_steps(),
+          .smoothing = config.smoothing(),
+          .outlier_factor = config.outlier_factor(),
+          .update_remaining = config.update_remaining(),
+          .update_damping = config.update_damping(),
+          .update_block = config.update_block(),
+          .compact_share = config.compact_share()};
+}
+
 PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t first_step) {
   PhaseSpec spec;
   spec.name = phase.name();
@@ -130,6 +169,7 @@ PhaseSpec ToPhaseSpec(const Phase& phase, const MergedPhase& merged, int64_t fir
   spec.distillation = {.teacher = merged.distillation.teacher(),
                        .temperature = merged.distillation.temperature(),
                        .alpha = merged.distillation.alpha()};
+  if (merged.pruning) spec.pruning = ToPruningSpec(*merged.pruning);
   for (const SparsityConfig& entry : merged.sparsity) {
     spec.sparsity.push_back(ToSparsitySpec(entry, merged.batch));
   }

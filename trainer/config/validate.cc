@@ -30,6 +30,8 @@ class Validator {
   void CheckBatch(const MergedPhase& phase);
   void CheckData(const MergedPhase& phase);
   void CheckSchedule(const MergedPhase& phase);
+  void CheckPruning(const MergedPhase& phase);
+  void CheckLayerShapes();
   void CheckParallel();
   void CheckDistillation(const MergedPhase& phase);
   void CheckSparsity(const std::string& prefix,
@@ -74,7 +76,47 @@ void Validator::CheckModel() {
                                        " is below the vocabulary of " + Str(m.vocab_size()) +
                                        "; leave it out for the next multiple of 64");
   }
+  CheckLayerShapes();
   CheckFamily();
+}
+
+void Validator::CheckLayerShapes() {
+  const ModelConfig& m = config_.model();
+  if (m.has_norm_width() && m.family() == ModelConfig::GPT2) {
+    Add("model.norm_width",
+        "model.norm_width is RMSNorm's; the GPT2 family has LayerNorm: leave it out");
+  } else if (m.norm_width() > 0 && m.norm_width() < m.width()) {
+    Add("model.norm_width", "model.norm_width = " + Str(m.norm_width()) +
+                                " is below model.width = " + Str(m.width()) +
+                                "; it is the width before channels were removed");
+  }
+  if (m.layer_shape().empty()) return;
+  if (m.layer_shape_size() != m.layers()) {
+    Add("model.layer_shape", "model.layer_shape is given " + Str(m.layer_shape_size()) +
+                                 " times for " + Str(m.layers()) +
+                                 " layers; give one for each, or none");
+  }
+  for (int i = 0; i < m.layer_shape_size(); ++i) {
+    const auto& shape = m.layer_shape(i);
+    const std::string path = "model.layer_shape[" + Str(i) + "]";
+    if (shape.heads() > 0 && shape.kv_heads() > 0 && shape.feed_forward() > 0) {
+      if (shape.heads() % shape.kv_heads() == 0) continue;
+      Add(path, path + ".heads = " + Str(shape.heads()) + " is not a multiple of its kv_heads = " +
+                    Str(shape.kv_heads()));
+    } else {
+      Add(path, path + " must give heads, kv_heads and feed_forward");
+    }
+  }
+}
+
+void Validator::CheckPruning(const MergedPhase& phase) {
+  if (!phase.pruning) return;
+  CheckName(phase.path + "pruning.criterion", "criterion", phase.pruning->criterion(),
+            known_.saliency_criteria);
+  if (!phase.pruning->has_target_parameters()) {
+    AddInPhase(phase, "pruning.target_parameters",
+               "is missing; give the parameters that the model is to end with");
+  }
 }
 
 void Validator::CheckFamily() {
@@ -249,6 +291,7 @@ void Validate(const RunConfig& config, const std::vector<MergedPhase>& phases,
     validator.CheckData(phase);
     validator.CheckSchedule(phase);
     validator.CheckDistillation(phase);
+    validator.CheckPruning(phase);
   }
 }
 

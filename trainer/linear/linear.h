@@ -200,10 +200,18 @@ const Parameterisation& RowOf(const SparsitySpec& sparsity);
 // does.
 SparsitySpec MatchSparsity(std::string_view weight_name, const std::vector<SparsitySpec>& sparsity);
 
-// What criteria of topology rules need beyond stored gradients; backward adds to it where given.
+// The inputs' second moments in some columns: gram [n, n] F32 += x^T x of columns [begin, begin + n).
+struct InputGram {
+  int64_t begin = 0;
+  TensorView gram;
+};
+
+// What criteria of topology rules, and of pruning, need beyond stored gradients; backward adds to
+// it where given.
 struct LinearStatistics {
   TensorView dense_grads;                        // dy^T x [out, in], gradient dtype
   std::vector<double>* input_squares = nullptr;  // sum over rows of x_j^2 [in]
+  std::vector<InputGram> input_grams = {};
 };
 
 // A sequence of linears that share their input (q, k, v; gate, up): y's columns are the parts'

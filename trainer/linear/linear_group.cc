@@ -243,6 +243,15 @@ void LinearGroup::AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& s
                        .accumulate = true},
                       stream);
     }
+    for (const InputGram& gram : statistics.input_grams) {
+      const ConstTensorView columns = x.Cols(gram.begin, gram.gram.rows());
+      backend_.MatMul({.a = columns,
+                       .b = columns,
+                       .out = gram.gram,
+                       .transpose_a = true,
+                       .accumulate = true},
+                      stream);
+    }
     if (!statistics.input_squares) continue;
     if (host.empty()) host.resize(x.size() * SizeOf(x.dtype()));
     const TensorView copy(host.data(), x.dtype(), {x.rows(), x.cols()});

@@ -108,6 +108,22 @@ std::string ToJsonLine(const TopologyMetrics& m) {
       .Finish();
 }
 
+std::string ToJsonLine(const PruningMetrics& m) {
+  return JsonLine()
+      .Add("step", m.step)
+      .Add("topology", m.topology)
+      .Add("dropped", m.dropped)
+      .Add("grown", int64_t{0})
+      .Add("stored_values", m.stored_values)
+      .Add("exchanged_bytes", m.exchanged_bytes)
+      .Add("live_values", m.live_values)
+      .Add("memory_bytes", m.memory_bytes)
+      .Add("attention_units", m.attention_units)
+      .Add("feed_forward_units", m.feed_forward_units)
+      .Add("stem_units", m.stem_units)
+      .Finish();
+}
+
 std::string ToJsonLine(const PhaseMetrics& m) {
   return JsonLine().Add("step", m.step).Add("phase", m.phase).Finish();
 }

@@ -5,6 +5,8 @@
 //               and distillation_loss where a teacher takes part (run.proto, DistillationConfig)
 //   evaluation  step val_loss val_tokens, and val_unigram_entropy where it is known
 //   topology    step topology dropped grown stored_values exchanged_bytes
+//               and, where units are pruned (counts are of all parameters), live_values
+//               memory_bytes attention_units feed_forward_units stem_units
 //   phase       step phase
 //
 // `step` counts the optimizer steps done. What is unknown is null. A number that is not finite is
@@ -54,6 +56,18 @@ struct TopologyMetrics {
   int64_t exchanged_bytes = 0;  // for this update; step lines do not have them
 };
 
+// Units were removed, or the model compacted: a topology line (of parameters) with more to it.
+struct PruningMetrics {
+  int64_t step = 0;
+  std::string topology;  // "pruning" or "compaction"
+  int64_t dropped = 0;   // parameters that stopped living, or being stored
+  int64_t stored_values = 0;    // parameters of the whole model
+  int64_t exchanged_bytes = 0;  // since the line before; step lines do not have them
+  int64_t live_values = 0;      // of stored_values
+  int64_t memory_bytes = 0;     // of the device, now (a step line has the peak)
+  int64_t attention_units = 0, feed_forward_units = 0, stem_units = 0;  // that live
+};
+
 // A phase begins after `step` steps. Reports mark it; a line that repeats does no harm.
 struct PhaseMetrics {
   int64_t step = 0;
@@ -63,6 +77,7 @@ struct PhaseMetrics {
 std::string ToJsonLine(const StepMetrics& metrics);
 std::string ToJsonLine(const EvaluationMetrics& metrics);
 std::string ToJsonLine(const TopologyMetrics& metrics);
+std::string ToJsonLine(const PruningMetrics& metrics);
 std::string ToJsonLine(const PhaseMetrics& metrics);
 
 // One writer a run (rank 0).

@@ -4,6 +4,7 @@
 // empty views and counts their bytes.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -27,6 +28,19 @@ class ActivationArena {
   }
   void Restart() { used_ = 0; }
   size_t used_bytes() const { return used_; }
+
+  // Hands out the same memory to each of `count` users, lay_out(i) taking what user i needs.
+  template <typename LayOut>
+  void Share(size_t count, const LayOut& lay_out) {
+    const size_t begin = used_;
+    size_t end = used_;
+    for (size_t i = 0; i < count; ++i) {
+      used_ = begin;
+      lay_out(i);
+      end = std::max(end, used_);
+    }
+    used_ = end;
+  }
 
   TensorView Matrix(int64_t rows, int64_t cols) {
     return TensorView(Take(rows * cols, dtype_), dtype_, {rows, cols});

@@ -19,7 +19,7 @@ struct Activations {
   TensorView final_norm;  // [T, D]
   TensorView logits;      // [chunk rows, Vp]
   TensorView dx, dfinal;  // gradients of the stream and of final_norm [T, D]
-  LayerGradients gradients;
+  std::vector<LayerGradients> gradients;  // one a layer, over the same memory
 };
 
 class Decoder final : public Model {
@@ -30,8 +30,7 @@ class Decoder final : public Model {
         backend_(backend),
         embedding_(spec_, backend, table_),
         layers_(MakeLayers(sparsity, seed, layouts)),
-        final_norm_(TraitsOf(spec.family).norm, "final_norm", spec.width, spec.norm_epsilon,
-                    backend, table_),
+        final_norm_(spec_, "final_norm", backend, table_),
         head_(spec_, embedding_.table_index(), backend, table_),
         arena_(backend.device().compute_dtype()) {}
 
@@ -149,21 +148,23 @@ void Decoder::LayOutLayers(ActivationArena& arena, int64_t tokens, bool training
                            Activations* a) const {
   using Part = DecoderLayer::Part;
   const Recompute recompute = training ? spec_.recompute : Recompute::kLayer;
-  LayerActivations shared;
-  if (recompute == Recompute::kActivations) {
-    layers_[0]->LayOut(arena, tokens, Part::kRecomputed, &shared);
-  } else if (recompute == Recompute::kLayer) {
-    layers_[0]->LayOut(arena, tokens, Part::kAll, &shared);
-    LayOutInner(arena, tokens, Widest(&DecoderLayer::inner_width), &shared.inner);
+  a->layers.resize(layers_.size());
+  if (recompute != Recompute::kNone) {
+    const Part part = recompute == Recompute::kLayer ? Part::kAll : Part::kRecomputed;
+    arena.Share(layers_.size(),
+                [&](size_t i) { layers_[i]->LayOut(arena, tokens, part, &a->layers[i]); });
   }
-  for (const auto& layer : layers_) {
-    LayerActivations own = shared;
-    if (recompute == Recompute::kNone) layer->LayOut(arena, tokens, Part::kAll, &own);
-    if (recompute == Recompute::kActivations) layer->LayOut(arena, tokens, Part::kKept, &own);
-    if (recompute != Recompute::kLayer) {
-      LayOutInner(arena, tokens, layer->inner_width(), &own.inner);
-    }
-    a->layers.push_back(own);
+  TensorView shared_inner;
+  if (recompute == Recompute::kLayer) {
+    LayOutInner(arena, tokens, Widest(&DecoderLayer::inner_width), &shared_inner);
+  }
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const DecoderLayer& layer = *layers_[i];
+    LayerActivations& own = a->layers[i];
+    own.inner = shared_inner;
+    if (recompute == Recompute::kNone) layer.LayOut(arena, tokens, Part::kAll, &own);
+    if (recompute == Recompute::kActivations) layer.LayOut(arena, tokens, Part::kKept, &own);
+    if (recompute != Recompute::kLayer) LayOutInner(arena, tokens, layer.inner_width(), &own.inner);
   }
 }
 
@@ -183,8 +184,12 @@ Activations Decoder::LayOut(ActivationArena& arena, int64_t tokens, int64_t seq_
   if (!training) return a;
   a.dx = arena.Matrix(tokens, spec_.width);
   a.dfinal = arena.Matrix(tokens, spec_.width);
-  a.gradients = layers_[0]->LayOutGradients(arena, tokens);
-  LayOutInner(arena, tokens, Widest(&DecoderLayer::inner_grad_width), &a.gradients.inner);
+  a.gradients.resize(layers_.size());
+  arena.Share(layers_.size(),
+              [&](size_t i) { a.gradients[i] = layers_[i]->LayOutGradients(arena, tokens); });
+  TensorView inner;
+  LayOutInner(arena, tokens, Widest(&DecoderLayer::inner_grad_width), &inner);
+  for (LayerGradients& gradients : a.gradients) gradients.inner = inner;
   return a;
 }
 
@@ -240,7 +245,8 @@ void Decoder::Backward(const MicroBatch& batch, const Activations& a, Stream& st
       layer.Forward(a.stream[i], a.stream[i + 1], a.layers[i], batch.seq_len, stream);
     }
     const BoundParameter bias_below = i > 0 ? layers_[i - 1]->output_bias() : BoundParameter();
-    layer.Backward(a.stream[i], a.dx, a.layers[i], a.gradients, batch.seq_len, bias_below, stream);
+    layer.Backward(a.stream[i], a.dx, a.layers[i], a.gradients[i], batch.seq_len, bias_below,
+                   stream);
   }
   embedding_.Backward(batch, a.dx, stream);
 }
@@ -281,8 +287,10 @@ LinearFlops ForwardFlopsPerToken(const Model& model, int64_t seq_len) {
     sum.executed += flops.executed;
   }
   const ModelSpec& spec = model.spec();
-  const double attention =
-      4.0 * static_cast<double>(seq_len * spec.heads * spec.head_size * spec.layers);
+  double attention = 0;
+  for (int64_t layer = 0; layer < spec.layers; ++layer) {
+    attention += 4.0 * static_cast<double>(seq_len * spec.ShapeOf(layer).heads * spec.head_size);
+  }
   const double logits = 2.0 * static_cast<double>(spec.vocab_size * spec.width);
   for (double* kind : {&sum.dense_equivalent, &sum.method, &sum.executed}) {
     *kind += attention + logits;

@@ -20,14 +20,13 @@ DecoderLayer::DecoderLayer(const ModelSpec& spec, int64_t layer,
                            const std::map<std::string, SparseLayout>& layouts, Backend& backend,
                            ParameterTable& table)
     : spec_(spec),
+      shape_(spec.ShapeOf(layer)),
       traits_(TraitsOf(spec.family)),
       backend_(backend),
-      attention_norm_(traits_.norm, NormName(layer, "attention_norm"), spec.width,
-                      spec.norm_epsilon, backend, table),
+      attention_norm_(spec, NormName(layer, "attention_norm"), backend, table),
       qkv_(Linears(spec, layer, backend).qkv, sparsity, seed, layouts, backend, table),
       o_(Linears(spec, layer, backend).o, sparsity, seed, layouts, backend, table),
-      mlp_norm_(traits_.norm, NormName(layer, "mlp_norm"), spec.width, spec.norm_epsilon, backend,
-                table),
+      mlp_norm_(spec, NormName(layer, "mlp_norm"), backend, table),
       gate_up_(Linears(spec, layer, backend).gate_up, sparsity, seed, layouts, backend, table),
       down_(Linears(spec, layer, backend).down, sparsity, seed, layouts, backend, table) {}
 
@@ -81,8 +80,8 @@ void DecoderLayer::LayOut(ActivationArena& arena, int64_t tokens, Part part,
     a->attention_statistics = attention_norm_.LayOut(arena, tokens);
     a->mlp_statistics = mlp_norm_.LayOut(arena, tokens);
     a->qkv = arena.Matrix(tokens, qkv_.group().out());
-    a->attention_output = arena.Matrix(tokens, spec_.heads * spec_.head_size);
-    a->lse = arena.Statistic(tokens, spec_.heads);
+    a->attention_output = arena.Matrix(tokens, shape_.heads * spec_.head_size);
+    a->lse = arena.Statistic(tokens, shape_.heads);
     a->middle = arena.Matrix(tokens, spec_.width);
     a->gate_up = arena.Matrix(tokens, gate_up_.group().out());
   }
@@ -97,19 +96,19 @@ LayerGradients DecoderLayer::LayOutGradients(ActivationArena& arena, int64_t tok
   LayerGradients g;
   g.normed = arena.Matrix(tokens, spec_.width);
   g.qkv = arena.Matrix(tokens, qkv_.group().out());
-  g.attention_output = arena.Matrix(tokens, spec_.heads * spec_.head_size);
+  g.attention_output = arena.Matrix(tokens, shape_.heads * spec_.head_size);
   g.gate_up = arena.Matrix(tokens, gate_up_.group().out());
   if (traits_.gated) g.hidden = arena.Matrix(tokens, hidden_width());
   return g;
 }
 
 int64_t DecoderLayer::hidden_width() const {
-  return AlignUp(spec_.feed_forward, backend_.device().row_alignment());
+  return AlignUp(shape_.feed_forward, backend_.device().row_alignment());
 }
 
 void DecoderLayer::Rope(TensorView qkv, int64_t seq_len, bool inverse, Stream& stream) {
   if (!traits_.rope) return;
-  const int64_t heads[] = {spec_.heads, spec_.kv_heads};
+  const int64_t heads[] = {shape_.heads, shape_.kv_heads};
   for (int part = 0; part < 2; ++part) {
     backend_.Rope({.x = qkv_.group().Part(qkv, part),
                    .seq_len = seq_len,
@@ -129,8 +128,8 @@ void DecoderLayer::Attend(const LayerActivations& a, int64_t seq_len, Stream& st
                       .out = a.attention_output,
                       .lse = a.lse,
                       .seq_len = seq_len,
-                      .heads = spec_.heads,
-                      .kv_heads = spec_.kv_heads},
+                      .heads = shape_.heads,
+                      .kv_heads = shape_.kv_heads},
                      stream);
 }
 
@@ -208,8 +207,8 @@ void DecoderLayer::BackwardAttention(ConstTensorView x, TensorView dx, const Lay
                               .dk = group.Part(g.qkv, 1),
                               .dv = group.Part(g.qkv, 2),
                               .seq_len = seq_len,
-                              .heads = spec_.heads,
-                              .kv_heads = spec_.kv_heads},
+                              .heads = shape_.heads,
+                              .kv_heads = shape_.kv_heads},
                              stream);
   Rope(g.qkv, seq_len, /*inverse=*/true, stream);
   qkv_.Backward(a.attention_input, g.qkv, InnerOf(qkv_, a, g), {.dx = g.normed}, stream);

@@ -28,7 +28,7 @@ struct LayerActivations {
   TensorView inner;             // between the factors of all linears [T, inner_width()], or empty
 };
 
-// Backward's temporaries, shared by all layers.
+// Backward's temporaries, which all layers lay out over the same memory.
 struct LayerGradients {
   TensorView normed;            // of attention_input and mlp_input [T, D]
   TensorView qkv;               // [T, (H + 2K) E]
@@ -89,6 +89,7 @@ class DecoderLayer {
                            const LayerGradients& g) const;
 
   const ModelSpec& spec_;
+  const LayerShape shape_;
   const FamilyTraits& traits_;
   Backend& backend_;
   // In creation order: the order of parameters.

@@ -38,18 +38,19 @@ LayerLinears LinearsOfLayer(const ModelSpec& spec, int64_t layer, int64_t row_al
   const auto linear = [&](const char* name, int64_t out, int64_t in, double init_std) {
     return LinearSpec{prefix + name, out, in, traits.biases, init_std};
   };
-  const int64_t q_width = spec.heads * spec.head_size, kv_width = spec.kv_heads * spec.head_size;
+  const LayerShape shape = spec.ShapeOf(layer);
+  const int64_t q_width = shape.heads * spec.head_size, kv_width = shape.kv_heads * spec.head_size;
   LayerLinears linears;
   linears.qkv = {linear("attention.q", q_width, spec.width, spec.init_std),
                  linear("attention.k", kv_width, spec.width, spec.init_std),
                  linear("attention.v", kv_width, spec.width, spec.init_std)};
   linears.o = {linear("attention.o", spec.width, q_width, residual_std)};
   if (traits.gated) {
-    linears.gate_up.push_back(linear("mlp.gate", spec.feed_forward, spec.width, spec.init_std));
+    linears.gate_up.push_back(linear("mlp.gate", shape.feed_forward, spec.width, spec.init_std));
   }
-  linears.gate_up.push_back(linear("mlp.up", spec.feed_forward, spec.width, spec.init_std));
+  linears.gate_up.push_back(linear("mlp.up", shape.feed_forward, spec.width, spec.init_std));
   for (LinearSpec& widening : linears.gate_up) widening.out_alignment = row_alignment;
-  linears.down = {linear("mlp.down", spec.width, spec.feed_forward, residual_std)};
+  linears.down = {linear("mlp.down", spec.width, shape.feed_forward, residual_std)};
   linears.down[0].in_alignment = row_alignment;
   return linears;
 }

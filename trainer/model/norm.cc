@@ -1,5 +1,7 @@
 #include "trainer/model/norm.h"
 
+#include "trainer/model/decoder_spec.h"
+
 namespace filigree {
 namespace {
 
@@ -14,11 +16,17 @@ Parameter Vector(const std::string& name, int64_t width, InitKind init) {
 
 }  // namespace
 
-Norm::Norm(NormKind kind, const std::string& name, int64_t width, double epsilon, Backend& backend,
-           ParameterTable& table)
-    : kind_(kind), epsilon_(epsilon), backend_(backend), table_(table) {
-  gain_ = table.Add(Vector(name + ".weight", width, InitKind::kOnes));
-  if (kind == NormKind::kLayer) bias_ = table.Add(Vector(name + ".bias", width, InitKind::kZeros));
+Norm::Norm(const ModelSpec& model, const std::string& name, Backend& backend, ParameterTable& table)
+    : kind_(TraitsOf(model.family).norm),
+      epsilon_(model.norm_epsilon),
+      divisor_(model.norm_divisor()),
+      backend_(backend),
+      table_(table) {
+  gain_ = table.Add(Vector(name + ".weight", model.width, InitKind::kOnes));
+  if (kind_ == NormKind::kLayer) {
+    CHECK_EQ(divisor_, model.width) << "LayerNorm's mean is over the channels that are there";
+    bias_ = table.Add(Vector(name + ".bias", model.width, InitKind::kZeros));
+  }
 }
 
 NormStatistics Norm::LayOut(ActivationArena& arena, int64_t tokens) const {
@@ -33,7 +41,12 @@ void Norm::Forward(ConstTensorView x, TensorView y, const NormStatistics& statis
   table_.Use(gain_);
   const ConstTensorView gain = table_.bound(gain_).values;
   if (kind_ == NormKind::kRms) {
-    backend_.RmsNorm({.x = x, .gain = gain, .y = y, .rstd = statistics.rstd, .epsilon = epsilon_},
+    backend_.RmsNorm({.x = x,
+                      .gain = gain,
+                      .y = y,
+                      .rstd = statistics.rstd,
+                      .epsilon = epsilon_,
+                      .divisor = divisor_},
                      stream);
     return;
   }
@@ -61,7 +74,8 @@ void Norm::Backward(ConstTensorView x, ConstTensorView dy, TensorView dx,
                               .dgain = gain.grads,
                               .accumulate = gain.adds(),
                               .dx_sums = bias_of_x.grads,
-                              .accumulate_dx_sums = bias_of_x.adds()},
+                              .accumulate_dx_sums = bias_of_x.adds(),
+                              .divisor = divisor_},
                              stream);
   } else {
     backend_.LayerNormBackward({.x = x,

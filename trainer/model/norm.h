@@ -17,9 +17,8 @@ struct NormStatistics {
 
 class Norm {
  public:
-  // Adds NAME.weight (and NAME.bias for LayerNorm).
-  Norm(NormKind kind, const std::string& name, int64_t width, double epsilon, Backend& backend,
-       ParameterTable& table);
+  // Adds NAME.weight (and NAME.bias for LayerNorm). RMSNorm divides by the model's norm_divisor().
+  Norm(const ModelSpec& model, const std::string& name, Backend& backend, ParameterTable& table);
 
   NormStatistics LayOut(ActivationArena& arena, int64_t tokens) const;
   // y [T, D] from x [T, D].
@@ -32,6 +31,7 @@ class Norm {
  private:
   NormKind kind_;
   double epsilon_;
+  int64_t divisor_;
   Backend& backend_;
   ParameterTable& table_;
   int gain_ = -1, bias_ = -1;

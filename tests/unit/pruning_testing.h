@@ -1,0 +1,106 @@
+// A training state on made-up text, for tests of pruning.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "kernels/base/rng.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/cpu_device.h"
+#include "trainer/train_step.h"
+#include "trainer/training_state.h"
+
+namespace filigree {
+
+class PruningTrainee {
+ public:
+  // Each rank has `sequences` of a step's samples.
+  PruningTrainee(const RunSpec& run, Communicator& world, int64_t row_alignment = 1,
+                 int64_t sequences = 1)
+      : run_(run),
+        world_(world),
+        device_(DType::kF32, row_alignment),
+        stream_(device_.NewStream()),
+        step_runner_(run.phases[0].batch, backend_, *stream_),
+        sequences_(sequences) {
+    state_ = std::make_unique<TrainingState>(run_, 0, std::map<std::string, SparseLayout>{}, world_,
+                                             backend_, *stream_);
+  }
+
+  // Takes step `step` and returns the loss, summed over all ranks' tokens.
+  double Step(double rate, int64_t step) {
+    const StepResult result =
+        step_runner_.Run(*state_, Samples(step), run_.phases[0].optimizer, rate, step + 1);
+    EXPECT_FALSE(result.update.skipped);
+    state_->exchange().WaitAllValues(*stream_);
+    return Sum(result.loss_sum);
+  }
+  // The same without an update: gradients of step `step`'s samples.
+  double Gradients(int64_t step) { return Sum(step_runner_.Gradients(*state_, Samples(step))); }
+
+  std::vector<float> Gather(int parameter, StateKind kind) {
+    const auto bytes = GatherSegment(state_->buffer(), parameter, kind, world_, *stream_);
+    std::vector<float> values(bytes.size() / sizeof(float));
+    std::memcpy(values.data(), bytes.data(), bytes.size());
+    return values;
+  }
+
+  double tokens_per_step() const {
+    return static_cast<double>(run_.phases[0].batch.seq_len * sequences_ * world_.size());
+  }
+  TrainingState& state() { return *state_; }
+  Communicator& world() { return world_; }
+  Backend& backend() { return backend_; }
+  Stream& stream() { return *stream_; }
+
+ private:
+  double Sum(double loss) {
+    world_.AllReduceHost(std::span<double>(&loss, 1), ReduceOp::kSum);
+    return loss;
+  }
+
+  // A language to learn: mostly a fixed successor, often what stood four places before.
+  int32_t Next(const std::vector<int32_t>& before, uint64_t stream, uint64_t index) const {
+    const auto vocabulary = static_cast<uint64_t>(run_.model.vocab_size);
+    const double choice = RandomUniform(21, stream, 2 * index);
+    const uint64_t random = RandomBelow(22, stream, 2 * index + 1, vocabulary);
+    if (before.size() < 4 || choice < 0.1) return static_cast<int32_t>(random);
+    if (choice < 0.4) return before[before.size() - 4];
+    return static_cast<int32_t>((7 * static_cast<uint64_t>(before.back()) + 3) % vocabulary);
+  }
+
+  StepSamples Samples(int64_t step) {
+    const int64_t seq_len = run_.phases[0].batch.seq_len;
+    tokens_.clear();
+    targets_.clear();
+    for (int64_t s = 0; s < sequences_; ++s) {
+      const auto stream = static_cast<uint64_t>((step * 64 + world_.rank()) * 64 + s);
+      std::vector<int32_t> text;
+      for (int64_t i = 0; i <= seq_len; ++i) {
+        text.push_back(Next(text, stream, static_cast<uint64_t>(i)));
+      }
+      tokens_.insert(tokens_.end(), text.begin(), text.end() - 1);
+      targets_.insert(targets_.end(), text.begin() + 1, text.end());
+    }
+    return {.tokens = tokens_.data(),
+            .targets = targets_.data(),
+            .sequences = sequences_,
+            .valid_tokens = tokens_per_step()};
+  }
+
+  const RunSpec run_;
+  Communicator& world_;
+  CpuDevice device_;
+  CpuBackend backend_{device_};
+  std::unique_ptr<Stream> stream_;
+  TrainStep step_runner_;
+  const int64_t sequences_;
+  std::unique_ptr<TrainingState> state_;
+  std::vector<int32_t> tokens_, targets_;
+};
+
+}  // namespace filigree

@@ -1,0 +1,314 @@
+#include "trainer/pruner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "kernels/base/math.h"
+#include "trainer/model/model.h"
+#include "trainer/pruning/second_order.h"
+#include "trainer/topology/plan.h"
+#include "trainer/unit_arrays.h"
+
+namespace filigree {
+namespace {
+
+int IndexOf(const std::vector<Parameter>& parameters, const std::string& name) {
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    if (parameters[i].name == name) return static_cast<int>(i);
+  }
+  CHECK(false) << name << " is no parameter of this model";
+  return -1;
+}
+
+// A gathered segment as floats.
+std::vector<float> GatherMaster(const TrainingState& state, int parameter,
+                                Communicator& communicator, Stream& stream) {
+  const std::vector<std::byte> bytes =
+      GatherSegment(state.buffer(), parameter, StateKind::kMaster, communicator, stream);
+  const auto* floats = reinterpret_cast<const float*>(bytes.data());
+  return {floats, floats + bytes.size() / sizeof(float)};
+}
+
+}  // namespace
+
+void Pruner::BeginPhase(int phase) {
+  phase_ = phase;
+  ramp_.reset();
+  done_ = false;
+  const bool prunes = run_.phases[phase].pruning.has_value();
+  if (!prunes && !progress_) return;
+  table_.emplace(run_.model);
+  const auto units = static_cast<size_t>(table_->unit_count());
+  if (!progress_) {
+    progress_.emplace();
+    progress_->zero_at.assign(units, kUnitStays);
+    progress_->origin.resize(units);
+    std::iota(progress_->origin.begin(), progress_->origin.end(), 0);
+  }
+  CHECK_EQ(progress_->zero_at.size(), units);
+  if (!prunes) return;
+  if (progress_->phase != phase) {
+    progress_->phase = phase;
+    progress_->batches = 0;
+    progress_->smoothed.assign(units * kSmoothed, 0.0);
+    progress_->initial_parameters = LiveParameters();
+  }
+  ramp_.emplace(spec(), TimelineOf(run_.phases[phase]), progress_->initial_parameters);
+}
+
+std::vector<bool> Pruner::UnitsThatStay() const {
+  std::vector<bool> stays;
+  for (const int64_t zero_at : progress_->zero_at) stays.push_back(zero_at == kUnitStays);
+  return stays;
+}
+
+std::array<int64_t, kUnitKinds> Pruner::LiveUnits() const {
+  std::array<int64_t, kUnitKinds> live = {};
+  for (const UnitSet& set : table_->sets()) {
+    const auto begin = progress_->zero_at.begin() + set.first;
+    live[static_cast<size_t>(set.kind)] += std::count(begin, begin + set.count, kUnitStays);
+  }
+  return live;
+}
+
+int64_t Pruner::LiveParameters() const {
+  std::vector<int64_t> counts;
+  for (const UnitSet& set : table_->sets()) {
+    const auto begin = progress_->zero_at.begin() + set.first;
+    counts.push_back(std::count(begin, begin + set.count, kUnitStays));
+  }
+  return CountParameters(ModelOf(run_.model, *table_, counts));
+}
+
+// From a few lengths of the moving average before the first removal.
+bool Pruner::Gathers(int64_t step) const {
+  constexpr double kLengths = 3;
+  const auto before = static_cast<int64_t>(std::ceil(kLengths / (1 - spec().smoothing)));
+  return step >= ramp_->first_step() - before;
+}
+
+void Pruner::Choose(const TrainingState& state, int64_t step, Stream& stream) {
+  std::vector<double> w_squares(static_cast<size_t>(table_->unit_count()), 0.0);
+  if (criterion().needs_weights) {
+    const std::vector<UnitSums> sums =
+        SumUnits(state, *table_, UnitCells::kAll, communicator_, backend_, stream, &bytes_);
+    for (size_t unit = 0; unit < sums.size(); ++unit) w_squares[unit] = sums[unit].w_squares;
+  }
+  const std::vector<double> scores =
+      SaliencyScores(criterion(), *table_, *progress_, w_squares, tokens_per_step());
+  // What begins to shrink now is gone when it has shrunk.
+  const int64_t effect = progressive() ? step + spec().shrink_steps : step;
+  const bool finishing = step >= ramp_->last_step();
+  chosen_ = ChooseUnits(run_.model, *table_, scores, UnitsThatStay(), spec(),
+                        ramp_->AllowedAt(effect), finishing);
+  done_ = finishing && chosen_.empty();
+}
+
+// The blocks of one matrix's columns that chosen units are in.
+void Pruner::AddBlocks(const std::string& weight, const ParameterUnits& units) {
+  const UnitSet& set = table_->sets()[units.columns.set];
+  const int64_t extent = units.columns.extent;
+  const int64_t whole = spec().update_block / extent * extent;
+  const int64_t size = std::max(whole, 2 * extent);
+  std::map<int64_t, std::vector<int64_t>> gone;  // by block
+  for (const int64_t unit : chosen_) {
+    if (unit < set.first || unit >= set.first + set.count) continue;
+    const int64_t column = (unit - set.first) * extent;
+    for (int64_t i = 0; i < extent; ++i) {
+      gone[(column + i) / size].push_back((column + i) % size);
+    }
+  }
+  for (auto& [block, columns] : gone) {
+    std::sort(columns.begin(), columns.end());
+    const int64_t begin = block * size;
+    blocks_.push_back({.weight = weight,
+                       .begin = begin,
+                       .size = std::min(size, set.count * extent - begin),
+                       .gone = std::move(columns),
+                       .gram = DeviceBuffer()});
+  }
+}
+
+// Asks the coming backward passes for what is needed of them.
+void Pruner::Collect(TrainingState& state, bool inputs, Stream& stream) {
+  if (spec().update_remaining && !progressive() && !chosen_.empty()) {
+    for (const LinearSpec& linear : LinearSpecs(run_.model)) {
+      const auto found = table_->parameters().find(linear.name + ".weight");
+      if (found == table_->parameters().end() || found->second.columns.set < 0) continue;
+      AddBlocks(found->first, found->second);
+    }
+  }
+  std::map<std::string, LinearStatistics> requests;
+  for (Block& block : blocks_) {
+    const int64_t cells = block.size * block.size;
+    block.gram =
+        backend_.device().Allocate(static_cast<size_t>(cells) * sizeof(float), "scratch");
+    const TensorView gram = block.gram.View(DType::kF32, cells);
+    backend_.device().ZeroAsync(gram, stream);
+    requests[block.weight].input_grams.push_back(
+        {.begin = block.begin, .gram = gram.Reshape({block.size, block.size})});
+  }
+  if (inputs) {
+    for (const LinearSpec& linear : LinearSpecs(run_.model)) {
+      const std::string weight = linear.name + ".weight";
+      input_squares_[weight].assign(static_cast<size_t>(linear.in), 0.0);
+      requests[weight].input_squares = &input_squares_[weight];
+    }
+  }
+  collecting_ = !requests.empty();
+  if (collecting_) state.model().CollectStatistics(requests);
+}
+
+void Pruner::BeforeStep(TrainingState& state, int64_t step, Stream& stream) {
+  if (!active()) return;
+  const int64_t after = InPhase(step) + 1;
+  if (ramp_->IsEvent(after) && progress_->batches > 0) Choose(state, after, stream);
+  const bool inputs = criterion().needs_inputs && Gathers(after);
+  if (inputs || !chosen_.empty()) Collect(state, inputs, stream);
+}
+
+// Of each unit, over the tokens of all ranks: x^2 of the columns that its matrices read.
+std::vector<double> Pruner::InputSquares() {
+  std::vector<double> squares(static_cast<size_t>(table_->unit_count()), 0.0);
+  for (auto& [weight, columns] : input_squares_) {
+    communicator_.AllReduceHost(columns, ReduceOp::kSum);
+    if (communicator_.size() > 1) bytes_ += static_cast<int64_t>(columns.size() * sizeof(double));
+    const auto found = table_->parameters().find(weight);
+    if (found == table_->parameters().end() || found->second.columns.set < 0) continue;
+    const AxisUnits& axis = found->second.columns;
+    const int64_t first = table_->sets()[axis.set].first;
+    for (size_t c = 0; c < columns.size(); ++c) {
+      squares[static_cast<size_t>(first + static_cast<int64_t>(c) / axis.extent)] += columns[c];
+    }
+  }
+  input_squares_.clear();
+  return squares;
+}
+
+void Pruner::GatherSaliency(const TrainingState& state, Stream& stream) {
+  const std::vector<double> input_squares = InputSquares();
+  SaliencyBatch batch;
+  const std::vector<UnitSums> sums =
+      SumUnits(state, *table_, UnitCells::kGate, communicator_, backend_, stream, &bytes_);
+  for (size_t unit = 0; unit < sums.size(); ++unit) {
+    batch.units.push_back({.gate = sums[unit].gw,
+                           .gate_squares = sums[unit].gw * sums[unit].gw,
+                           .cell_squares = sums[unit].gw_squares,
+                           .input_squares = input_squares[unit]});
+  }
+  Smooth(batch, spec().smoothing, spec().outlier_factor, &*progress_);
+}
+
+void Pruner::Compensate(TrainingState& state, Stream& stream) {
+  const std::unique_ptr<Event> ready = backend_.device().NewEvent();
+  for (Block& block : blocks_) {
+    const int64_t cells = block.size * block.size;
+    const TensorView view = block.gram.View(DType::kF32, cells);
+    ready->Record(stream);
+    communicator_.AllReduce(view, ReduceOp::kSum, *ready)->Wait(stream);
+    std::vector<float> gram(static_cast<size_t>(cells));
+    backend_.device().CopyAsync(TensorView(gram.data(), DType::kF32, {cells}), view, stream);
+    stream.Synchronize();
+    const int index = IndexOf(state.parameters(), block.weight);
+    const SparseLayout& layout = state.parameters()[index].layout;
+    std::vector<float> weight = GatherMaster(state, index, communicator_, stream);
+    if (communicator_.size() > 1) {
+      bytes_ += static_cast<int64_t>((gram.size() + weight.size()) * sizeof(float));
+    }
+    if (CompensateColumns(weight, layout.out(), layout.row_pitch(), block.begin, gram, block.size,
+                          block.gone, spec().update_damping)) {
+      ScatterSegment(state.buffer(), index, StateKind::kMaster,
+                     std::as_bytes(std::span<const float>(weight)), stream);
+    }
+  }
+  state.model().ValuesChanged();
+}
+
+// The chosen units are on their way out.
+void Pruner::Mark(int64_t step) {
+  const int64_t zero_at = progressive() ? step + spec().shrink_steps : step;
+  for (const int64_t unit : chosen_) progress_->zero_at[static_cast<size_t>(unit)] = zero_at;
+}
+
+// Whether any unit is on its way out after step `step`, or due to be zero then.
+bool Pruner::AnyShrinks(int64_t step) const {
+  return std::any_of(
+      progress_->zero_at.begin(), progress_->zero_at.end(),
+      [&](int64_t zero_at) { return zero_at >= step && zero_at != kUnitStays; });
+}
+
+// Multiplies what is on its way out; at zero_at it becomes zero.
+void Pruner::Shrink(TrainingState& state, int64_t step, Stream& stream) {
+  std::vector<float> factors;
+  for (const int64_t zero_at : progress_->zero_at) {
+    const bool shrinks = zero_at >= step && zero_at != kUnitStays;
+    const double left = shrinks ? static_cast<double>(zero_at - step) : 0;
+    factors.push_back(shrinks ? static_cast<float>(left / (left + 1)) : 1.0f);
+  }
+  ScaleUnits(state, *table_, factors, backend_, stream);
+}
+
+Pruner::Removed Pruner::AfterStep(TrainingState& state, int64_t step, bool skipped,
+                                  Stream& stream) {
+  Removed removed;
+  if (!ramp_) return removed;
+  if (collecting_) state.model().CollectStatistics({});
+  collecting_ = false;
+  if (!skipped && !done_ && Gathers(InPhase(step))) GatherSaliency(state, stream);
+  input_squares_.clear();
+  if (skipped) chosen_.clear();  // the next event catches up
+  if (!chosen_.empty() || AnyShrinks(step)) {
+    state.exchange().WaitAllValues(stream);
+    const int64_t parameters = LiveParameters();
+    removed.units = LiveUnits();
+    if (!chosen_.empty()) Compensate(state, stream);
+    Mark(step);
+    Shrink(state, step, stream);
+    removed.parameters = parameters - LiveParameters();
+    const auto live = LiveUnits();
+    for (size_t kind = 0; kind < live.size(); ++kind) removed.units[kind] -= live[kind];
+  }
+  chosen_.clear();
+  blocks_.clear();
+  return removed;
+}
+
+std::optional<Compaction> Pruner::DueCompaction(int64_t step) const {
+  if (!ramp_) return std::nullopt;
+  std::vector<bool> removed;
+  bool shrinking = false;
+  for (const int64_t zero_at : progress_->zero_at) {
+    removed.push_back(zero_at <= step);
+    shrinking |= zero_at > step && zero_at != kUnitStays;
+  }
+  Compaction compaction = PlanCompaction(run_.model, *table_, removed, spec());
+  const int64_t stored = CountParameters(run_.model);
+  const int64_t saved = stored - CountParameters(compaction.model);
+  // At the end of the ramp whatever is gone goes.
+  const bool last = done_ && !shrinking && saved > 0;
+  const bool enough =
+      static_cast<double>(saved) >= spec().compact_share * static_cast<double>(stored);
+  if (saved > 0 && (enough || last)) return compaction;
+  return std::nullopt;
+}
+
+void Pruner::Compacted(const Compaction& compaction) {
+  PruningProgress kept = *progress_;
+  kept.zero_at.clear();
+  kept.origin.clear();
+  kept.smoothed.clear();
+  for (const int64_t unit : compaction.KeptUnits(*table_)) {
+    const auto u = static_cast<size_t>(unit);
+    kept.zero_at.push_back(progress_->zero_at[u]);
+    kept.origin.push_back(progress_->origin[u]);
+    const auto smoothed = progress_->smoothed.begin() + unit * kSmoothed;
+    kept.smoothed.insert(kept.smoothed.end(), smoothed, smoothed + kSmoothed);
+  }
+  progress_ = std::move(kept);
+  table_.emplace(run_.model);
+  CHECK_EQ(static_cast<int64_t>(progress_->zero_at.size()), table_->unit_count());
+}
+
+}  // namespace filigree

@@ -1,0 +1,140 @@
+#include "trainer/pruning/compaction.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/base/check.h"
+#include "kernels/base/math.h"
+
+namespace filigree {
+namespace {
+
+std::vector<int64_t> All(int64_t count) {
+  std::vector<int64_t> cells(static_cast<size_t>(count));
+  std::iota(cells.begin(), cells.end(), 0);
+  return cells;
+}
+
+std::vector<int64_t> CellsOf(const AxisUnits& axis, const Compaction& compaction, int64_t count) {
+  if (axis.set < 0) return All(count);
+  std::vector<int64_t> cells;
+  for (const int64_t unit : compaction.kept[axis.set]) {
+    for (int64_t i = 0; i < axis.extent; ++i) cells.push_back(unit * axis.extent + i);
+  }
+  return cells;
+}
+
+// The live units, and as many removed ones, from the front, as fill `count` up.
+std::vector<int64_t> Keep(const UnitSet& set, const std::vector<bool>& removed, int64_t live,
+                          int64_t count) {
+  int64_t spare = count - live;
+  std::vector<int64_t> kept;
+  for (int64_t i = 0; i < set.count; ++i) {
+    const bool gone = removed[static_cast<size_t>(set.first + i)];
+    if (gone && spare-- <= 0) continue;
+    kept.push_back(i);
+  }
+  return kept;
+}
+
+// Where all layers have come out alike they need no shapes of their own.
+void SetShapes(std::vector<LayerShape> shapes, ModelSpec* model) {
+  model->heads = model->kv_heads = model->feed_forward = 0;
+  for (const LayerShape& shape : shapes) {
+    model->heads = std::max(model->heads, shape.heads);
+    model->kv_heads = std::max(model->kv_heads, shape.kv_heads);
+    model->feed_forward = std::max(model->feed_forward, shape.feed_forward);
+  }
+  const bool alike = std::all_of(shapes.begin(), shapes.end(),
+                                 [&](const LayerShape& shape) { return shape == shapes.front(); });
+  model->layer_shapes = alike ? std::vector<LayerShape>() : std::move(shapes);
+}
+
+}  // namespace
+
+std::vector<int64_t> Compaction::KeptUnits(const UnitTable& from) const {
+  std::vector<int64_t> units;
+  for (size_t set = 0; set < kept.size(); ++set) {
+    for (const int64_t index : kept[set]) units.push_back(from.sets()[set].first + index);
+  }
+  return units;
+}
+
+int64_t AlignedCount(const UnitSet& set, int64_t live, const PruningSpec& pruning) {
+  return std::min(set.count, AlignUp(live, pruning.of(set.kind).alignment));
+}
+
+Compaction PlanCompaction(const ModelSpec& model, const UnitTable& table,
+                          const std::vector<bool>& removed, const PruningSpec& pruning) {
+  Compaction compaction = {.model = model, .kept = {}};
+  std::vector<LayerShape> shapes;
+  for (int64_t layer = 0; layer < model.layers; ++layer) shapes.push_back(model.ShapeOf(layer));
+  for (const UnitSet& set : table.sets()) {
+    const auto begin = removed.begin() + set.first;
+    const int64_t live = std::count(begin, begin + set.count, false);
+    const int64_t count = AlignedCount(set, live, pruning);
+    compaction.kept.push_back(Keep(set, removed, live, count));
+    if (set.kind == UnitKind::kStem) {
+      compaction.model.norm_width = count < model.width ? model.norm_divisor() : model.norm_width;
+      compaction.model.width = count;
+      continue;
+    }
+    LayerShape& shape = shapes[static_cast<size_t>(set.layer)];
+    if (set.kind == UnitKind::kFeedForward) {
+      shape.feed_forward = count;
+    } else {
+      shape.heads = shape.heads / shape.kv_heads * count;
+      shape.kv_heads = count;
+    }
+  }
+  SetShapes(std::move(shapes), &compaction.model);
+  return compaction;
+}
+
+KeptCells KeptCellsOf(const Parameter& parameter, const UnitTable& table,
+                      const Compaction& compaction) {
+  const int64_t rows = parameter.layout.out(), columns = parameter.layout.in();
+  const auto found = table.parameters().find(parameter.name);
+  if (found == table.parameters().end()) return {All(rows), All(columns)};
+  return {CellsOf(found->second.rows, compaction, rows),
+          CellsOf(found->second.columns, compaction, columns)};
+}
+
+SparseLayout CompactLayout(const SparseLayout& layout, const KeptCells& kept) {
+  const auto out = static_cast<int64_t>(kept.rows.size());
+  const auto in = static_cast<int64_t>(kept.columns.size());
+  if (layout.kind() == LayoutKind::kDense) return SparseLayout::Dense(out, in);
+  CHECK(layout.kind() == LayoutKind::kUnstructured) << NameOf(layout.kind());
+  std::vector<int32_t> position(static_cast<size_t>(layout.in()), -1);
+  for (int64_t c = 0; c < in; ++c) position[kept.columns[c]] = static_cast<int32_t>(c);
+  std::vector<int64_t> offsets = {0};
+  std::vector<int32_t> columns;
+  for (const int64_t row : kept.rows) {
+    for (int64_t p = layout.row_offsets()[row]; p < layout.row_offsets()[row + 1]; ++p) {
+      const int32_t column = position[layout.columns()[p]];
+      if (column >= 0) columns.push_back(column);
+    }
+    offsets.push_back(static_cast<int64_t>(columns.size()));
+  }
+  return SparseLayout::Unstructured(out, in, std::move(offsets), std::move(columns)).value();
+}
+
+std::vector<int64_t> CompactSlots(const SparseLayout& from, const SparseLayout& to,
+                                  const KeptCells& kept) {
+  CHECK_EQ(to.out(), static_cast<int64_t>(kept.rows.size()));
+  CHECK_EQ(to.in(), static_cast<int64_t>(kept.columns.size()));
+  std::vector<int64_t> slot_of(static_cast<size_t>(from.logical_count()), -1);
+  const std::vector<int64_t> before = from.LogicalIndices();
+  for (size_t slot = 0; slot < before.size(); ++slot) {
+    if (before[slot] >= 0) slot_of[before[slot]] = static_cast<int64_t>(slot);
+  }
+  std::vector<int64_t> sources = to.LogicalIndices();
+  for (int64_t& source : sources) {
+    if (source < 0) continue;
+    const int64_t row = kept.rows[source / to.in()], column = kept.columns[source % to.in()];
+    source = slot_of[row * from.in() + column];
+  }
+  return sources;
+}
+
+}  // namespace filigree

@@ -1,0 +1,120 @@
+#include "trainer/pruning/groups.h"
+
+#include <algorithm>
+
+#include "kernels/base/check.h"
+#include "trainer/model/decoder_spec.h"
+
+namespace filigree {
+namespace {
+
+AxisUnits Gate(AxisUnits axis) {
+  axis.gate = axis.set >= 0;
+  return axis;
+}
+
+}  // namespace
+
+const char* NameOf(UnitKind kind) {
+  switch (kind) {
+    case UnitKind::kAttention:
+      return "attention";
+    case UnitKind::kFeedForward:
+      return "feed_forward";
+    case UnitKind::kStem:
+      return "stem";
+  }
+  CHECK(false) << static_cast<int>(kind);
+}
+
+UnitTable::UnitTable(const ModelSpec& model) {
+  const bool prunes_stem = TraitsOf(model.family).norm == NormKind::kRms;
+  for (int64_t layer = 0; layer < model.layers; ++layer) {
+    AddSet(UnitKind::kAttention, layer, model.ShapeOf(layer).kv_heads);
+    AddSet(UnitKind::kFeedForward, layer, model.ShapeOf(layer).feed_forward);
+  }
+  const AxisUnits stem = {.set = prunes_stem ? AddSet(UnitKind::kStem, -1, model.width) : -1};
+  AddVocabulary(model, stem);
+  for (int64_t layer = 0; layer < model.layers; ++layer) AddLayer(model, layer, stem);
+}
+
+int UnitTable::AddSet(UnitKind kind, int64_t layer, int64_t count) {
+  sets_.push_back({.kind = kind, .layer = layer, .first = unit_count(), .count = count});
+  return static_cast<int>(sets_.size()) - 1;
+}
+
+// A parameter that no unit is part of is left out.
+void UnitTable::Add(const std::string& name, const ParameterUnits& units) {
+  const AxisUnits &rows = units.rows, &columns = units.columns;
+  if (rows.set < 0 && columns.set < 0) return;
+  if (rows.set >= 0) sets_[rows.set].parameters += rows.extent * units.column_count;
+  if (columns.set >= 0) sets_[columns.set].parameters += columns.extent * units.row_count;
+  parameters_[name] = units;
+}
+
+void UnitTable::AddVocabulary(const ModelSpec& model, const AxisUnits& stem) {
+  const int64_t width = model.width;
+  Add("embedding.weight",
+      {.row_count = model.vocab_size, .column_count = width, .columns = Gate(stem)});
+  Add("final_norm.weight", {.column_count = width, .columns = stem});
+  if (model.tied_head) return;
+  Add("head.weight", {.row_count = model.vocab_size, .column_count = width, .columns = stem});
+}
+
+void UnitTable::AddLayer(const ModelSpec& model, int64_t layer, const AxisUnits& stem) {
+  const FamilyTraits& traits = TraitsOf(model.family);
+  const std::string prefix = "layers." + std::to_string(layer) + ".";
+  const LayerShape shape = model.ShapeOf(layer);
+  const int64_t width = model.width;
+  const int attention = static_cast<int>(2 * layer), feed_forward = attention + 1;
+  const AxisUnits keys = {.set = attention, .extent = model.head_size};
+  const AxisUnits queries = {.set = attention,
+                             .extent = shape.heads / shape.kv_heads * model.head_size};
+  const AxisUnits channels = {.set = feed_forward};
+  const auto reads = [&](const std::string& name, const AxisUnits& rows) {
+    const int64_t count = sets_[rows.set].count * rows.extent;
+    Add(name + ".weight",
+        {.row_count = count, .column_count = width, .rows = rows, .columns = stem});
+    if (traits.biases) Add(name + ".bias", {.column_count = count, .columns = rows});
+  };
+  const auto writes = [&](const std::string& name, const AxisUnits& columns) {
+    Add(name + ".weight", {.row_count = width,
+                           .column_count = sets_[columns.set].count * columns.extent,
+                           .rows = Gate(stem),
+                           .columns = Gate(columns)});
+  };
+  Add(prefix + "attention_norm.weight", {.column_count = width, .columns = stem});
+  reads(prefix + "attention.q", queries);
+  reads(prefix + "attention.k", keys);
+  reads(prefix + "attention.v", keys);
+  writes(prefix + "attention.o", queries);
+  Add(prefix + "mlp_norm.weight", {.column_count = width, .columns = stem});
+  if (traits.gated) reads(prefix + "mlp.gate", channels);
+  reads(prefix + "mlp.up", channels);
+  writes(prefix + "mlp.down", channels);
+}
+
+int UnitTable::SetOf(int64_t unit) const {
+  CHECK(unit >= 0 && unit < unit_count()) << unit;
+  const auto after =
+      std::upper_bound(sets_.begin(), sets_.end(), unit,
+                       [](int64_t value, const UnitSet& set) { return value < set.first; });
+  return static_cast<int>(after - sets_.begin()) - 1;
+}
+
+std::vector<UnitTable::Member> UnitTable::MembersOf(int64_t unit) const {
+  const int set = SetOf(unit);
+  const int64_t index = unit - sets_[set].first;
+  std::vector<Member> members;
+  for (const auto& [name, units] : parameters_) {
+    for (const bool rows : {true, false}) {
+      const AxisUnits& axis = rows ? units.rows : units.columns;
+      if (axis.set != set) continue;
+      members.push_back(
+          {.parameter = name, .rows = rows, .begin = index * axis.extent, .count = axis.extent});
+    }
+  }
+  return members;
+}
+
+}  // namespace filigree
