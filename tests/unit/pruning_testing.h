@@ -40,7 +40,9 @@ class PruningTrainee {
     return Sum(result.loss_sum);
   }
   // The same without an update: gradients of step `step`'s samples.
-  double Gradients(int64_t step) { return Sum(step_runner_.Gradients(*state_, Samples(step))); }
+  double Gradients(int64_t step) {
+    return Sum(step_runner_.Gradients(*state_, Samples(step)).loss_sum);
+  }
 
   std::vector<float> Gather(int parameter, StateKind kind) {
     const auto bytes = GatherSegment(state_->buffer(), parameter, kind, world_, *stream_);
