@@ -11,12 +11,13 @@ being zeros in all attention and feed-forward weights. The peer of every ratio i
 precision.
 """
 import argparse
-import datetime
 import json
 import os
 import re
 import subprocess
 import sys
+
+import bench_records
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -72,16 +73,14 @@ def main():
     parser.add_argument("--peer-precision", default="", help="bf16, master or both (default)")
     parser.add_argument("--peer-attention", default="flash,cudnn")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out")
-    parser.add_argument("--run-id", default="")
-    parser.add_argument("--commit", default="")
+    bench_records.add_options(parser)
     options = parser.parse_args()
     torch = peer(options)
     fastest = min(torch["best"], key=lambda r: r["step_ms"])
+    bench_records.complete(options, fastest["device"])
     for r in torch["best"]:
         print(f"{options.model:10} torch {r['precision']:12} {r['step_ms']:8.2f} ms "
               f"{r['memory_peak_bytes'] / 1e9:6.2f} GB  ({r['attention']} attention)", flush=True)
-    records = []
     for variant in options.variants.split(","):
         r = ours(options, variant)
         if r is None:
@@ -99,20 +98,10 @@ def main():
                     "mfu_executed": round(r["mfu_executed"], 4)}
         if variant != "dense":
             settings["loss_gap"] = "unmeasured"
-        records.append({
-            "name": name_of(options.model, variant), "value": fastest["step_ms"] / r["step_ms"],
-            "unit": "ratio", "ours_ms": r["step_ms"], "peer_ms": fastest["step_ms"],
-            "samples": len(r["samples"]), "run_id": options.run_id, "settings": settings,
-            "device": fastest["device"], "date": datetime.date.today().isoformat(),
-            "commit": options.commit, "command": " ".join(
-                ["python3", "tests/bench/compare_step.py", *sys.argv[1:]])})
-    if options.out:
-        old = []
-        if os.path.exists(options.out):
-            with open(options.out, encoding="utf-8") as file:
-                old = json.load(file)
-        with open(options.out, "w", encoding="utf-8") as file:
-            json.dump(old + records, file, indent=1)
+        record = bench_records.ratio(options, name_of(options.model, variant), r["step_ms"],
+                                     fastest["step_ms"], len(r["samples"]), settings)
+        if options.out:
+            bench_records.append(options.out, [record])
 
 
 if __name__ == "__main__":
