@@ -232,8 +232,10 @@ class NcclCommunicator final : public Communicator {
   // Ends NCCL in order, or by force once the deadline has passed.
   void Disconnect() {
     stream_->Synchronize();
-    const bool ended = EndsWithin(deadline_, [comm = comm_] { ncclCommDestroy(comm); });
-    if (ended && Settle(parent_, ncclCommFinalize(parent_), steady_clock::now() + deadline_) == ncclSuccess) {
+    ncclComm_t child = std::exchange(comm_, nullptr);  // gone, or in a thread's hands
+    const bool ended = EndsWithin(deadline_, [child] { ncclCommDestroy(child); });
+    const auto deadline = steady_clock::now() + deadline_;
+    if (ended && Settle(parent_, ncclCommFinalize(parent_), deadline) == ncclSuccess) {
       ncclCommDestroy(parent_);
     } else {
       AbortNccl();

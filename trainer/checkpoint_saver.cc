@@ -45,7 +45,7 @@ Status CheckpointSaver::Save(TrainingState& state, int64_t step, int64_t tokens,
   RETURN_IF_ERROR(state.Save(directory, info, tokenizer_dir, stream));
   RETURN_IF_ERROR(
       AgreeOnStatus(communicator_.rank() == 0 ? RemoveOld() : OkStatus(), communicator_));
-  saved_step_ = step;
+  saved_step_ = written_step_ = step;
   LogInfo("saved " + directory);
   return OkStatus();
 }

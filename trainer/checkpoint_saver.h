@@ -21,6 +21,8 @@ class CheckpointSaver {
 
   // The state at `step` lies in a checkpoint already.
   void MarkSaved(int64_t step) { saved_step_ = step; }
+  // The last step that was saved here; -1: none yet. Others in the directory may be another run's.
+  int64_t written_step() const { return written_step_; }
   // Whether a later phase rewinds to `step`.
   bool IsRewindTarget(int64_t step) const;
   // Saves the state after `step` steps and `tokens` tokens, unless it is saved, and removes what
@@ -35,6 +37,7 @@ class CheckpointSaver {
   const TrainOptions& options_;
   Communicator& communicator_;
   int64_t saved_step_ = -1;
+  int64_t written_step_ = -1;
 };
 
 }  // namespace filigree

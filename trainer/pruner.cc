@@ -215,7 +215,8 @@ void Pruner::Compensate(TrainingState& state, Stream& stream) {
     const SparseLayout& layout = state.parameters()[index].layout;
     std::vector<float> weight = GatherMaster(state, index, communicator_, stream);
     if (communicator_.size() > 1) {
-      bytes_ += static_cast<int64_t>((gram.size() + weight.size()) * sizeof(float));
+      const size_t gathered = state.buffer().layout().shards() > 1 ? weight.size() : 0;
+      bytes_ += static_cast<int64_t>((gram.size() + gathered) * sizeof(float));
     }
     if (CompensateColumns(weight, layout.out(), layout.row_pitch(), block.begin, gram, block.size,
                           block.gone, spec().update_damping)) {

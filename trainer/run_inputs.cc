@@ -33,6 +33,12 @@ Status CheckGradients(const RunSpec& run, const Device& device) {
 Status CheckUpdates(const RunSpec& run, const Device& device) {
   if (!SumsInTree(run, device)) return OkStatus();
   for (const PhaseSpec& phase : run.phases) {
+    if (phase.pruning) {
+      return InvalidInput("phase " + phase.name +
+                          " has pruning, whose scores are summed rank by rank: "
+                          "parallel.deterministic on a CPU cannot promise the same bits at any number "
+                          "of ranks; leave it out");
+    }
     if (!phase.optimizer.per_layer) continue;
     return InvalidInput("phase " + phase.name +
                         " has optimizer.update PER_LAYER, which cannot go with "
@@ -44,13 +50,17 @@ Status CheckUpdates(const RunSpec& run, const Device& device) {
 
 }  // namespace
 
+Status CheckDevice(const RunSpec& run, const Device& device) {
+  RETURN_IF_ERROR(CheckGradients(run, device));
+  return CheckUpdates(run, device);
+}
+
 StatusOr<RunInputs> OpenRunInputs(const TrainOptions& options, const Communicator& communicator,
                                   const Device& device) {
   const RunSpec& run = options.run;
   RunInputs inputs;
   RETURN_IF_ERROR(CheckWorld(run, communicator));
-  RETURN_IF_ERROR(CheckGradients(run, device));
-  RETURN_IF_ERROR(CheckUpdates(run, device));
+  RETURN_IF_ERROR(CheckDevice(run, device));
   if (communicator.rank() == 0) RETURN_IF_ERROR(CheckWritable(options.run_dir));
   ASSIGN_OR_RETURN(inputs.start, FindStart(run, options.run_dir, options.resume));
   const bool returns = std::any_of(run.phases.begin(), run.phases.end(), [](const PhaseSpec& phase) {

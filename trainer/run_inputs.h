@@ -22,6 +22,9 @@ struct RunInputs {
   std::string tokenizer_dir;
 };
 
+// What this kind of device cannot train: gradients or updates that a deterministic sum does not know.
+Status CheckDevice(const RunSpec& run, const Device& device);
+
 // Everything that can be wrong outside is found here, before the run directory is touched. The
 // status is this rank's own.
 StatusOr<RunInputs> OpenRunInputs(const TrainOptions& options, const Communicator& communicator,

@@ -118,6 +118,8 @@ class Course {
 
   void FillSegments() {
     for (size_t e = 0; e < entries_.size(); ++e) {
+      // Weights that stand still keep the counts they were drawn with; low_rank and cola have none.
+      if (entries_[e].rule->action == FindTopologyRule("inherit")->action) continue;
       for (size_t i = 0; i < entries_[e].linears.size(); ++i) {
         segments_[places_.at(entries_[e].linears[i].name + ".weight")] = counts_[e].elements(i);
       }
@@ -129,6 +131,7 @@ class Course {
   int64_t Statistics(const StatisticsNeeds& needs) const {
     int64_t bytes = 0;
     for (const TopologyEntry& entry : entries_) {
+      if (!RowOf(entry.spec).has_weight) continue;
       for (const LinearSpec& linear : entry.linears) {
         if (needs.grads) bytes += linear.out * linear.in * kFloat;
         if (needs.inputs) bytes += linear.in * static_cast<int64_t>(sizeof(double));
@@ -142,7 +145,7 @@ class Course {
   int64_t Probe() const {
     const ExchangedBytes step = PredictStepBytes(run_, index_, ranks_, Layout(), device_);
     return step.total() - step.sparsified_values - step.dense_values -
-           static_cast<int64_t>(sizeof(double));
+           (phase_.distillation.on() ? 2 : 1) * static_cast<int64_t>(sizeof(double));
   }
 
   void Visit(int64_t step) {

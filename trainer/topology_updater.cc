@@ -68,6 +68,7 @@ void TopologyUpdater::StartCollecting(Model& model, int64_t step, Stream& stream
   if (!needs.any()) return;
   std::map<std::string, LinearStatistics> requests;
   for (const TopologyEntry& entry : entries_) {
+    if (!RowOf(entry.spec).has_weight) continue;
     for (const LinearSpec& linear : entry.linears) {
       const std::string name = linear.name + ".weight";
       Statistics& statistics = statistics_[name];

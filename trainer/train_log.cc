@@ -1,6 +1,7 @@
 #include "trainer/train_log.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "data/manifest.h"
@@ -102,7 +103,8 @@ void TrainLog::BeginPhase(int phase, int64_t steps_done, const Model& model, dou
 
 void TrainLog::Step(StepMetrics metrics) {
   if (!metrics_) return;
-  const double seconds = metrics.step_ms / 1000.0;
+  // A step that was left out took no time worth a rate.
+  const double seconds = metrics.step_ms > 0 ? metrics.step_ms / 1000.0 : std::nan("");
   metrics.sparsity = sparsity_;
   metrics.tokens_per_second = static_cast<double>(phase_->batch.tokens_per_step) / seconds;
   metrics.mfu_dense_equivalent = flops_per_step_.dense_equivalent / seconds / peak_flops_;

@@ -163,7 +163,9 @@ Status Trainer::Reload() {
   phase_ = consecutive_skips_ = 0;
   trained_ = spoiled_ = false;
   TrainOptions options = options_;
-  if (!NewestCheckpoint(options.run_dir).empty()) options.resume = "auto";
+  if (saver_.written_step() >= 0) {
+    options.resume = CheckpointDirectory(options.run_dir, saver_.written_step());
+  }
   return Start(options);
 }
 
@@ -210,10 +212,11 @@ void Trainer::Prune() {
   ReportActivity("compacting the model");
   const int64_t stored = CountParameters(run_.model);
   run_.model = compaction->model;
-  const int64_t bytes = state_.Compact(pruner_.table(), *compaction);
+  int64_t bytes = state_.Compact(pruner_.table(), *compaction);
   pruner_.Compacted(*compaction);
   topology_.BeginPhase(phase_);
   CheckLayoutsAgree(state_->parameters(), communicator_);
+  bytes += LayoutCheckBytes(state_->parameters(), communicator_.size());
   log_->Pruning(DescribePruning("compaction", stored - CountParameters(run_.model), bytes),
                 state_->model(), /*compacted=*/true);
 }

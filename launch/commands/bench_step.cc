@@ -10,6 +10,8 @@
 #include "launch/commands/session.h"
 #include "trainer/metrics/numbers.h"
 #include "trainer/peak_flops.h"
+#include "trainer/run_inputs.h"
+#include "trainer/sample_tree.h"
 #include "trainer/schedule.h"
 #include "trainer/teacher.h"
 #include "trainer/train_step.h"
@@ -96,6 +98,7 @@ Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingSt
   const PhaseSpec& phase = run.phases.front();
   TrainStep step(phase.batch, *session.backend, *session.stream);
   step.set_teacher(teacher, phase.distillation);
+  if (SumsInTree(run, *session.device)) step.SumInTree(*session.communicator);
   // A few sets of tokens take turns: drawing them is not what is measured.
   std::vector<RandomSamples> sets;
   for (uint64_t i = 0; i < 4; ++i) sets.emplace_back(run, *session.communicator, i);
@@ -208,6 +211,8 @@ Status BenchStepCommand::Run() const {
                    OpenSession(checked.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
   if (!checked.ok()) return ForThisRank(checked, session);
   const RunSpec& run = loaded->spec;
+  if (Status fits = CheckDevice(run, *session.device); !fits.ok()) return ForThisRank(fits, session);
+  session.backend->set_deterministic(run.deterministic);
   StatusOr<std::unique_ptr<Teacher>> teacher = std::unique_ptr<Teacher>();  // none
   if (run.phases.front().distillation.on()) {
     Status known = OpenTeachers(run).status();

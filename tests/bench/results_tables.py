@@ -44,7 +44,9 @@ def table(title, records):
         run = [r for r in records if r["run_id"] == run_id]
         first = run[0]
         lines += [f"## {first['device']}, {first['date']}, run {run_id}", "",
-                  f"Commit {first['commit']}, {first['samples']} samples:", ""]
+                  f"Commit {first['commit']}, {first['samples']} samples"
+                  + (", copied from the console to its last digit:"
+                     if all("read_from" in r["settings"] for r in run) else ":"), ""]
         lines += [f"    {command}" for command in dict.fromkeys(r["command"] for r in run)]
         lines += ["", "| record | ours ms | peer ms | ratio | value | settings |",
                   "|---|---|---|---|---|---|", *rows(run), ""]

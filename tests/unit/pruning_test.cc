@@ -236,7 +236,8 @@ TEST(SmoothTest, OutliersCountForNoMoreThanTheirFactor) {
   EXPECT_EQ(progress, before);
 }
 
-std::string ProblemsOf(const ModelSpec& model, const PruningSpec& spec) {
+std::string ProblemsOf(const ModelSpec& model, const PruningSpec& spec,
+                       DType wire = DType::kF32) {
   RunSpec run;
   run.model = model;
   PhaseSpec phase;
@@ -245,6 +246,7 @@ std::string ProblemsOf(const ModelSpec& model, const PruningSpec& spec) {
   phase.batch = {.seq_len = 8, .tokens_per_step = 8, .micro_batch_sequences = 1};
   phase.pruning = spec;
   run.phases = {phase};
+  run.wire_dtype = wire;
   const Status status = ValidatePruning(run);
   return status.ok() ? "" : status.message();
 }
@@ -269,7 +271,14 @@ TEST(ValidatePruningTest, WhatCannotComeOutIsRefused) {
   late.clock = Clock::kSteps;
   late.begin = 50;
   late.end = 150;
-  EXPECT_THAT(ProblemsOf(model, late), HasSubstr("ends after step 150 of a phase of 100"));
+  EXPECT_THAT(ProblemsOf(model, late), HasSubstr("ends at step 150 and needs 1 more to finish, of a phase of 100"));
+  late.end = 100;  // no event is left in which to finish
+  EXPECT_THAT(ProblemsOf(model, late), HasSubstr("ends at step 100 and needs 1 more"));
+  late.end = 99;
+  EXPECT_EQ(ProblemsOf(model, late), "");
+
+  // The sums over ranks lie in the wire's buffer then, and scores are read from the gradients'.
+  EXPECT_THAT(ProblemsOf(model, SpecOf(parameters / 2), DType::kBF16), HasSubstr("wire_dtype"));
 
   EXPECT_THAT(ProblemsOf(SmallModel(ModelFamily::kGpt2), SpecOf(10000)),
               HasSubstr("cannot remove stem channels"));

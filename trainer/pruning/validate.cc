@@ -82,17 +82,22 @@ class Validator {
       Add("runs over FRACTION, STEPS or TOKENS, and its curve is LINEAR, CUBIC or GEOMETRIC");
       return;
     }
+    if (pruning.clock == Clock::kFraction && pruning.end > 1) {
+      Add("ends at ", pruning.end, " of the phase; a FRACTION is at most 1");
+      return;
+    }
     if (pruning.end < pruning.begin) {
       Add("ends at ", pruning.end, ", before it begins at ", pruning.begin);
       return;
     }
-    const int64_t parameters = CountParameters(run_.model);
+    const int64_t parameters = initial_ > 0 ? initial_ : CountParameters(run_.model);
     const Ramp ramp(pruning,
                     {.steps = phase.steps, .tokens_per_step = phase.batch.tokens_per_step},
                     parameters);
-    if (ramp.last_step() > phase.steps) {
-      Add("ends after step ", ramp.last_step(), " of a phase of ", phase.steps,
-          "; shorten it or lengthen the phase");
+    // What alignment left to do, what still shrinks and the last compaction need an event after it.
+    if (ramp.last_step() + ramp.interval() > phase.steps) {
+      Add("ends at step ", ramp.last_step(), " and needs ", ramp.interval(),
+          " more to finish, of a phase of ", phase.steps, "; shorten it or lengthen the phase");
     }
     if (pruning.units_per_event == 0) return;
     int64_t largest = 0;
@@ -111,10 +116,11 @@ class Validator {
 
   void CheckOptimizer(const PhaseSpec& phase) {
     const OptimizerSpec& optimizer = phase.optimizer;
-    const bool whole = run_.grad_dtype == DType::kF32 && !optimizer.per_layer;
+    const bool whole =
+        run_.grad_dtype == DType::kF32 && run_.wire_dtype == DType::kF32 && !optimizer.per_layer;
     if (whole && !optimizer.state.bf16 && !optimizer.state.eight_bit_moments) return;
     Add("scores and removes units in whole fp32 gradients and states; leave parallel.grad_dtype, "
-        "optimizer.state_dtype, optimizer.moments and optimizer.update at their defaults");
+        "parallel.wire_dtype, optimizer.state_dtype, optimizer.moments and optimizer.update at their defaults");
   }
 
   void CheckParameterisations(const PhaseSpec& phase) {
