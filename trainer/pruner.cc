@@ -6,32 +6,13 @@
 #include <utility>
 
 #include "kernels/base/math.h"
+#include "trainer/master_weights.h"
 #include "trainer/model/model.h"
 #include "trainer/pruning/second_order.h"
 #include "trainer/topology/plan.h"
 #include "trainer/unit_arrays.h"
 
 namespace filigree {
-namespace {
-
-int IndexOf(const std::vector<Parameter>& parameters, const std::string& name) {
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    if (parameters[i].name == name) return static_cast<int>(i);
-  }
-  CHECK(false) << name << " is no parameter of this model";
-  return -1;
-}
-
-// A gathered segment as floats.
-std::vector<float> GatherMaster(const TrainingState& state, int parameter,
-                                Communicator& communicator, Stream& stream) {
-  const std::vector<std::byte> bytes =
-      GatherSegment(state.buffer(), parameter, StateKind::kMaster, communicator, stream);
-  const auto* floats = reinterpret_cast<const float*>(bytes.data());
-  return {floats, floats + bytes.size() / sizeof(float)};
-}
-
-}  // namespace
 
 void Pruner::BeginPhase(int phase) {
   phase_ = phase;
@@ -213,11 +194,8 @@ void Pruner::Compensate(TrainingState& state, Stream& stream) {
     stream.Synchronize();
     const int index = IndexOf(state.parameters(), block.weight);
     const SparseLayout& layout = state.parameters()[index].layout;
-    std::vector<float> weight = GatherMaster(state, index, communicator_, stream);
-    if (communicator_.size() > 1) {
-      const size_t gathered = state.buffer().layout().shards() > 1 ? weight.size() : 0;
-      bytes_ += static_cast<int64_t>((gram.size() + gathered) * sizeof(float));
-    }
+    std::vector<float> weight = GatherMaster(state, index, communicator_, stream, &bytes_);
+    if (communicator_.size() > 1) bytes_ += static_cast<int64_t>(view.bytes());
     if (CompensateColumns(weight, layout.out(), layout.row_pitch(), block.begin, gram, block.size,
                           block.gone, spec().update_damping)) {
       ScatterSegment(state.buffer(), index, StateKind::kMaster,
@@ -251,9 +229,9 @@ void Pruner::Shrink(TrainingState& state, int64_t step, Stream& stream) {
   ScaleUnits(state, *table_, factors, backend_, stream);
 }
 
-Pruner::Removed Pruner::AfterStep(TrainingState& state, int64_t step, bool skipped,
+int64_t Pruner::AfterStep(TrainingState& state, int64_t step, bool skipped,
                                   Stream& stream) {
-  Removed removed;
+  int64_t removed = 0;
   if (!ramp_) return removed;
   if (collecting_) state.model().CollectStatistics({});
   collecting_ = false;
@@ -263,13 +241,10 @@ Pruner::Removed Pruner::AfterStep(TrainingState& state, int64_t step, bool skipp
   if (!chosen_.empty() || AnyShrinks(step)) {
     state.exchange().WaitAllValues(stream);
     const int64_t parameters = LiveParameters();
-    removed.units = LiveUnits();
     if (!chosen_.empty()) Compensate(state, stream);
     Mark(step);
     Shrink(state, step, stream);
-    removed.parameters = parameters - LiveParameters();
-    const auto live = LiveUnits();
-    for (size_t kind = 0; kind < live.size(); ++kind) removed.units[kind] -= live[kind];
+    removed = parameters - LiveParameters();
   }
   chosen_.clear();
   blocks_.clear();

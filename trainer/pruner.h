@@ -45,15 +45,9 @@ class Pruner {
   // `step` optimizer steps of the run are done, the next one begins. Collective.
   void BeforeStep(TrainingState& state, int64_t step, Stream& stream);
 
-  // What a step removed.
-  struct Removed {
-    std::array<int64_t, kUnitKinds> units = {};  // by kind
-    int64_t parameters = 0;
-    bool any() const { return parameters > 0; }
-  };
   // The step is done, `step` of them now; its gradients are still there. `skipped`: it changed
-  // nothing. Collective.
-  Removed AfterStep(TrainingState& state, int64_t step, bool skipped, Stream& stream);
+  // nothing. Returns how many parameters it removed. Collective.
+  int64_t AfterStep(TrainingState& state, int64_t step, bool skipped, Stream& stream);
 
   // The smaller model to go on with, where enough is gone after `step`.
   std::optional<Compaction> DueCompaction(int64_t step) const;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/base/log.h"
+#include "trainer/master_weights.h"
 #include "trainer/topology/criterion.h"
 #include "trainer/topology/units.h"
 
@@ -13,14 +14,6 @@ namespace {
 
 // Of the values' norm: how far GraSP's finite difference moves them along the gradient.
 constexpr double kRelativePerturbation = 1e-2;
-
-int IndexOf(const std::vector<Parameter>& parameters, const std::string& name) {
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    if (parameters[i].name == name) return static_cast<int>(i);
-  }
-  CHECK(false) << name << " is no parameter of this model";
-  return -1;
-}
 
 // Norm over the cells of one array.
 double SumSquares(std::span<const float> values) {
@@ -135,20 +128,11 @@ void TopologyUpdater::FinishCollecting(Model& model, Stream& stream) {
   }
 }
 
-std::vector<float> TopologyUpdater::GatherMaster(const TrainingState& state, int parameter,
-                                                 Stream& stream) {
-  const std::vector<std::byte> bytes =
-      GatherSegment(state.buffer(), parameter, StateKind::kMaster, communicator_, stream);
-  if (state.buffer().layout().shards() > 1) bytes_ += static_cast<int64_t>(bytes.size());
-  const auto* floats = reinterpret_cast<const float*>(bytes.data());
-  return {floats, floats + bytes.size() / sizeof(float)};
-}
-
 void TopologyUpdater::PerturbValues(TrainingState& state, Stream& stream) {
   double values = 0, grads = 0;
   for (auto& [name, statistics] : statistics_) {
     const int parameter = IndexOf(state.parameters(), name);
-    unperturbed_[name] = GatherMaster(state, parameter, stream);
+    unperturbed_[name] = GatherMaster(state, parameter, communicator_, stream, &bytes_);
     values += SumSquares(unperturbed_[name]);
     grads += SumSquares(statistics.grads);
   }
@@ -197,7 +181,7 @@ TopologyWeight TopologyUpdater::Weigh(const TrainingState& state, const Topology
   const Parameter& parameter = state.parameters()[index];
   const auto found = statistics_.find(name);
   const Statistics none, &statistics = found == statistics_.end() ? none : found->second;
-  const std::vector<float> values = GatherMaster(state, index, stream);
+  const std::vector<float> values = GatherMaster(state, index, communicator_, stream, &bytes_);
   const ScoreInputs inputs = {.parameter = &parameter,
                               .seed = run_.seed,
                               .values = values,

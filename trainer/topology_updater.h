@@ -81,7 +81,6 @@ class TopologyUpdater {
     std::vector<double> input_squares;        // [in]
   };
 
-  std::vector<float> GatherMaster(const TrainingState& state, int parameter, Stream& stream);
   // Whether an event of `entry` lacks statistics that were discarded.
   bool LacksStatistics(const TopologyEntry& entry) const;
   TopologyWeight Weigh(const TrainingState& state, const TopologyEntry& entry,

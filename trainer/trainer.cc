@@ -201,10 +201,10 @@ PruningMetrics Trainer::DescribePruning(const char* what, int64_t dropped, int64
 
 // What the step that was just done removes, and compaction where it is due.
 void Trainer::Prune() {
-  const Pruner::Removed removed =
+  const int64_t removed =
       pruner_.AfterStep(*state_, step_, consecutive_skips_ > 0, *stream_);
-  if (removed.any()) {
-    log_->Pruning(DescribePruning("pruning", removed.parameters, pruner_.TakeBytes()),
+  if (removed > 0) {
+    log_->Pruning(DescribePruning("pruning", removed, pruner_.TakeBytes()),
                   state_->model(), /*compacted=*/false);
   }
   const std::optional<Compaction> compaction = pruner_.DueCompaction(step_);

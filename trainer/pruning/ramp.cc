@@ -79,7 +79,7 @@ class Chooser {
     }
     return largest;
   }
-  // What a set may come down to, for now.
+  // What a set may come down to at this point of the ramp.
   int64_t Level(size_t set) const {
     const UnitKind kind = table_.sets()[set].kind;
     const int64_t alignment = spec_.of(kind).alignment;
