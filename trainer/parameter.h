@@ -56,8 +56,17 @@ struct Parameter {
   int64_t segment_count() const { return layout.stored_count() + padding_count; }
 };
 
-// The value a parameter starts from at a logical index: a pure function of (seed, name, index), so
-// it is the same for any layout, parameterisation and number of ranks.
-double InitialValue(const Parameter& parameter, uint64_t seed, int64_t logical_index);
+// What a parameter starts from, by logical index: a pure function of (seed, name, index), so it is
+// the same for any layout, parameterisation and number of ranks.
+class InitialValues {
+ public:
+  InitialValues(const Parameter& parameter, uint64_t seed);
+  double operator[](int64_t logical_index) const;
+
+ private:
+  InitKind kind_;
+  double scale_;
+  uint64_t seed_, stream_;
+};
 
 }  // namespace filigree

@@ -219,12 +219,12 @@ void TrainingState::InitializeValues(Stream& stream) {
     const auto stored = static_cast<int64_t>(logical.size());
     const std::vector<float> given =
         parameter.initial ? parameter.initial(run_.seed) : std::vector<float>();
+    const InitialValues drawn(parameter, run_.seed);
 #pragma omp parallel for
     for (int64_t slot = 0; slot < stored; ++slot) {
       if (logical[slot] < 0) continue;  // padding
-      values[slot] = given.empty()
-                         ? static_cast<float>(InitialValue(parameter, run_.seed, logical[slot]))
-                         : given[logical[slot]];
+      values[slot] =
+          given.empty() ? static_cast<float>(drawn[logical[slot]]) : given[logical[slot]];
     }
     ScatterFloats(*buffer_, static_cast<int>(i), StateKind::kMaster, values, stream);
   }

@@ -47,11 +47,12 @@ __device__ __forceinline__ AdamWFactors AtAge(AdamWFactors f, float born) {
   return f;
 }
 
-// `g`: the gradient, scaled.
+// `g`: the gradient, scaled. Which product of a sum is rounded is written out: left to the compiler it
+// differs between kernels, and so would the bits of an element that is another launch's tail.
 __device__ __forceinline__ void UpdateElement(const AdamWFactors& f, float g, float* w, float* m,
                                               float* v) {
-  *m = f.beta1 * *m + f.rest1 * g;
-  *v = f.beta2 * *v + f.rest2 * g * g;
+  *m = fmaf(f.beta1, *m, f.rest1 * g);
+  *v = fmaf(f.beta2, *v, f.rest2 * g * g);
   const float direction = *m * f.correction1 / (sqrtf(*v * f.correction2) + f.epsilon);
   *w -= f.lr * (direction + f.weight_decay * *w);
 }

@@ -26,46 +26,92 @@ int64_t RoundedCount(double density, int64_t cells) {
   return std::llround(density * static_cast<double>(cells));
 }
 
-// Calls fn(cell, key) with the 32 random bits of each cell, four to a Philox block.
+// Calls fn(cell, key) with the 32 random bits of the cells [begin, end), four to a Philox block.
 template <typename Fn>
-void ForEachKey(uint64_t seed, uint64_t stream, int64_t cells, const Fn& fn) {
-  for (int64_t first = 0; first < cells; first += 4) {
-    const auto words = Philox4x32(seed, stream, static_cast<uint64_t>(first / 4));
-    const int64_t count = std::min<int64_t>(4, cells - first);
-    for (int64_t i = 0; i < count; ++i) fn(first + i, words[i]);
+void ForEachKey(uint64_t seed, uint64_t stream, int64_t begin, int64_t end, const Fn& fn) {
+  for (int64_t block = begin / 4; 4 * block < end; ++block) {
+    const auto words = Philox4x32(seed, stream, static_cast<uint64_t>(block));
+    const int64_t first = 4 * block, last = std::min(first + 4, end);
+    for (int64_t cell = std::max(first, begin); cell < last; ++cell) fn(cell, words[cell - first]);
   }
+}
+
+// What a thread takes at once of the keys' passes: whole rows, about a million cells.
+class RowChunks {
+ public:
+  RowChunks(int64_t rows, int64_t cols)
+      : rows_(rows), size_(std::max<int64_t>(1, (1 << 20) / std::max<int64_t>(cols, 1))) {}
+  int64_t count() const { return CeilDiv(rows_, size_); }
+  int64_t begin(int64_t chunk) const { return std::min(rows_, chunk * size_); }
+
+ private:
+  int64_t rows_, size_;
+};
+
+using DrawnCell = std::pair<uint32_t, int64_t>;  // its key, which orders, then itself
+
+// How many keys share each value of their upper 16 bits.
+std::vector<int64_t> KeyHistogram(const RowChunks& chunks, int64_t cols, uint64_t seed,
+                                  uint64_t stream) {
+  std::vector<int64_t> histogram(1 << 16, 0);
+#pragma omp parallel
+  {
+    std::vector<int64_t> mine(1 << 16, 0);
+#pragma omp for
+    for (int64_t c = 0; c < chunks.count(); ++c) {
+      ForEachKey(seed, stream, chunks.begin(c) * cols, chunks.begin(c + 1) * cols,
+                 [&](int64_t, uint32_t key) { ++mine[key >> 16]; });
+    }
+#pragma omp critical
+    for (size_t bin = 0; bin < mine.size(); ++bin) histogram[bin] += mine[bin];
+  }
+  return histogram;
 }
 
 // The cells of the `count` smallest keys: uniform without replacement, in O(cells) time and memory
 // for the result only. A first pass finds the 2^16-wide range of keys in which the limit lies, a
 // second orders the few cells in it (equal keys by cell: a bias of about 2^-32), a third collects.
 Csr DrawCells(int64_t rows, int64_t cols, int64_t count, uint64_t seed, uint64_t stream) {
-  std::vector<int64_t> histogram(1 << 16, 0);
-  ForEachKey(seed, stream, rows * cols, [&](int64_t, uint32_t key) { ++histogram[key >> 16]; });
+  const RowChunks chunks(rows, cols);
+  const std::vector<int64_t> histogram = KeyHistogram(chunks, cols, seed, stream);
   uint32_t bin = 0;
   int64_t below = 0;
   while (bin + 1 < histogram.size() && below + histogram[bin] <= count) below += histogram[bin++];
 
-  std::vector<std::pair<uint32_t, int64_t>> candidates;
-  ForEachKey(seed, stream, rows * cols, [&](int64_t cell, uint32_t key) {
-    if (key >> 16 == bin) candidates.emplace_back(key, cell);
-  });
+  std::vector<DrawnCell> candidates;
+#pragma omp parallel for
+  for (int64_t c = 0; c < chunks.count(); ++c) {
+    ForEachKey(seed, stream, chunks.begin(c) * cols, chunks.begin(c + 1) * cols,
+               [&](int64_t cell, uint32_t key) {
+                 if (key >> 16 != bin) return;
+#pragma omp critical
+                 candidates.emplace_back(key, cell);
+               });
+  }
   std::sort(candidates.begin(), candidates.end());
   candidates.resize(count - below);  // they are drawn, and every cell of a lower bin
+  const DrawnCell end = candidates.empty() ? DrawnCell{bin << 16, 0}
+                                           : DrawnCell{candidates.back().first,
+                                                       candidates.back().second + 1};
 
+  std::vector<std::vector<int32_t>> columns(chunks.count());
   Csr csr;
   csr.offsets.assign(rows + 1, 0);
+#pragma omp parallel for
+  for (int64_t c = 0; c < chunks.count(); ++c) {
+    ForEachKey(seed, stream, chunks.begin(c) * cols, chunks.begin(c + 1) * cols,
+               [&](int64_t cell, uint32_t key) {
+                 if (DrawnCell(key, cell) >= end) return;
+                 const int64_t row = cell / cols;
+                 ++csr.offsets[row + 1];
+                 columns[c].push_back(static_cast<int32_t>(cell - row * cols));
+               });
+  }
+  std::partial_sum(csr.offsets.begin(), csr.offsets.end(), csr.offsets.begin());
   csr.columns.reserve(count);
-  int64_t row = 0, row_end = cols;
-  ForEachKey(seed, stream, rows * cols, [&](int64_t cell, uint32_t key) {
-    for (; cell >= row_end; row_end += cols) csr.offsets[++row] = csr.columns.size();
-    if (key >> 16 > bin) return;
-    if (key >> 16 == bin && (candidates.empty() || std::pair(key, cell) > candidates.back())) {
-      return;
-    }
-    csr.columns.push_back(static_cast<int32_t>(cell - row * cols));
-  });
-  while (row < rows) csr.offsets[++row] = csr.columns.size();
+  for (const auto& part : columns) {
+    csr.columns.insert(csr.columns.end(), part.begin(), part.end());
+  }
   CHECK_EQ(static_cast<int64_t>(csr.columns.size()), count);
   return csr;
 }

@@ -299,8 +299,9 @@ TEST_F(LinearTest, InitialValuesAsPublished) {
   const auto extremes = [&](const Parameter& parameter) {
     double low = 0, high = 0, squares = 0;
     const int64_t count = parameter.logical_count();
+    const InitialValues initial(parameter, 3);
     for (int64_t i = 0; i < count; ++i) {
-      const double value = InitialValue(parameter, 3, i);
+      const double value = initial[i];
       low = std::min(low, value);
       high = std::max(high, value);
       squares += value * value;
@@ -372,13 +373,14 @@ TEST(LostStartTest, FactorsAndChannelsAreTheDenseStart) {
     dense.name = "layers.0.mlp.up.weight";
     std::vector<double> norms(in, 0.0);
     double rest_squares = 0, dense_squares = 0;
+    const InitialValues initial(dense, 7);
     for (int64_t i = 0; i < out; ++i) {
       for (int64_t j = 0; j < in; ++j) {
         double low_rank = 0;
         for (int64_t k = 0; k < sparsity.rank; ++k) {
           low_rank += static_cast<double>(start.b[i * sparsity.rank + k]) * start.a[k * in + j];
         }
-        const double w = InitialValue(dense, 7, i * in + j), rest = start.rest[i * in + j];
+        const double w = initial[i * in + j], rest = start.rest[i * in + j];
         EXPECT_NEAR(sparsity.low_rank_scale() * low_rank + rest, w, 1e-7);
         norms[j] += rest * rest;
         rest_squares += rest * rest;

@@ -80,7 +80,7 @@ TEST_F(CriterionTest, Formulas) {
   EXPECT_EQ(Score("snip"), Score("taylor"));
   EXPECT_EQ(Score("grasp"), (std::vector<float>{-2, 0, 9, 0, -2.5f, 0}));
   EXPECT_EQ(Score("wanda"), (std::vector<float>{4, 0, 12, 0, 1.5f, 0}));
-  const double initial = InitialValue(parameter_, 3, 4);
+  const double initial = InitialValues(parameter_, 3)[4];
   EXPECT_FLOAT_EQ(Score("movement")[4], static_cast<float>((0.25 - initial * initial) / 2));
 }
 

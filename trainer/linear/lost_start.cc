@@ -26,11 +26,10 @@ Wide DenseStart(const LinearSpec& linear, uint64_t seed) {
   Parameter dense;
   dense.name = linear.name + ".weight";
   dense.init_std = linear.init_std;
+  const InitialValues initial(dense, seed);
   Wide weight(linear.out, linear.in);
 #pragma omp parallel for
-  for (int64_t i = 0; i < linear.out * linear.in; ++i) {
-    weight.data[i] = InitialValue(dense, seed, i);
-  }
+  for (int64_t i = 0; i < linear.out * linear.in; ++i) weight.data[i] = initial[i];
   return weight;
 }
 

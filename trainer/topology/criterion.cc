@@ -27,7 +27,7 @@ float Wanda(const ScoreInputs& in, int64_t slot, int64_t cell) {
 }
 
 float Movement(const ScoreInputs& in, int64_t slot, int64_t cell) {
-  const double now = in.values[slot], then = InitialValue(*in.parameter, in.seed, cell);
+  const double now = in.values[slot], then = InitialValues(*in.parameter, in.seed)[cell];
   return static_cast<float>(0.5 * (now * now - then * then));
 }
 
