@@ -87,7 +87,7 @@ model {{
   feed_forward: {feed_forward} tied_head: true
 }}
 data {{ prepared: "{arguments.data}" }}
-batch {{ seq_len: 256 tokens_per_step: {arguments.tokens_per_step} micro_batch_sequences: 8 }}
+batch {{ seq_len: 256 tokens_per_step: {arguments.tokens_per_step} micro_batch_sequences: 16 }}
 optimizer {{ weight_decay: 0.1 }}
 schedule {{ lr: {arguments.lr} warmup_fraction: 0.05 }}
 evaluation {{ every_steps: 0 tokens: 65536 }}
