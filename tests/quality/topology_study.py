@@ -3,7 +3,8 @@
 
     python3 tests/quality/topology_study.py                 # the quickstart's model; about an hour
     python3 tests/quality/topology_study.py --steps 20      # a try of the command itself
-    python3 tests/quality/topology_study.py --mpirun "mpirun -np 1" --device "NVIDIA H100"
+    python3 tests/quality/topology_study.py --mpirun "mpirun -np 1" --device "NVIDIA H100" \
+        --steps 1200 --jobs 4 --gpus 2                      # minutes
 
 Trains one run a rule under mpirun, a dense model of the same shape, and for each average number of
 parameters that `filigree plan` finds a dense model of that size ("The Journey Matters", arXiv
@@ -14,13 +15,16 @@ Needs build/filigree and the quickstart's data (bash launch/quickstart.sh; or --
 that `filigree prepare` wrote).
 """
 import argparse
+import concurrent.futures
 import datetime
+import itertools
 import json
 import math
 import os
 import platform
 import shlex
 import subprocess
+import threading
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 LAYERS, HEADS = 4, 4
@@ -96,8 +100,24 @@ checkpoint {{ every_steps: 0 keep_last: 1 }}
 """
 
 
+WORKER = threading.local()
+
+
+def workers(arguments):
+    """--jobs threads, whose calls see one of --gpus GPUs each, in turn."""
+    turns = itertools.cycle(range(arguments.gpus)) if arguments.gpus else itertools.repeat(None)
+
+    def start():
+        gpu = next(turns)
+        WORKER.environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+
+    return concurrent.futures.ThreadPoolExecutor(arguments.jobs, initializer=start)
+
+
 def call(words):
-    result = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=False)
+    environment = {**os.environ, **getattr(WORKER, "environment", {})}
+    result = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=False,
+                            env=environment)
     if result.returncode:
         raise SystemExit(f"{shlex.join(words)}\n{result.stdout}\n{result.stderr}")
     return result.stdout
@@ -125,9 +145,10 @@ def train(arguments, name, path):
     return loss
 
 
-def control_shape(arguments, parameters):
-    """Width and feed-forward of the dense model whose size is nearest to `parameters`."""
-    reference = plan(arguments, write_config(arguments, "shape", config(arguments, [phase(1)])))
+def control_shape(arguments, parameters, name):
+    """Width and feed-forward of the dense model, `name`, whose size is nearest to `parameters`."""
+    reference = plan(arguments, write_config(arguments, f"{name}_shape",
+                                             config(arguments, [phase(1)])))
     widest, most = shape_of(arguments)
     vocabulary = (reference["parameters_logical"] - widest
                   - LAYERS * (2 * widest + 3 * widest * widest + 3 * widest * most)) // widest
@@ -155,10 +176,27 @@ def record(name, loss, planned, arguments):
                          "final_sparsity": round(planned["final_sparsity"], 5),
                          "flops_method": planned["flops_method"]},
             "device": arguments.device, "date": datetime.date.today().isoformat(),
-            "commit": call(["git", "rev-parse", "--short", "HEAD"]).strip(),
+            "commit": arguments.commit,
             "command": "python3 tests/quality/topology_study.py "
                        f"--width {arguments.width} --tokens-per-step {arguments.tokens_per_step} "
                        f"--steps {arguments.steps} --seed {arguments.seed} --lr {arguments.lr}"}
+
+
+def run(arguments, name, phases, shape=None):
+    """Plans and trains; its record."""
+    path = write_config(arguments, name, config(arguments, phases, shape))
+    planned = plan(arguments, path)
+    return record(name, train(arguments, name, path), planned, arguments)
+
+
+def run_control(arguments, size):
+    """The record of a dense model of `size` parameters."""
+    name = f"dense_{size}"
+    control = run(arguments, name, [phase(arguments.steps)], control_shape(arguments, size, name))
+    control["settings"]["control_of"] = size
+    if not math.isclose(control["settings"]["parameters"], size, rel_tol=0.01):
+        raise SystemExit(f"{name}: the control has {control['settings']['parameters']} parameters")
+    return control
 
 
 def table(records, arguments):
@@ -203,6 +241,9 @@ def parse():
                         help="the records' name of what the runs ran on")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--gpus", type=int, default=0, help="that jobs take in turn; 0: any sees all")
+    parser.add_argument("--commit", default="", help="the records' (default: git says it)")
     parser.add_argument("--only", default="", help="comma-separated parts of run names")
     parser.add_argument("--data", default=os.path.join(ROOT, "runs", "quickstart", "data"))
     parser.add_argument("--binary", default=os.path.join(ROOT, "build", "filigree"))
@@ -212,6 +253,8 @@ def parse():
     arguments = parser.parse_args()
     for field in ("data", "binary", "out", "results"):
         setattr(arguments, field, os.path.abspath(getattr(arguments, field)))
+    if not arguments.commit:
+        arguments.commit = call(["git", "rev-parse", "--short", "HEAD"]).strip()
     if arguments.steps < 20:
         parser.error("--steps below 20 leaves phases without steps")
     arguments.run_id = (f"width{arguments.width}-{arguments.tokens_per_step}x{arguments.steps}-"
@@ -225,24 +268,12 @@ def main():
     os.makedirs(arguments.out, exist_ok=True)
     os.makedirs(arguments.results, exist_ok=True)
     wanted = [part for part in arguments.only.split(",") if part]
-    records = []
-    for name, phases in rules(arguments.steps).items():
-        if wanted and name != "dense" and not any(part in name for part in wanted):
-            continue
-        path = write_config(arguments, name, config(arguments, phases))
-        planned = plan(arguments, path)
-        records.append(record(name, train(arguments, name, path), planned, arguments))
-    sizes = {r["settings"]["average_parameters"] for r in records[1:]}
-    for size in sorted(sizes):
-        name = f"dense_{size}"
-        path = write_config(arguments, name, config(arguments, [phase(arguments.steps)],
-                                                    control_shape(arguments, size)))
-        planned = plan(arguments, path)
-        control = record(name, train(arguments, name, path), planned, arguments)
-        control["settings"]["control_of"] = size
-        if not math.isclose(planned["parameters_logical"], size, rel_tol=0.01):
-            raise SystemExit(f"{name}: the control has {planned['parameters_logical']} parameters")
-        records.append(control)
+    chosen = [(name, phases) for name, phases in rules(arguments.steps).items()
+              if not wanted or name == "dense" or any(part in name for part in wanted)]
+    with workers(arguments) as pool:
+        records = list(pool.map(lambda item: run(arguments, *item), chosen))
+        sizes = sorted({r["settings"]["average_parameters"] for r in records[1:]})
+        records += pool.map(lambda size: run_control(arguments, size), sizes)
     with open(os.path.join(arguments.results, "topology_rules.json"), "w", encoding="utf-8") as file:
         json.dump(records, file, indent=1)
         file.write("\n")
