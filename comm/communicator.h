@@ -12,6 +12,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "kernels/base/device.h"
 #include "kernels/base/tensor_view.h"
@@ -50,6 +51,21 @@ class Communicator {
   virtual std::unique_ptr<Work> AllGather(ConstTensorView in, TensorView out,
                                           const Event& ready) = 0;
   virtual std::unique_ptr<Work> Broadcast(TensorView data, int root, const Event& ready) = 0;
+
+  // Memory of `device` for arrays that collectives read and write; gone before the communicator and
+  // the device. Collective: all ranks ask for as many bytes, in the same order.
+  virtual DeviceBuffer Allocate(Device& device, size_t bytes, std::string_view kind) {
+    return device.Allocate(bytes, kind);
+  }
+  // Whether copy engines carry what lies in memory of Allocate, and leave the multiprocessors to
+  // compute: AllGather and ReduceScatterThrough.
+  virtual bool copies_peer_memory() const { return false; }
+  // ReduceScatter of sums, for which the ranks' slices may come to rest in `landing` [size() * n]
+  // first. `in` and `landing` are of Allocate. Each sum is taken in order of rank, in F32.
+  virtual std::unique_ptr<Work> ReduceScatterThrough(TensorView /*landing*/, TensorView in,
+                                                     TensorView out, const Event& ready) {
+    return ReduceScatter(in, out, ReduceOp::kSum, ready);
+  }
 
   // Small values in host memory; blocking.
   virtual void AllReduceHost(std::span<double> values, ReduceOp op) = 0;

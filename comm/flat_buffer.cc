@@ -14,8 +14,10 @@ DType MasterDType(DType value_dtype) {
 }
 
 DeviceBuffer AllocateZeroed(Device& device, DType dtype, int64_t count, const char* kind,
-                            Stream& stream) {
-  DeviceBuffer buffer = device.Allocate(static_cast<size_t>(count) * SizeOf(dtype), kind);
+                            Stream& stream, Communicator* ranks = nullptr) {
+  const size_t bytes = static_cast<size_t>(count) * SizeOf(dtype);
+  DeviceBuffer buffer =
+      ranks ? ranks->Allocate(device, bytes, kind) : device.Allocate(bytes, kind);
   device.ZeroAsync(buffer.View(dtype, count), stream);
   return buffer;
 }
@@ -87,8 +89,9 @@ StateBytes PredictStateBytes(const FlatLayout& layout, DType value_dtype, DType 
 }
 
 FlatBuffer::FlatBuffer(Device& device, FlatLayout layout, int shard, DType value_dtype,
-                       DType grad_dtype, Stream& stream, StateFormat format, GradientSlots slots)
-    : FlatBuffer(ValuesOnly(device, std::move(layout), value_dtype, stream)) {
+                       DType grad_dtype, Stream& stream, StateFormat format, GradientSlots slots,
+                       Communicator* ranks)
+    : FlatBuffer(ValuesOnly(device, std::move(layout), value_dtype, stream, ranks)) {
   CHECK(shard >= 0 && shard < layout_.shards()) << "shard " << shard << " of " << layout_.shards();
   CHECK(format == StateFormat() || value_dtype != DType::kF64) << "F64 state is whole";
   shard_ = shard;
@@ -97,7 +100,7 @@ FlatBuffer::FlatBuffer(Device& device, FlatLayout layout, int shard, DType value
   owned_ = layout_.OwnedRanges(shard);
   GradientPlaces places = PlaceGradients(layout_, slots);
   grads_begin_ = std::move(places.begin);
-  grads_buffer_ = AllocateZeroed(device, grad_dtype, places.count, "grads", stream);
+  grads_buffer_ = AllocateZeroed(device, grad_dtype, places.count, "grads", stream, ranks);
   grads_ = grads_buffer_.View(grad_dtype, places.count);
   if (value_dtype != master_dtype_ && !format.bf16) {
     master_ = AllocateZeroed(device, master_dtype_, layout_.shard_count(), "master", stream);
@@ -127,13 +130,13 @@ void FlatBuffer::AllocateMoments(Stream& stream) {
 }
 
 FlatBuffer FlatBuffer::ValuesOnly(Device& device, FlatLayout layout, DType value_dtype,
-                                  Stream& stream) {
+                                  Stream& stream, Communicator* ranks) {
   FlatBuffer buffer;
   buffer.device_ = &device;
   buffer.layout_ = std::move(layout);
   buffer.master_dtype_ = MasterDType(value_dtype);
   const int64_t total = buffer.layout_.total_count();
-  buffer.values_buffer_ = AllocateZeroed(device, value_dtype, total, "values", stream);
+  buffer.values_buffer_ = AllocateZeroed(device, value_dtype, total, "values", stream, ranks);
   buffer.values_ = buffer.values_buffer_.View(value_dtype, total);
   return buffer;
 }

@@ -48,14 +48,16 @@ struct MomentViews {
 class FlatBuffer {
  public:
   FlatBuffer() = default;
-  // Allocates, and zeroes on `stream`. `shard` is the rank under ZeRO-1, else 0. The device must
-  // outlive the buffer.
+  // Allocates, and zeroes on `stream`. `shard` is the rank under ZeRO-1, else 0. With `ranks` values
+  // and gradients lie in memory that their collectives like best (Communicator::Allocate;
+  // collective). The device and `ranks` must outlive the buffer.
   FlatBuffer(Device& device, FlatLayout layout, int shard, DType value_dtype, DType grad_dtype,
-             Stream& stream, StateFormat format = {}, GradientSlots slots = {});
+             Stream& stream, StateFormat format = {}, GradientSlots slots = {},
+             Communicator* ranks = nullptr);
 
   // Values alone, for inference: no gradients, no optimizer state, nothing owned.
   static FlatBuffer ValuesOnly(Device& device, FlatLayout layout, DType value_dtype,
-                               Stream& stream);
+                               Stream& stream, Communicator* ranks = nullptr);
 
   // Adds `born`, zeroed on `stream`: elements of a moving topology have an age of their own.
   void AllocateBorn(Stream& stream);

@@ -1,5 +1,6 @@
 #include "comm/gradient_exchange.h"
 
+#include <algorithm>
 #include <span>
 #include <utility>
 
@@ -35,6 +36,13 @@ ExchangedBytes PredictExchangedBytes(const FlatLayout& layout, int world_size, D
   return bytes;
 }
 
+int64_t LandingBytes(const FlatLayout& layout, DType wire_dtype) {
+  if (layout.shards() == 1) return 0;
+  int64_t largest = 0;
+  for (const Bucket& bucket : layout.buckets()) largest = std::max(largest, bucket.count);
+  return largest * static_cast<int64_t>(SizeOf(wire_dtype));
+}
+
 GradientExchange::GradientExchange(FlatBuffer& buffer, Communicator& communicator,
                                    std::optional<NarrowWire> wire)
     : buffer_(buffer), communicator_(communicator) {
@@ -46,11 +54,17 @@ GradientExchange::GradientExchange(FlatBuffer& buffer, Communicator& communicato
   grad_work_.resize(buckets);
   value_work_.resize(buckets);
   Reset();
-  if (!wire || communicator.size() == 1) return;
   Device& device = buffer.device();
+  if (communicator.copies_peer_memory() && buffer.layout().shards() > 1) {
+    const DType dtype = wire ? wire->dtype : buffer.grads().dtype();
+    landing_ = communicator.Allocate(device, LandingBytes(buffer.layout(), dtype), "grads");
+  }
+  if (!wire || communicator.size() == 1) return;
   const int64_t total = buffer.layout().total_count();
   wire_ = std::move(wire);
-  wire_buffer_ = device.Allocate(static_cast<size_t>(total) * SizeOf(wire_->dtype), "grads");
+  const size_t bytes = static_cast<size_t>(total) * SizeOf(wire_->dtype);
+  wire_buffer_ = buffer.layout().shards() > 1 ? communicator.Allocate(device, bytes, "grads")
+                                              : device.Allocate(bytes, "grads");
   wire_stream_ = device.NewStream();
   rounded_ = device.NewEvent();
 }
@@ -109,9 +123,16 @@ void GradientExchange::Launch(int bucket, const Event& ready) {
   } else {
     const FlatLayout::Slice own = layout.slice(bucket, buffer_.shard());
     const TensorView slice = whole.Range(own.flat_offset - b.offset, own.count);
-    grad_work_[bucket] = communicator_.ReduceScatter(whole, slice, ReduceOp::kSum, start);
+    grad_work_[bucket] = ReduceScatter(whole, slice, start);
   }
   CountGrads(b, whole.dtype(), &bytes_);
+}
+
+std::unique_ptr<Work> GradientExchange::ReduceScatter(TensorView whole, TensorView own,
+                                                      const Event& ready) {
+  if (landing_.bytes() == 0) return communicator_.ReduceScatter(whole, own, ReduceOp::kSum, ready);
+  const TensorView landing = landing_.View(whole.dtype(), whole.size());
+  return communicator_.ReduceScatterThrough(landing, whole, own, ready);
 }
 
 void GradientExchange::EndBackward() {

@@ -43,6 +43,10 @@ struct ExchangedBytes {
 ExchangedBytes PredictExchangedBytes(const FlatLayout& layout, int world_size, DType value_dtype,
                                      DType wire_dtype);
 
+// Bytes of a landing for buckets of this layout: where copy engines carry gradients, the ranks' slices
+// of one bucket at a time come to rest in it before they are summed. Nothing under ZeRO-0.
+int64_t LandingBytes(const FlatLayout& layout, DType wire_dtype);
+
 // The dtype in which gradients travel where it is not their own, and the operation that rounds to
 // it: `to` = `from`, of the same size, on `stream`.
 struct NarrowWire {
@@ -54,7 +58,8 @@ class GradientExchange {
  public:
   // `buffer` and `communicator` must outlive the exchange. The buffer has one shard, or one for
   // each rank, its own being the rank. A narrow wire costs one whole array in its dtype (kind
-  // "grads"), and nothing where there is one rank, which sends nothing.
+  // "grads"), and nothing where there is one rank, which sends nothing. Where the communicator
+  // copies peers' memory a landing joins that kind. Collective.
   GradientExchange(FlatBuffer& buffer, Communicator& communicator,
                    std::optional<NarrowWire> wire = std::nullopt);
 
@@ -93,6 +98,10 @@ class GradientExchange {
   // Blocking; counted as control.
   double ReduceOverShards(double value);
 
+  // Sums `whole`, part of summed_grads(), over the ranks into this rank's slice of it as a step does:
+  // by copies where the communicator has them. Counts nothing. For benchmarks and Launch.
+  std::unique_ptr<Work> ReduceScatter(TensorView whole, TensorView own, const Event& ready);
+
   // From now on `timer` (nullptr: none) learns how long streams wait for gradients and values.
   void set_stall_timer(StallTimer* timer) { stall_timer_ = timer; }
 
@@ -116,6 +125,7 @@ class GradientExchange {
   Communicator& communicator_;
   std::optional<NarrowWire> wire_;  // where gradients travel by one
   DeviceBuffer wire_buffer_;
+  DeviceBuffer landing_;  // where the communicator copies peers' memory; collectives take turns
   std::unique_ptr<Stream> wire_stream_;  // rounds, beside backward
   std::unique_ptr<Event> rounded_;
   std::vector<int> missing_;  // per bucket: segments not yet ready

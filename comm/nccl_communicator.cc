@@ -13,9 +13,11 @@
 #include <utility>
 #include <vector>
 
+#include "comm/nccl_windows.h"
 #include "kernels/base/log.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/slice_sum.h"
 
 namespace filigree {
 namespace {
@@ -145,12 +147,14 @@ class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(std::unique_ptr<Communicator> inner, Device& device, double deadline_seconds)
       : inner_(std::move(inner)),
+        device_(device),
         deadline_(std::chrono::duration_cast<steady_clock::duration>(
             std::chrono::duration<double>(deadline_seconds))),
         // A collective that waits for multiprocessors holds up its peers, which hold theirs meanwhile;
         // it takes few, and briefly.
         stream_(device.NewStream(StreamPriority::kUrgent)),
-        events_(device) {}
+        events_(device),
+        windows_(device) {}
 
   ~NcclCommunicator() override {
     if (!comm_) return;
@@ -194,6 +198,26 @@ class NcclCommunicator final : public Communicator {
     if (!OnDevice(out)) return inner_->AllGather(in, out, Completed(ready));
     return Run(ready, "ncclAllGather", [&](cudaStream_t stream) {
       return ncclAllGather(in.data(), out.data(), in.bytes(), ncclUint8, comm_, stream);
+    });
+  }
+
+  DeviceBuffer Allocate(Device& device, size_t bytes, std::string_view kind) override {
+    if (!copies_ || &device != &device_) return device.Allocate(bytes, kind);
+    return windows_.Allocate(comm_, bytes, kind);
+  }
+  bool copies_peer_memory() const override { return copies_; }
+
+  // The sum is submitted behind the copies, so that one landing serves all buckets: no rank's next
+  // slice leaves before every rank's stream is past its sum.
+  std::unique_ptr<Work> ReduceScatterThrough(TensorView landing, TensorView in, TensorView out,
+                                             const Event& ready) override {
+    if (!copies_) return ReduceScatter(in, out, ReduceOp::kSum, ready);
+    CheckSlices(/*whole=*/in, /*slice=*/out);
+    CheckSlices(/*whole=*/landing, /*slice=*/out);
+    return Run(ready, "ncclAlltoAll", [&](cudaStream_t stream) {
+      const ncclResult_t result = CopySlices(in.data(), landing.data(), out, stream);
+      if (result == ncclSuccess) SumSlices(landing, out, *stream_);
+      return result;
     });
   }
 
@@ -263,6 +287,19 @@ class NcclCommunicator final : public Communicator {
     return std::make_unique<NcclWork>(events_, *stream_);
   }
 
+  // Slice r of `in` to rank r, whose `landing` has it as slice of this rank.
+  ncclResult_t CopySlices(const void* in, void* landing, const TensorView& slice,
+                          cudaStream_t stream) {
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+    return ncclAlltoAll(in, landing, slice.size(), TypeOf(slice.dtype()), comm_, stream);
+#else
+    return ncclInvalidUsage;  // copies_ is false
+#endif
+  }
+
+  // Whether copy engines serve all ranks. Collective.
+  bool CopyEnginesServe();
+
   void AbortNccl() {
     EndsWithin(kAbortSeconds, [comm = comm_, parent = parent_] {
       if (comm) ncclCommAbort(comm);
@@ -271,6 +308,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Communicator> inner_;
+  Device& device_;
   const steady_clock::duration deadline_;  // for meeting and parting
   std::unique_ptr<Stream> stream_;
   EventPool events_;
@@ -279,7 +317,23 @@ class NcclCommunicator final : public Communicator {
   // which shares all that the parent has connected and submits them in place.
   ncclComm_t parent_ = nullptr;
   ncclComm_t comm_ = nullptr;
+  NcclWindows windows_;
+  bool copies_ = false;
 };
+
+bool NcclCommunicator::CopyEnginesServe() {
+  const auto all = [&](bool mine) {
+    int64_t ours = mine;
+    inner_->AllReduceHost(std::span<int64_t>(&ours, 1), ReduceOp::kMin);
+    return ours != 0;
+  };
+  if (!all(local_size() == size() && CopyEnginesMayServe())) return false;
+  auto found = std::make_shared<bool>(false);
+  const int ordinal = static_cast<CudaDevice&>(device_).ordinal();
+  const bool answered = EndsWithin(
+      deadline_, [comm = comm_, ordinal, found] { *found = HasSymmetricMemory(comm, ordinal); });
+  return all(answered && *found);
+}
 
 Status NcclCommunicator::Connect() {
   ncclUniqueId id = {};
@@ -299,6 +353,7 @@ Status NcclCommunicator::Connect() {
     result = Settle(parent_, result, deadline);
     if (result == ncclSuccess) {
       config.blocking = 1;
+      PreferCopyEngines(&config);
       // Returns success while NCCL is still at it: only the parent's state tells.
       result = ncclCommSplit(parent_, /*color=*/0, rank(), &comm_, &config);
       if (result == ncclSuccess) result = Settle(parent_, ncclInProgress, deadline);
@@ -322,7 +377,9 @@ Status NcclCommunicator::Connect() {
     return MachineError(message);
   }
   SetFatalHook([this] { Abort(1); });
-  LogInfo(DescribeLibrary());
+  copies_ = CopyEnginesServe();
+  LogInfo(DescribeLibrary() + (copies_ ? "; copy engines carry gradients and values under ZeRO-1"
+                                       : "; kernels carry gradients and values"));
   return OkStatus();
 }
 

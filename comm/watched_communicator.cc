@@ -69,12 +69,23 @@ class WatchedCommunicator final : public Communicator {
                                       const Event& ready) override {
     return Start("reduce-scatter", [&] { return inner_->ReduceScatter(in, out, op, ready); });
   }
+  std::unique_ptr<Work> ReduceScatterThrough(TensorView landing, TensorView in, TensorView out,
+                                             const Event& ready) override {
+    return Start("reduce-scatter",
+                 [&] { return inner_->ReduceScatterThrough(landing, in, out, ready); });
+  }
   std::unique_ptr<Work> AllGather(ConstTensorView in, TensorView out, const Event& ready) override {
     return Start("all-gather", [&] { return inner_->AllGather(in, out, ready); });
   }
   std::unique_ptr<Work> Broadcast(TensorView data, int root, const Event& ready) override {
     return Start("broadcast", [&] { return inner_->Broadcast(data, root, ready); });
   }
+
+  DeviceBuffer Allocate(Device& device, size_t bytes, std::string_view kind) override {
+    return Call("allocation of exchanged memory",
+                [&] { return inner_->Allocate(device, bytes, kind); });
+  }
+  bool copies_peer_memory() const override { return inner_->copies_peer_memory(); }
 
   void AllReduceHost(std::span<double> values, ReduceOp op) override {
     Call("all-reduce of host values", [&] { inner_->AllReduceHost(values, op); });

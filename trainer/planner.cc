@@ -35,6 +35,10 @@ std::map<std::string, int64_t> MemoryOf(const Model& model, const FlatLayout& la
   if (ranks > 1 && run.wire_dtype != run.grad_dtype) {
     bytes["grads"] += layout.total_count() * static_cast<int64_t>(SizeOf(run.wire_dtype));
   }
+  // Ranks of one host may copy each other's memory.
+  if (device.name() == "cuda" && HostsOf(run.link, ranks) == 1) {
+    bytes["grads"] += LandingBytes(layout, run.wire_dtype);
+  }
   bytes["master"] = state.master;
   bytes["moments"] = state.moments;
   const LinearMemory linears = model.linear_memory();

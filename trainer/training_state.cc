@@ -174,11 +174,13 @@ FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunS
 }
 
 FlatBuffer MakeFlatBuffer(const std::vector<Parameter>& parameters, const RunSpec& run, int phase,
-                          int rank, int world_size, Device& device, Stream& stream) {
-  FlatLayout layout = LayOutParameters(parameters, run, world_size);
-  const int shard = layout.shards() > 1 ? rank : 0;
-  return FlatBuffer(device, std::move(layout), shard, device.compute_dtype(), run.grad_dtype,
-                    stream, run.phases[phase].optimizer.state, SlotsOf(run, phase, world_size));
+                          Communicator& communicator, Device& device, Stream& stream) {
+  FlatLayout layout = LayOutParameters(parameters, run, communicator.size());
+  const bool sharded = layout.shards() > 1;
+  return FlatBuffer(device, std::move(layout), sharded ? communicator.rank() : 0,
+                    device.compute_dtype(), run.grad_dtype, stream,
+                    run.phases[phase].optimizer.state, SlotsOf(run, phase, communicator.size()),
+                    sharded ? &communicator : nullptr);
 }
 
 std::optional<NarrowWire> WireOf(const RunSpec& run, Backend& backend) {
@@ -196,9 +198,8 @@ TrainingState::TrainingState(const RunSpec& run, int phase,
   const PhaseSpec& spec = run.phases[phase];
   model_ = Model::Create(run.model, InitialSparsity(LinearSpecs(run.model), spec), run.seed,
                          layouts, backend);
-  buffer_ = std::make_unique<FlatBuffer>(MakeFlatBuffer(model_->parameters(), run, phase,
-                                                        communicator.rank(), communicator.size(),
-                                                        backend.device(), stream));
+  buffer_ = std::make_unique<FlatBuffer>(MakeFlatBuffer(
+      model_->parameters(), run, phase, communicator, backend.device(), stream));
   if (TracksAges(run, phase)) buffer_->AllocateBorn(stream);
   model_->Bind(*buffer_);
   model_->ReserveActivations(spec.batch.micro_batch_sequences, spec.batch.seq_len,

@@ -108,9 +108,10 @@ GradientSlots SlotsOf(const RunSpec& run, int phase, int world_size);
 // The flat layout of a model's parameters under the run's ZeRO stage and bucket size.
 FlatLayout LayOutParameters(const std::vector<Parameter>& parameters, const RunSpec& run,
                             int world_size);
-// The flat state of those parameters in phase `phase` on rank `rank` of `world_size`, all zeros.
+// The flat state of those parameters in phase `phase` on this rank of `communicator`, all zeros.
+// Collective; `communicator` must outlive it.
 FlatBuffer MakeFlatBuffer(const std::vector<Parameter>& parameters, const RunSpec& run, int phase,
-                          int rank, int world_size, Device& device, Stream& stream);
+                          Communicator& communicator, Device& device, Stream& stream);
 // The wire that `run` asks for, where it is narrower than its gradients. `backend` must outlive it.
 std::optional<NarrowWire> WireOf(const RunSpec& run, Backend& backend);
 

@@ -147,7 +147,7 @@ CudaDevice::~CudaDevice() {
   CHECK_EQ(usage_.total_bytes, 0u) << "a device must outlive its buffers";
 }
 
-void CudaDevice::Account(std::string_view kind, size_t bytes) {
+void CudaDevice::Account(std::string_view kind, int64_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
   usage_.bytes_by_kind[std::string(kind)] += bytes;
   usage_.total_bytes += bytes;
@@ -161,7 +161,7 @@ DeviceBuffer CudaDevice::Allocate(size_t bytes, std::string_view kind) {
   const cudaError_t error = cudaMalloc(&data, bytes);  // aligned to 256 bytes at least
   CHECK(error != cudaErrorMemoryAllocation) << OutOfMemory(*this, bytes, kind);
   CUDA_CHECK(error);
-  Account(kind, bytes);
+  Account(kind, static_cast<int64_t>(bytes));
   return DeviceBuffer(data, bytes, std::string(kind), this, &CudaDevice::Release);
 }
 
@@ -179,9 +179,7 @@ DeviceBuffer CudaDevice::AllocatePinned(size_t bytes, std::string_view kind) {
 void CudaDevice::Release(void* owner, void* data, size_t bytes, const std::string& kind) {
   auto* device = static_cast<CudaDevice*>(owner);
   CUDA_CHECK(cudaFree(data));  // waits for the device: nothing under way uses it afterwards
-  std::lock_guard<std::mutex> lock(device->mutex_);
-  device->usage_.bytes_by_kind[kind] -= bytes;
-  device->usage_.total_bytes -= bytes;
+  device->Account(kind, -static_cast<int64_t>(bytes));
 }
 
 void CudaDevice::ReleasePinned(void*, void* data, size_t, const std::string&) {

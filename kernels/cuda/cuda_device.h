@@ -42,6 +42,9 @@ class CudaDevice final : public Device {
   std::unique_ptr<Event> NewTimedEvent() override;
   MemoryUsage memory_usage() const override;
 
+  // Counts memory that a library allocates here for arrays of ours; negative: it was freed.
+  void Account(std::string_view kind, int64_t bytes);
+
   int ordinal() const { return ordinal_; }
   // "NVIDIA H100 80GB HBM3".
   const std::string& model() const { return model_; }
@@ -52,7 +55,6 @@ class CudaDevice final : public Device {
  private:
   static void Release(void* owner, void* data, size_t bytes, const std::string& kind);
   static void ReleasePinned(void* owner, void* data, size_t bytes, const std::string& kind);
-  void Account(std::string_view kind, size_t bytes);
 
   const int ordinal_;
   std::string model_;

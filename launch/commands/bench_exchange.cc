@@ -51,8 +51,8 @@ class Replay {
       : session_(session),
         model_(
             Model::Create(run.model, run.phases.front().sparsity, run.seed, {}, *session.backend)),
-        buffer_(MakeFlatBuffer(model_->parameters(), run, /*phase=*/0, session.communicator->rank(),
-                               session.communicator->size(), *session.device, *session.stream)),
+        buffer_(MakeFlatBuffer(model_->parameters(), run, /*phase=*/0, *session.communicator,
+                               *session.device, *session.stream)),
         exchange_(buffer_, *session.communicator, WireOf(run, *session.backend)),
         ready_(session.device->NewEvent()) {
     ready_->Record(*session.stream);
@@ -119,7 +119,7 @@ class Replay {
       case Collective::kAllReduce:
         return ranks.AllReduce(whole, ReduceOp::kSum, *ready_);
       case Collective::kReduceScatter:
-        return ranks.ReduceScatter(whole, own, ReduceOp::kSum, *ready_);
+        return exchange_.ReduceScatter(whole, own, *ready_);
       case Collective::kAllGather:
         return ranks.AllGather(own, whole, *ready_);
     }
