@@ -329,9 +329,28 @@ double OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
   return longest + 2 * std::max(0.0, longest - own_steps) + SlotCost(schedule->slot_count);
 }
 
+// Gives every segment of a unit that has several a slot.
+void SumInPartials(SddmmSchedule* schedule) {
+  std::vector<std::vector<SddmmSegment*>> by_unit(schedule->units.size());
+  for (SddmmSegment& segment : schedule->segments) by_unit[segment.unit].push_back(&segment);
+  schedule->reductions.clear();
+  schedule->slot_count = 0;
+  for (std::vector<SddmmSegment*>& segments : by_unit) {
+    if (segments.size() < 2) continue;
+    std::sort(segments.begin(), segments.end(), [](const SddmmSegment* a, const SddmmSegment* b) {
+      return a->token_begin < b->token_begin;
+    });
+    schedule->reductions.push_back({.unit = segments.front()->unit,
+                                    .slot_begin = schedule->slot_count,
+                                    .slot_count = static_cast<int>(segments.size())});
+    for (SddmmSegment* segment : segments) segment->target = schedule->slot_count++;
+  }
+}
+
 }  // namespace
 
-SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers) {
+SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers,
+                                 bool whole_sums) {
   CheckPattern(pattern);
   CHECK(tokens > 0 && tokens < (int64_t{1} << 31) - kChunk);
   SddmmSchedule best;
@@ -377,6 +396,7 @@ SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int 
     const double steps = OwnUnits(total_steps, workers, cost, &candidate);
     consider(steps, candidate);
   }
+  if (whole_sums) SumInPartials(&best);
   return best;
 }
 

@@ -150,6 +150,10 @@ struct SddmmSchedule {
 // are divided into equal token ranges where that shortens the longest worker's list; when a few units
 // are left over after every worker has its own, they are cut into slices that workers take up in
 // passing, as their own sweep reaches the slice's tokens.
-SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers);
+//
+// With `whole_sums` no segment adds to a gradient that another has written: every segment of a divided
+// unit writes a partial sum, in the order of its tokens, and the reduction alone writes the gradient.
+SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers,
+                                 bool whole_sums = false);
 
 }  // namespace filigree

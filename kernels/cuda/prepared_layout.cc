@@ -169,17 +169,21 @@ const DeviceSpmmSchedule& CudaPreparedLayout::SpmmScheduleFor(bool transposed, i
   return Keep(cache, std::move(entry));
 }
 
-const DeviceSddmmSchedule& CudaPreparedLayout::SddmmScheduleFor(int64_t tokens, int workers) const {
-  const auto matches = [&](const DeviceSddmmSchedule& entry) { return entry.tokens == tokens; };
+const DeviceSddmmSchedule& CudaPreparedLayout::SddmmScheduleFor(int64_t tokens, int workers,
+                                                                bool whole_sums) const {
+  const auto matches = [&](const DeviceSddmmSchedule& entry) {
+    return entry.tokens == tokens && entry.whole_sums == whole_sums;
+  };
   if (const DeviceSddmmSchedule* found = Find(sddmm_, matches)) return *found;
   const HostPattern pattern = Pattern();
-  const SddmmSchedule host = BuildSddmmSchedule(pattern.view, tokens, workers);
+  const SddmmSchedule host = BuildSddmmSchedule(pattern.view, tokens, workers, whole_sums);
   Uploader uploader;
   const size_t units = uploader.Add(host.units), segments = uploader.Add(host.segments);
   const size_t begins = uploader.Add(host.worker_begin);
   const size_t reductions = uploader.Add(host.reductions);
   DeviceSddmmSchedule entry;
   entry.tokens = tokens;
+  entry.whole_sums = whole_sums;
   entry.buffer = uploader.Upload(device_);
   entry.orientation = host.orientation;
   entry.units = At<SddmmUnit>(entry.buffer, units);

@@ -50,6 +50,7 @@ struct DeviceSpmmSchedule {
 
 struct DeviceSddmmSchedule {
   int64_t tokens = 0;
+  bool whole_sums = false;
   DeviceBuffer buffer;
   SddmmOrientation orientation = SddmmOrientation::kRows;
   const SddmmUnit* units = nullptr;
@@ -90,7 +91,8 @@ class CudaPreparedLayout final : public PreparedLayout {
   const DeviceSpmmSchedule& SpmmScheduleFor(bool transposed, int64_t tokens,
                                             const SpmmTiling& tiling,
                                             std::span<const FactorPart> factors) const;
-  const DeviceSddmmSchedule& SddmmScheduleFor(int64_t tokens, int workers) const;
+  const DeviceSddmmSchedule& SddmmScheduleFor(int64_t tokens, int workers,
+                                              bool whole_sums) const;
 
  private:
   // The host arrays behind a BsrPattern.

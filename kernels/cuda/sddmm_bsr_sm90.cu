@@ -1,4 +1,4 @@
-// SddmmBsrKernel: dW = dY^T X on the stored blocks, into an fp32 gradient laid out like the blocks.
+// SddmmBsrKernel: dW = dY^T X on the stored blocks, into an fp32 or bf16 gradient laid out like them.
 //
 // A tile is A^T B over the tokens: A a slice of dY, one block row wide (kWidth), and B up to four
 // (kWidth = 128) or eight (kWidth = 64) chunks of 64 columns of X; or with dY and X exchanged. The
@@ -13,8 +13,10 @@
 //   then barriers.
 // Bytes from L2 per step of 64 tokens: (kWidth + 64 * chunks) * 128. FLOPs: 2 * 64 *
 //   kWidth * 64 * chunks. Deterministic: where several CTAs share a unit, one writes the gradient and
-//   the others partial sums, which SddmmReduceKernel adds in a fixed order.
+//   the others partial sums, which SddmmReduceKernel adds in a fixed order; where the gradient is bf16
+//   all of them write partial sums, and it is rounded once.
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/sddmm_bsr_sm90.h"
@@ -31,6 +33,7 @@ using namespace sm90;  // NOLINT: device primitives, file-local
 constexpr int kThreads = 384;
 constexpr int kWarpgroup = 128;
 constexpr int kConsumers = 2 * kWarpgroup;
+using bf16 = __nv_bfloat16;
 constexpr int kBoxBytes = 64 * 128;  // 64 tokens x 64 columns
 
 template <int kWidth>
@@ -50,10 +53,12 @@ struct GradientStrides {
   int a, b;
 };
 
+// `Gradient`: float or bf16.
+template <typename Gradient>
 struct SddmmParams {
   CUtensorMap a;  // [chunks][tokens][64]
   CUtensorMap b;  // [chunks][tokens][64]
-  float* gradient;
+  Gradient* gradient;
   float* partials;
   const SddmmUnit* units;
   const SddmmSegment* segments;
@@ -67,8 +72,8 @@ __device__ __forceinline__ SddmmSegment LoadSegment(const SddmmSegment* segments
   return {raw.x, raw.y, raw.z, raw.w};
 }
 
-template <int kWidth>
-__device__ __forceinline__ void Produce(const SddmmParams& params, uint8_t* ring,
+template <int kWidth, typename Gradient>
+__device__ __forceinline__ void Produce(const SddmmParams<Gradient>& params, uint8_t* ring,
                                         RingBarriers<SddmmShape<kWidth>::kStages>& barriers,
                                         int begin, int end) {
   using Shape = SddmmShape<kWidth>;
@@ -148,9 +153,10 @@ __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, ui
 }
 
 // Where this thread's accumulators 4j .. 4j + 3 go: (r, c), (r, c + 1), (r + 8, c), (r + 8, c + 1).
-template <int kWidth>
-__device__ __forceinline__ float* GradientAddress(float* gradient, const SddmmUnit& unit,
-                                                  GradientStrides strides, int thread, int chunk) {
+template <int kWidth, typename Gradient>
+__device__ __forceinline__ Gradient* GradientAddress(Gradient* gradient, const SddmmUnit& unit,
+                                                     GradientStrides strides, int thread,
+                                                     int chunk) {
   const int group = thread / kWarpgroup;
   const int slot = (kWidth == 128 ? 0 : group * 4) + chunk;
   const int r = (kWidth == 128 ? group * 64 : 0) + (thread % kWarpgroup / 32) * 16 + thread % 32 / 4;
@@ -158,45 +164,62 @@ __device__ __forceinline__ float* GradientAddress(float* gradient, const SddmmUn
   return gradient + int64_t{unit.gradient_chunk[slot]} * 64 + r * strides.a + c * strides.b;
 }
 
+// Gradients pass through fp32, one or two neighbours at a time.
+__device__ __forceinline__ float Read(const float* from) { return *from; }
+__device__ __forceinline__ float Read(const bf16* from) { return __bfloat162float(*from); }
+__device__ __forceinline__ void Write(float* to, float value) { *to = value; }
+__device__ __forceinline__ void Write(bf16* to, float value) { *to = __float2bfloat16_rn(value); }
+__device__ __forceinline__ float2 ReadPair(const float* from) {
+  return *reinterpret_cast<const float2*>(from);
+}
+__device__ __forceinline__ float2 ReadPair(const bf16* from) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(from));
+}
+__device__ __forceinline__ void WritePair(float* to, float2 pair) {
+  *reinterpret_cast<float2*>(to) = pair;
+}
+__device__ __forceinline__ void WritePair(bf16* to, float2 pair) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __float22bfloat162_rn(pair);
+}
+
 // `count` quadruples, eight columns of B apart, into (or onto) the gradient.
-template <int kCount>
-__device__ __forceinline__ void WriteQuadruples(float* address, GradientStrides strides, bool add,
+template <int kCount, typename Gradient>
+__device__ __forceinline__ void WriteQuadruples(Gradient* address, GradientStrides strides, bool add,
                                                 const float* values) {
   float old[4 * kCount] = {};
   if (strides.b == 1) {
     if (add) {
 #pragma unroll
       for (int i = 0; i < 2 * kCount; ++i) {
-        const float2 pair =
-            *reinterpret_cast<float2*>(address + (i % 2) * 8 * strides.a + (i / 2) * 8);
+        const float2 pair = ReadPair(address + (i % 2) * 8 * strides.a + (i / 2) * 8);
         old[2 * i] = pair.x;
         old[2 * i + 1] = pair.y;
       }
     }
 #pragma unroll
     for (int i = 0; i < 2 * kCount; ++i) {
-      *reinterpret_cast<float2*>(address + (i % 2) * 8 * strides.a + (i / 2) * 8) =
-          make_float2(old[2 * i] + values[2 * i], old[2 * i + 1] + values[2 * i + 1]);
+      WritePair(address + (i % 2) * 8 * strides.a + (i / 2) * 8,
+                make_float2(old[2 * i] + values[2 * i], old[2 * i + 1] + values[2 * i + 1]));
     }
     return;
   }
-  // strides.a == 1: the eight lanes of a column of the tile write 32 bytes together.
+  // strides.a == 1: the eight lanes of a column of the tile write neighbours.
   if (add) {
 #pragma unroll
     for (int i = 0; i < 4 * kCount; ++i) {
-      old[i] = address[i / 2 % 2 * 8 + (i / 4 * 8 + i % 2) * strides.b];
+      old[i] = Read(address + i / 2 % 2 * 8 + (i / 4 * 8 + i % 2) * strides.b);
     }
   }
 #pragma unroll
   for (int i = 0; i < 4 * kCount; ++i) {
-    address[i / 2 % 2 * 8 + (i / 4 * 8 + i % 2) * strides.b] = old[i] + values[i];
+    Write(address + i / 2 % 2 * 8 + (i / 4 * 8 + i % 2) * strides.b, old[i] + values[i]);
   }
 }
 
-template <int kWidth>
-__device__ __forceinline__ void WriteSegment(const SddmmParams& params, const float (&acc)[128],
-                                             const SddmmSegment& segment, const SddmmUnit& unit,
-                                             int count) {
+template <int kWidth, typename Gradient>
+__device__ __forceinline__ void WriteSegment(const SddmmParams<Gradient>& params,
+                                             const float (&acc)[128], const SddmmSegment& segment,
+                                             const SddmmUnit& unit, int count) {
   const int thread = threadIdx.x - kWarpgroup;
   const bool add = segment.target == kTargetGradientAdd || params.accumulate;
 #pragma unroll
@@ -217,8 +240,8 @@ __device__ __forceinline__ void WriteSegment(const SddmmParams& params, const fl
   }
 }
 
-template <int kWidth>
-__device__ __forceinline__ void Consume(const SddmmParams& params, uint32_t ring,
+template <int kWidth, typename Gradient>
+__device__ __forceinline__ void Consume(const SddmmParams<Gradient>& params, uint32_t ring,
                                         RingBarriers<SddmmShape<kWidth>::kStages>& barriers,
                                         int group, int begin, int end) {
   RingPosition<SddmmShape<kWidth>::kStages> position;
@@ -239,9 +262,9 @@ __device__ __forceinline__ void Consume(const SddmmParams& params, uint32_t ring
   }
 }
 
-template <int kWidth>
+template <int kWidth, typename Gradient>
 __global__ void __launch_bounds__(kThreads, 1)
-    SddmmBsrKernel(const __grid_constant__ SddmmParams params) {
+    SddmmBsrKernel(const __grid_constant__ SddmmParams<Gradient> params) {
   using Shape = SddmmShape<kWidth>;
   extern __shared__ uint8_t shared[];
   uint8_t* ring = shared + (1024 - SharedAddress(shared) % 1024) % 1024;
@@ -265,13 +288,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// Adds the partial sums of a unit in order, then the gradient that its first segment has written.
+// Adds the partial sums of a unit in order, and with `add` what the gradient holds: what its first
+// segment has written (fp32), or what the call is to add to.
 // Grid: (reductions, 32 quadruples of accumulators); block: 256 threads, each for the consumer thread
 // of that number. Bytes: 4 per partial value, read once.
-template <int kWidth>
+template <int kWidth, typename Gradient>
 __global__ void __launch_bounds__(kConsumers)
-    SddmmReduceKernel(float* gradient, const float* partials, const SddmmUnit* units,
-                      const SddmmReduction* reductions, GradientStrides strides) {
+    SddmmReduceKernel(Gradient* gradient, const float* partials, const SddmmUnit* units,
+                      const SddmmReduction* reductions, GradientStrides strides, bool add) {
   const SddmmReduction reduction = reductions[blockIdx.x];
   const SddmmUnit& unit = units[reduction.unit];
   const int thread = threadIdx.x;
@@ -289,54 +313,45 @@ __global__ void __launch_bounds__(kConsumers)
     sum.z += value.z;
     sum.w += value.w;
   }
-  float* address = GradientAddress<kWidth>(gradient, unit, strides, thread, chunk) +
-                   blockIdx.y % 8 * 8 * strides.b;
+  Gradient* address = GradientAddress<kWidth>(gradient, unit, strides, thread, chunk) +
+                      blockIdx.y % 8 * 8 * strides.b;
   const float values[4] = {sum.x, sum.y, sum.z, sum.w};
-  WriteQuadruples<1>(address, strides, true, values);
+  WriteQuadruples<1>(address, strides, add, values);
 }
 
-template <int kWidth>
-void Launch(const SddmmParams& params, const SddmmConfig& config, const SddmmKernelArgs& args,
-            cudaStream_t stream) {
+template <int kWidth, typename Gradient>
+void Launch(const SddmmParams<Gradient>& params, const SddmmConfig& config,
+            const SddmmKernelArgs& args, cudaStream_t stream) {
   constexpr int kSharedBytes = SddmmShape<kWidth>::kSharedBytes;
-  static const bool configured = [] {
-    CUDA_CHECK(cudaFuncSetAttribute(SddmmBsrKernel<kWidth>,
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+  const auto kernel = SddmmBsrKernel<kWidth, Gradient>;
+  static const bool configured = [kernel] {
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    kSharedBytes));
     return true;
   }();
   static_cast<void>(configured);
-  SddmmBsrKernel<kWidth><<<config.workers, kThreads, kSharedBytes, stream>>>(params);
+  kernel<<<config.workers, kThreads, kSharedBytes, stream>>>(params);
   CUDA_CHECK(cudaGetLastError());
   if (args.reduction_count == 0) return;
+  // In fp32 a unit's first segment wrote the gradient (or onto it), in bf16 none did.
+  const bool add = std::is_same_v<Gradient, float> || args.accumulate;
   SddmmReduceKernel<kWidth><<<dim3(args.reduction_count, 32), kConsumers, 0, stream>>>(
-      args.gradient, args.partials, args.units, args.reductions, params.strides);
+      params.gradient, args.partials, args.units, args.reductions, params.strides, add);
   CUDA_CHECK(cudaGetLastError());
 }
 
-}  // namespace
-
-bool CanImplementSddmmBsrSm90(const SddmmDesc& desc) {
-  const auto valid = [](int extent) { return extent == 64 || extent == 128; };
-  return valid(desc.block.rows) && valid(desc.block.cols) && desc.tokens > 0 &&
-         desc.out_features % desc.block.rows == 0 && desc.in_features % desc.block.cols == 0;
-}
-
-SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc&, int multiprocessors) {
-  return {.workers = multiprocessors};
-}
-
-void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelArgs& args,
-                        cudaStream_t stream) {
-  CHECK(CanImplementSddmmBsrSm90(desc));
+template <typename Gradient>
+void Launch(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelArgs& args,
+            cudaStream_t stream) {
   const CUtensorMap output_grad =
       EncodeChunkMap(args.output_grad, desc.tokens, desc.out_features, args.output_grad_stride, 64);
   const CUtensorMap input =
       EncodeChunkMap(args.input, desc.tokens, desc.in_features, args.input_stride, 64);
   const bool by_rows = args.orientation == SddmmOrientation::kRows;
-  SddmmParams params;
+  SddmmParams<Gradient> params;
   params.a = by_rows ? output_grad : input;
   params.b = by_rows ? input : output_grad;
-  params.gradient = args.gradient;
+  params.gradient = static_cast<Gradient*>(args.gradient);
   params.partials = args.partials;
   params.units = args.units;
   params.segments = args.segments;
@@ -347,6 +362,29 @@ void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config, const 
     Launch<64>(params, config, args, stream);
   } else {
     Launch<128>(params, config, args, stream);
+  }
+}
+
+}  // namespace
+
+bool CanImplementSddmmBsrSm90(const SddmmDesc& desc) {
+  const auto valid = [](int extent) { return extent == 64 || extent == 128; };
+  return valid(desc.block.rows) && valid(desc.block.cols) && desc.tokens > 0 &&
+         desc.out_features % desc.block.rows == 0 && desc.in_features % desc.block.cols == 0 &&
+         (desc.gradient_dtype == DType::kF32 || desc.gradient_dtype == DType::kBF16);
+}
+
+SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc&, int multiprocessors) {
+  return {.workers = multiprocessors};
+}
+
+void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelArgs& args,
+                        cudaStream_t stream) {
+  CHECK(CanImplementSddmmBsrSm90(desc));
+  if (desc.gradient_dtype == DType::kBF16) {
+    Launch<bf16>(desc, config, args, stream);
+  } else {
+    Launch<float>(desc, config, args, stream);
   }
 }
 

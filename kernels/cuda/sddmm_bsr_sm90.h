@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels/base/dtype.h"
 #include "kernels/cuda/block_schedule.h"
 
 namespace filigree {
@@ -15,6 +16,7 @@ struct SddmmDesc {
   int64_t tokens = 0;
   int64_t out_features = 0;
   int64_t in_features = 0;
+  DType gradient_dtype = DType::kF32;  // or BF16
 };
 
 struct SddmmConfig {
@@ -25,12 +27,13 @@ struct SddmmConfig {
 struct SddmmKernelArgs {
   const __nv_bfloat16* output_grad = nullptr;  // dY [tokens, out_features]
   const __nv_bfloat16* input = nullptr;        // X [tokens, in_features]
-  float* gradient = nullptr;                   // [block_count, block.rows, block.cols]
+  void* gradient = nullptr;                    // [block_count, block.rows, block.cols]
   float* partials = nullptr;                   // SddmmPartialBytes(slot_count) of scratch
   int64_t output_grad_stride = 0;
   int64_t input_stride = 0;
   bool accumulate = false;  // true: gradient += dW; false: gradient = dW
-  // BuildSddmmSchedule(pattern, tokens, workers)
+  // BuildSddmmSchedule(pattern, tokens, workers); for a BF16 gradient with whole sums, so that each
+  // element is rounded once.
   SddmmOrientation orientation = SddmmOrientation::kRows;
   const SddmmUnit* units = nullptr;
   const SddmmSegment* segments = nullptr;

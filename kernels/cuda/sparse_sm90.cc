@@ -205,8 +205,9 @@ bool CanSampleSm90(const SddmmArgs& args) {
   const SddmmDesc desc = {.block = BlockOf(layout),
                           .tokens = args.x.rows(),
                           .out_features = layout.out(),
-                          .in_features = layout.in()};
-  return CanImplementSddmmBsrSm90(desc) && args.dvalues.dtype() == DType::kF32 &&
+                          .in_features = layout.in(),
+                          .gradient_dtype = args.dvalues.dtype()};
+  return CanImplementSddmmBsrSm90(desc) &&
          reinterpret_cast<uintptr_t>(args.dvalues.data()) % 16 == 0 && IsAligned(args.x) &&
          IsAligned(args.dy);
 }
@@ -217,13 +218,15 @@ void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
   const SddmmDesc desc = {.block = BlockOf(layout),
                           .tokens = args.x.rows(),
                           .out_features = layout.out(),
-                          .in_features = layout.in()};
+                          .in_features = layout.in(),
+                          .gradient_dtype = args.dvalues.dtype()};
   const SddmmConfig config = ConfigSddmmBsrSm90(desc, weight.device().multiprocessors());
-  const DeviceSddmmSchedule& schedule = weight.SddmmScheduleFor(desc.tokens, config.workers);
+  const DeviceSddmmSchedule& schedule = weight.SddmmScheduleFor(
+      desc.tokens, config.workers, /*whole_sums=*/desc.gradient_dtype == DType::kBF16);
   std::byte* partials = backend.Workspace(SddmmPartialBytes(schedule.slot_count));
   const SddmmKernelArgs kernel = {.output_grad = Data(args.dy),
                                   .input = Data(args.x),
-                                  .gradient = args.dvalues.As<float>(),
+                                  .gradient = args.dvalues.data(),
                                   .partials = reinterpret_cast<float*>(partials),
                                   .output_grad_stride = args.dy.row_stride(),
                                   .input_stride = args.x.row_stride(),

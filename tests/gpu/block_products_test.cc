@@ -18,7 +18,8 @@ constexpr Block kBlocks[] = {{128, 128}, {128, 64}, {64, 64}, {64, 128}};
 
 class BlockProductsTest : public GpuTest {
  protected:
-  // All three products over `layout`; the weight's gradient is overwritten, then added to.
+  // All three products over `layout`; the weight's gradient is overwritten, then added to, in either
+  // dtype.
   static void CheckAll(const SparseLayout& layout, int64_t tokens, bool integers,
                        const std::string& what) {
     const auto draw = [&](int64_t rows, int64_t cols, uint64_t seed) {
@@ -32,6 +33,7 @@ class BlockProductsTest : public GpuTest {
     Mirror y = Mirror::Output(tokens, layout.out(), DType::kBF16);
     Mirror dx = Mirror::Output(tokens, layout.in(), DType::kBF16);
     Mirror grads = Mirror::Output(1, stored, DType::kF32);
+    Mirror narrow_grads = Mirror::Output(1, stored, DType::kBF16);
     const auto run = [&](Backend& backend, Stream& queue, const PreparedLayout* weight,
                          const auto& view) {
       backend.Spmm({.weight = weight,
@@ -45,23 +47,26 @@ class BlockProductsTest : public GpuTest {
                               .dx = view(dx)},
                              queue);
       for (bool accumulate : {false, true}) {
-        backend.Sddmm({.weight = weight,
-                       .dy = view(dy),
-                       .x = view(x),
-                       .dvalues = view(grads).Flat(),
-                       .accumulate = accumulate},
-                      queue);
+        for (Mirror* gradient : {&grads, &narrow_grads}) {
+          backend.Sddmm({.weight = weight,
+                         .dy = view(dy),
+                         .x = view(x),
+                         .dvalues = view(*gradient).Flat(),
+                         .accumulate = accumulate},
+                        queue);
+        }
       }
       queue.Synchronize();
     };
     const auto on_gpu = [](Mirror& m) { return m.gpu(); };
-    std::vector<double> results[2][3];
+    std::vector<double> results[2][4];
     for (auto& result : results) {
       run(gpu(), stream(), there.get(), on_gpu);
       result[0] = y.Download(), result[1] = dx.Download(), result[2] = grads.Download();
+      result[3] = narrow_grads.Download();
     }
     run(cpu(), cpu_stream(), here.get(), [](Mirror& m) { return m.cpu(); });
-    for (int i = 0; i < 3; ++i) EXPECT_EQ(results[0][i], results[1][i]) << what << ", product " << i;
+    for (int i = 0; i < 4; ++i) EXPECT_EQ(results[0][i], results[1][i]) << what << ", product " << i;
     // Tensor cores truncate: an F32 sum loses up to its last bit at each of its 16-deep steps.
     const auto floor = [&](int64_t depth) {
       return integers ? 0 : 1e-4 + static_cast<double>(depth) / 16 / (1 << 24);
@@ -69,6 +74,7 @@ class BlockProductsTest : public GpuTest {
     ExpectParity(y, what + ", forward", floor(layout.in()));
     ExpectParity(dx, what + ", input gradient", floor(layout.out()));
     ExpectParity(grads, what + ", weight gradient", floor(tokens));
+    ExpectParity(narrow_grads, what + ", weight gradient in bf16", floor(tokens));
   }
 };
 

@@ -168,12 +168,14 @@ TEST(SpmmSchedule, LongRowsAreSpreadOverWorkers) {
   EXPECT_LT(longest * 8, total * 1.1);
 }
 
-class SddmmScheduleTest : public testing::TestWithParam<std::tuple<int64_t, int>> {};
+// Tokens, workers, whole sums.
+class SddmmScheduleTest : public testing::TestWithParam<std::tuple<int64_t, int, bool>> {};
 
 TEST_P(SddmmScheduleTest, EveryChunkAndTokenOnceAndTargetsConsistent) {
-  const auto [tokens, workers] = GetParam();
+  const auto [tokens, workers, whole_sums] = GetParam();
   for (const Pattern& pattern : Patterns()) {
-    const SddmmSchedule schedule = BuildSddmmSchedule(pattern.view(), tokens, workers);
+    const SddmmSchedule schedule =
+        BuildSddmmSchedule(pattern.view(), tokens, workers, whole_sums);
     const auto positions = Positions(pattern);
     const bool by_rows = schedule.orientation == SddmmOrientation::kRows;
     const auto [rows, cols] = pattern.block;
@@ -198,11 +200,12 @@ TEST_P(SddmmScheduleTest, EveryChunkAndTokenOnceAndTargetsConsistent) {
     }
     EXPECT_EQ(expected, found);
 
-    // Every unit's tokens are covered once, by one gradient segment and numbered partial sums.
+    // Every unit's tokens are covered once, by one gradient segment and numbered partial sums; with
+    // whole sums by one of the two.
     const int steps = static_cast<int>((tokens + 63) / 64);
     std::vector<std::vector<int>> covered(schedule.units.size(), std::vector<int>(steps, 0));
     std::vector<int> gradient_owner(schedule.units.size(), -1);
-    std::vector<int> slot_unit(schedule.slot_count, -1);
+    std::vector<int> slot_unit(schedule.slot_count, -1), slot_token(schedule.slot_count, -1);
     ASSERT_EQ(static_cast<int>(schedule.worker_begin.size()), workers + 1);
     for (int w = 0; w < workers; ++w) {
       for (int s = schedule.worker_begin[w]; s < schedule.worker_begin[w + 1]; ++s) {
@@ -219,17 +222,27 @@ TEST_P(SddmmScheduleTest, EveryChunkAndTokenOnceAndTargetsConsistent) {
         } else {
           EXPECT_EQ(slot_unit[segment.target], -1);
           slot_unit[segment.target] = segment.unit;
+          slot_token[segment.target] = segment.token_begin;
         }
       }
     }
+    std::vector<bool> reductions(schedule.units.size(), false);
+    for (const SddmmReduction& reduction : schedule.reductions) {
+      EXPECT_FALSE(reductions[reduction.unit]) << "two reductions of one unit";
+      reductions[reduction.unit] = true;
+    }
     for (size_t u = 0; u < schedule.units.size(); ++u) {
-      EXPECT_NE(gradient_owner[u], -1);
+      const bool writes = gradient_owner[u] != -1;
+      EXPECT_TRUE(whole_sums ? writes != reductions[u] : writes) << "unit " << u;
       for (int count : covered[u]) ASSERT_EQ(count, 1);
     }
     std::vector<bool> reduced(schedule.slot_count, false);
     for (const SddmmReduction& reduction : schedule.reductions) {
       for (int k = 0; k < reduction.slot_count; ++k) {
         EXPECT_EQ(slot_unit[reduction.slot_begin + k], reduction.unit);
+        if (whole_sums && k > 0) {
+          EXPECT_LT(slot_token[reduction.slot_begin + k - 1], slot_token[reduction.slot_begin + k]);
+        }
         reduced[reduction.slot_begin + k] = true;
       }
     }
@@ -239,7 +252,7 @@ TEST_P(SddmmScheduleTest, EveryChunkAndTokenOnceAndTargetsConsistent) {
 
 INSTANTIATE_TEST_SUITE_P(TokensAndWorkers, SddmmScheduleTest,
                          testing::Combine(testing::ValuesIn(kTokenCounts),
-                                          testing::Values(1, 13, 132)));
+                                          testing::Values(1, 13, 132), testing::Bool()));
 
 // Two weights as one pattern: the steps and chunks of the second lie where its values do.
 TEST(BlockSchedule, ValuesMayLieApart) {
