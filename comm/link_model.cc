@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels/base/check.h"
 #include "kernels/base/math.h"
@@ -87,6 +88,13 @@ RingFit FitRing(const std::vector<CollectiveTiming>& timings, int ranks) {
   double latency = (a1 * bb - b1 * ab) / determinant;
   double inverse = (b1 * aa - a1 * ab) / determinant;
   if (latency < 0) latency = 0, inverse = b1 / bb;
+  if (inverse <= 0) {  // larger ones took no longer: the fastest of them is all that is known
+    inverse = std::numeric_limits<double>::infinity();
+    for (const CollectiveTiming& timing : timings) {
+      inverse = std::min(inverse, 1 / row(timing).second);
+    }
+    latency = a1 / aa;
+  }
   RingFit fit{.hop_seconds = latency, .bytes_per_second = 1 / inverse};
   for (const CollectiveTiming& timing : timings) {
     const auto [a, b] = row(timing);

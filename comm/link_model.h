@@ -58,7 +58,8 @@ struct RingFit {
   double worst_error = 0;  // largest relative error over the timings
 };
 // Least squares of the relative errors. Needs two sizes at least and two ranks; a latency that
-// would come out negative is 0.
+// would come out negative is 0; a bandwidth that would is the largest that a timing reached, which
+// is a lower bound.
 RingFit FitRing(const std::vector<CollectiveTiming>& timings, int ranks);
 
 }  // namespace filigree

@@ -87,7 +87,9 @@ struct SwiGluBackwardOp {
   }
 };
 
-struct GeluOp {
+// y = f(x), F::Value.
+template <typename F>
+struct UnaryOp {
   Rows<const bf16> x;
   Rows<bf16> y;
 
@@ -102,13 +104,14 @@ struct GeluOp {
     float v[kVec];
     Unpack(in.a, v);
 #pragma unroll
-    for (int k = 0; k < kVec; ++k) v[k] *= GeluGate(v[k]);
+    for (int k = 0; k < kVec; ++k) v[k] = F::Value(v[k]);
     Store<kVec>(y.row(row) + col, Rounded(v));
   }
 };
 
-// dx = dy (s + x s (1 - s) d/dx of the gate's argument).
-struct GeluBackwardOp {
+// dx = dy f'(x), F::Slope.
+template <typename F>
+struct UnaryBackwardOp {
   Rows<const bf16> x, dy;
   Rows<bf16> dx;
 
@@ -124,12 +127,27 @@ struct GeluBackwardOp {
     Unpack(in.a, v);
     Unpack(in.b, d);
 #pragma unroll
-    for (int k = 0; k < kVec; ++k) {
-      const float s = GeluGate(v[k]);
-      const float slope = kGeluScale * (1.0f + 3.0f * kGeluCubic * v[k] * v[k]);
-      d[k] *= s + v[k] * s * (1.0f - s) * slope;
-    }
+    for (int k = 0; k < kVec; ++k) d[k] *= F::Slope(v[k]);
     Store<kVec>(dx.row(row) + col, Rounded(d));
+  }
+};
+
+struct GeluFunction {
+  static __device__ float Value(float x) { return x * GeluGate(x); }
+  // s + x s (1 - s) d/dx of the gate's argument.
+  static __device__ float Slope(float x) {
+    const float s = GeluGate(x);
+    const float slope = kGeluScale * (1.0f + 3.0f * kGeluCubic * x * x);
+    return s + x * s * (1.0f - s) * slope;
+  }
+};
+
+struct SiluFunction {
+  static __device__ float Value(float x) { return x * Sigmoid(x); }
+  // s (1 + x (1 - s)), s = sigmoid(x).
+  static __device__ float Slope(float x) {
+    const float s = Sigmoid(x);
+    return s * (1.0f + x * (1.0f - s));
   }
 };
 
@@ -154,61 +172,27 @@ struct AddOp {
   }
 };
 
-struct SiluOp {
-  Rows<const bf16> x;
-  Rows<bf16> y;
+template <typename F>
+void MapUnary(const ConstTensorView& x, const TensorView& y, Stream& stream) {
+  const int64_t rows = y.rows(), cols = y.cols();
+  const UnaryOp<F> op{AsRows<bf16>(x, rows, cols, "x"), AsRows<bf16>(y, rows, cols, "y")};
+  MapRows(op, rows, cols, TakeVectors(x, y), NativeStream(stream));
+}
 
-  template <int kVec>
-  using Inputs = OnePack<kVec>;
-  template <int kVec>
-  __device__ Inputs<kVec> Load(int64_t row, int64_t col) const {
-    return {filigree::Load<kVec>(x.row(row) + col)};
-  }
-  template <int kVec>
-  __device__ void Apply(int64_t row, int64_t col, const Inputs<kVec>& in) const {
-    float v[kVec];
-    Unpack(in.a, v);
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) v[k] *= Sigmoid(v[k]);
-    Store<kVec>(y.row(row) + col, Rounded(v));
-  }
-};
-
-// dx = dy s (1 + x (1 - s)), s = sigmoid(x).
-struct SiluBackwardOp {
-  Rows<const bf16> x, dy;
-  Rows<bf16> dx;
-
-  template <int kVec>
-  using Inputs = TwoPacks<kVec>;
-  template <int kVec>
-  __device__ Inputs<kVec> Load(int64_t row, int64_t col) const {
-    return {filigree::Load<kVec>(x.row(row) + col), filigree::Load<kVec>(dy.row(row) + col)};
-  }
-  template <int kVec>
-  __device__ void Apply(int64_t row, int64_t col, const Inputs<kVec>& in) const {
-    float v[kVec], d[kVec];
-    Unpack(in.a, v);
-    Unpack(in.b, d);
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) {
-      const float s = Sigmoid(v[k]);
-      d[k] *= s * (1.0f + v[k] * (1.0f - s));
-    }
-    Store<kVec>(dx.row(row) + col, Rounded(d));
-  }
-};
+template <typename F>
+void MapUnaryBackward(const ConstTensorView& x, const ConstTensorView& dy, const TensorView& dx,
+                      Stream& stream) {
+  const int64_t rows = dy.rows(), cols = dy.cols();
+  const UnaryBackwardOp<F> op{AsRows<bf16>(x, rows, cols, "x"), AsRows<bf16>(dy, rows, cols, "dy"),
+                              AsRows<bf16>(dx, rows, cols, "dx")};
+  MapRows(op, rows, cols, TakeVectors(x, dy, dx), NativeStream(stream));
+}
 
 }  // namespace
 
 void CudaBackend::SwiGlu(const SwiGluArgs& args, Stream& stream) {
+  if (args.up.empty()) return MapUnary<SiluFunction>(args.gate, args.y, stream);
   const int64_t rows = args.y.rows(), cols = args.y.cols();
-  if (args.up.empty()) {
-    const SiluOp op{AsRows<bf16>(args.gate, rows, cols, "gate"),
-                    AsRows<bf16>(args.y, rows, cols, "y")};
-    MapRows(op, rows, cols, TakeVectors(args.gate, args.y), NativeStream(stream));
-    return;
-  }
   const auto map = [&](auto linear) {
     const SwiGluOp<decltype(linear)::value> op{AsRows<bf16>(args.gate, rows, cols, "gate"),
                                                AsRows<bf16>(args.up, rows, cols, "up"),
@@ -219,14 +203,10 @@ void CudaBackend::SwiGlu(const SwiGluArgs& args, Stream& stream) {
 }
 
 void CudaBackend::SwiGluBackward(const SwiGluBackwardArgs& args, Stream& stream) {
-  const int64_t rows = args.dy.rows(), cols = args.dy.cols();
   if (args.up.empty()) {
-    const SiluBackwardOp op{AsRows<bf16>(args.gate, rows, cols, "gate"),
-                            AsRows<bf16>(args.dy, rows, cols, "dy"),
-                            AsRows<bf16>(args.dgate, rows, cols, "dgate")};
-    MapRows(op, rows, cols, TakeVectors(args.gate, args.dy, args.dgate), NativeStream(stream));
-    return;
+    return MapUnaryBackward<SiluFunction>(args.gate, args.dy, args.dgate, stream);
   }
+  const int64_t rows = args.dy.rows(), cols = args.dy.cols();
   const auto map = [&](auto linear) {
     const SwiGluBackwardOp<decltype(linear)::value> op{
         AsRows<bf16>(args.gate, rows, cols, "gate"), AsRows<bf16>(args.up, rows, cols, "up"),
@@ -239,17 +219,11 @@ void CudaBackend::SwiGluBackward(const SwiGluBackwardArgs& args, Stream& stream)
 }
 
 void CudaBackend::Gelu(const GeluArgs& args, Stream& stream) {
-  const int64_t rows = args.y.rows(), cols = args.y.cols();
-  const GeluOp op{AsRows<bf16>(args.x, rows, cols, "x"), AsRows<bf16>(args.y, rows, cols, "y")};
-  MapRows(op, rows, cols, TakeVectors(args.x, args.y), NativeStream(stream));
+  MapUnary<GeluFunction>(args.x, args.y, stream);
 }
 
 void CudaBackend::GeluBackward(const GeluBackwardArgs& args, Stream& stream) {
-  const int64_t rows = args.dy.rows(), cols = args.dy.cols();
-  const GeluBackwardOp op{AsRows<bf16>(args.x, rows, cols, "x"),
-                          AsRows<bf16>(args.dy, rows, cols, "dy"),
-                          AsRows<bf16>(args.dx, rows, cols, "dx")};
-  MapRows(op, rows, cols, TakeVectors(args.x, args.dy, args.dx), NativeStream(stream));
+  MapUnaryBackward<GeluFunction>(args.x, args.dy, args.dx, stream);
 }
 
 void CudaBackend::Add(const AddArgs& args, Stream& stream) {

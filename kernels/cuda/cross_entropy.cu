@@ -20,8 +20,6 @@
 namespace filigree {
 namespace {
 
-constexpr int kMaxThreads = 512;
-
 struct LossParams {
   Rows<bf16> logits;
   const int32_t* targets;
@@ -29,13 +27,6 @@ struct LossParams {
   int cols, vocab_size;
   float loss_scale;
 };
-
-template <int kVec>
-__device__ __forceinline__ float MaxOf(const float (&values)[kVec], float max) {
-#pragma unroll
-  for (int k = 0; k < kVec; ++k) max = fmaxf(max, values[k]);
-  return max;
-}
 
 template <int kVec>
 __device__ __forceinline__ float ExpSumOf(const float (&values)[kVec], float max) {
@@ -73,7 +64,7 @@ __device__ __forceinline__ bool IsMasked(const LossParams& p, int64_t row, int t
   return true;
 }
 
-__global__ void __launch_bounds__(kMaxThreads, 2) CrossEntropyKernel(LossParams p) {
+__global__ void __launch_bounds__(kMaxRowThreads, 2) CrossEntropyKernel(LossParams p) {
   extern __shared__ uint4 packs[];  // [cols / 8]
   __shared__ float shared[kMaxWarps];
   const int64_t row = blockIdx.x;
@@ -118,7 +109,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) CrossEntropyKernel(LossParams 
 }
 
 template <int kVec>
-__global__ void __launch_bounds__(kMaxThreads, 2) WideCrossEntropyKernel(LossParams p) {
+__global__ void __launch_bounds__(kMaxRowThreads, 2) WideCrossEntropyKernel(LossParams p) {
   __shared__ float shared[kMaxWarps];
   const int64_t row = blockIdx.x;
   const int target = p.targets[row];
@@ -182,7 +173,7 @@ void CudaBackend::CrossEntropy(const CrossEntropyArgs& args, Stream& stream) {
   const bool vectors = TakesVectors(args.logits);
   // Four packs a thread and more.
   const int threads = static_cast<int>(
-      std::clamp<int64_t>(AlignUp(cols / 32, kWarpThreads), kWarpThreads, kMaxThreads));
+      std::clamp<int64_t>(AlignUp(cols / 32, kWarpThreads), kWarpThreads, kMaxRowThreads));
   if (!vectors) {
     WideCrossEntropyKernel<1><<<rows, threads, 0, native>>>(p);
   } else if (cols * static_cast<int64_t>(sizeof(bf16)) > SharedLimit(device_.ordinal())) {

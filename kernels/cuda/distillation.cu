@@ -17,8 +17,6 @@
 namespace filigree {
 namespace {
 
-constexpr int kMaxThreads = 512;
-
 struct DistillationParams {
   Rows<bf16> logits;
   Rows<const bf16> teacher;
@@ -38,13 +36,6 @@ struct RowSums {
   float teacher = 0;            // of the teacher's, at T
   float difference = 0;         // of the teacher's, each times (teacher's logit - student's)
 };
-
-template <int kVec>
-__device__ __forceinline__ float MaxOf(const float (&values)[kVec], float max) {
-#pragma unroll
-  for (int k = 0; k < kVec; ++k) max = fmaxf(max, values[k]);
-  return max;
-}
 
 // Multiplies the sums by what larger maxima make of their exponentials.
 __device__ __forceinline__ void Rescale(RowSums& row, float max, float teacher_max, float inverse) {
@@ -107,7 +98,7 @@ __device__ __forceinline__ void WriteGradient(const DistillationParams& p, const
 }
 
 template <int kVec>
-__global__ void __launch_bounds__(kMaxThreads, 2) DistillationKernel(DistillationParams p) {
+__global__ void __launch_bounds__(kMaxRowThreads, 2) DistillationKernel(DistillationParams p) {
   __shared__ float shared[kMaxWarps];
   const int64_t index = blockIdx.x;
   const int target = p.targets[index];
@@ -169,7 +160,7 @@ void CudaBackend::DistillationLoss(const DistillationLossArgs& args, Stream& str
   if (rows == 0) return;
   // Two packs a thread and more.
   const int threads = static_cast<int>(
-      std::clamp<int64_t>(AlignUp(cols / 16, kWarpThreads), kWarpThreads, kMaxThreads));
+      std::clamp<int64_t>(AlignUp(cols / 16, kWarpThreads), kWarpThreads, kMaxRowThreads));
   if (TakeVectors(args.logits, args.teacher_logits)) {
     DistillationKernel<8><<<rows, threads, 0, NativeStream(stream)>>>(p);
   } else {

@@ -5,6 +5,9 @@
 
 namespace filigree {
 
+// Of a block, which has one row; two blocks share a multiprocessor.
+constexpr int kMaxRowThreads = 512;
+
 // Below every logit, and finite: the difference of two of them is 0.
 constexpr float kLowest = -3.0e38f;
 
@@ -24,6 +27,14 @@ __device__ __forceinline__ void LogitsOf(const Bf16Pack<kVec>& pack, int col, in
   for (int k = 0; k < kVec; ++k) {
     if (col + k >= vocab_size) values[k] = -INFINITY;
   }
+}
+
+// The larger of `max` and all values.
+template <int kVec>
+__device__ __forceinline__ float MaxOf(const float (&values)[kVec], float max) {
+#pragma unroll
+  for (int k = 0; k < kVec; ++k) max = fmaxf(max, values[k]);
+  return max;
 }
 
 }  // namespace filigree

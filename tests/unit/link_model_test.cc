@@ -113,5 +113,15 @@ TEST(LinkModelTest, FitHasNoNegativeLatency) {
   EXPECT_GT(fit.bytes_per_second, 0);
 }
 
+TEST(LinkModelTest, FitHasNoNegativeBandwidth) {
+  // A busy machine: the larger payload took half as long. Two ranks, one hop.
+  const std::vector<CollectiveTiming> timings = {{Collective::kAllGather, 1e3, 2e-3},
+                                                 {Collective::kAllGather, 1e6, 1e-3}};
+  const RingFit fit = FitRing(timings, 2);
+  EXPECT_DOUBLE_EQ(fit.bytes_per_second, 1e6 / 2 / 1e-3);
+  EXPECT_GT(fit.hop_seconds, 1e-3);
+  EXPECT_LT(fit.hop_seconds, 2e-3);
+}
+
 }  // namespace
 }  // namespace filigree

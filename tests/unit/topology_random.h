@@ -78,7 +78,8 @@ inline SparsitySpec RandomSparsity(Draw& draw, std::string_view rule_name,
   spec.drop_fraction = draw.Uniform(0, 1);
   spec.final_drop_fraction = 0;
   spec.drop_end = draw.Uniform(0.3, 1);
-  spec.min_density = draw.Uniform(0, 0.1);
+  const double floor = draw.Uniform(0, 0.1);
+  if (spec.distribution == "global") spec.min_density = floor;
   spec.growth_ramp_steps = draw.Below(5);
   return spec;
 }

@@ -331,6 +331,19 @@ TEST(ValidateTest, BadInputIsRefusedWithItsPlace) {
   spec = RuleSpec("set", 0.75);
   spec.update_interval = 5000;
   refused(spec, "update_interval = 5000");
+  spec = RuleSpec("gradual_magnitude", 0.75);
+  spec.min_density = 0.1;
+  refused(spec, "min_density = 0.1 is a floor under one threshold");
+  spec = RuleSpec("gradual_magnitude", 0.75);
+  spec.criterion = "movement";
+  refused(spec, "nothing moves before it", 0);
+  spec = RuleSpec("one_shot", 0.75);
+  spec.criterion = "movement";
+  refused(spec, "nothing moves before it");
+  spec = RuleSpec("static_random", 0.75);
+  spec.include = {"layers.*.mlp.*", "layers.*.attn.*", "embedding.weight"};
+  refused(spec, "include = \"layers.*.attn.*\" matches no weight");
+  refused(spec, "include = \"embedding.weight\" matches no weight");
 }
 
 }  // namespace

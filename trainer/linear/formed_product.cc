@@ -26,7 +26,7 @@ void FormedProduct::Bind(DType dtype, TensorView scratch) {
   if (weights_.front()->factors() == nullptr) return;
   std::vector<const LowRankFactors*> factors;
   for (const FormedWeight* weight : weights_) factors.push_back(weight->factors());
-  factors_ = std::make_unique<LowRankGroup>(std::move(factors), backend_);
+  factors_ = std::make_unique<LowRankGroup>(factors, backend_);
 }
 
 void FormedProduct::Materialize(Stream& stream) {

@@ -137,7 +137,7 @@ bool LinearGroup::JoinBlocked() {
   joined_values_ = span(products_.front().values.values);
   if (trains) joined_grads_ = span(products_.front().values.grads);
   JoinBiases(std::move(biases), joined_values_.dtype());
-  if (!group.empty()) factors_ = std::make_unique<LowRankGroup>(std::move(group), backend_);
+  if (!group.empty()) factors_ = std::make_unique<LowRankGroup>(group, backend_);
   return true;
 }
 

@@ -24,7 +24,7 @@ void LowRankFactors::AppendParameters(FactorInit a, FactorInit b,
     factor.init = init.kind;
     factor.init_std = init.std;
     factor.factor = kind_;
-    factor.factor_scale = scale_;
+    factor.factor_scale = products_.scale;
   };
   append(".low_rank_a", SparseLayout::Dense(rank_, spec_.in, spec_.padded_in()), a);
   parameters->back().padding_count = (padded_rank_ - rank_) * spec_.padded_in();
@@ -33,21 +33,18 @@ void LowRankFactors::AppendParameters(FactorInit a, FactorInit b,
 }
 
 void LowRankFactors::Bind(std::span<const BoundParameter> factors) {
-  bound_ = factors[0];
-  a_ = AsMatrix(factors[0].values, padded_rank_, spec_.padded_in());
-  a_grads_ = AsMatrix(factors[0].grads, padded_rank_, spec_.padded_in());
-  b_ = AsMatrix(factors[1].values, spec_.padded_out(), padded_rank_);
-  b_grads_ = AsMatrix(factors[1].grads, spec_.padded_out(), padded_rank_);
-}
-
-void LowRankFactors::Shrink(ConstTensorView x, TensorView inner, Stream& stream) const {
-  backend_.MatMul({.a = x, .b = a_, .out = inner, .transpose_b = true, .scale = scale_}, stream);
+  products_.overwrite = factors[0].overwrite;  // B's says the same
+  products_.a = AsMatrix(factors[0].values, padded_rank_, spec_.padded_in());
+  products_.a_grads = AsMatrix(factors[0].grads, padded_rank_, spec_.padded_in());
+  products_.b = AsMatrix(factors[1].values, spec_.padded_out(), padded_rank_);
+  products_.b_grads = AsMatrix(factors[1].grads, spec_.padded_out(), padded_rank_);
 }
 
 void LowRankFactors::Expand(ConstTensorView inner, TensorView y, bool accumulate,
-                            ConstTensorView bias, const ProductEpilogue& epilogue, Stream& stream) const {
+                            ConstTensorView bias, const ProductEpilogue& epilogue,
+                            Stream& stream) const {
   backend_.MatMul({.a = inner,
-                   .b = b_,
+                   .b = b(),
                    .out = y,
                    .transpose_b = true,
                    .accumulate = accumulate,
@@ -56,48 +53,15 @@ void LowRankFactors::Expand(ConstTensorView inner, TensorView y, bool accumulate
                   stream);
 }
 
-void LowRankFactors::ExpandBackward(ConstTensorView inner, ConstTensorView dy, TensorView dinner,
-                                    Stream& stream) const {
-  backend_.MatMul({.a = dy, .b = inner, .out = b_grads_, .transpose_a = true, .accumulate = adds()},
-                  stream);
-  backend_.MatMul({.a = dy, .b = b_, .out = dinner, .scale = scale_}, stream);
-}
-
 void LowRankFactors::ShrinkBackward(ConstTensorView x, ConstTensorView dinner,
                                     const InputGrad& input_grad, Stream& stream) const {
-  backend_.MatMul({.a = dinner,
-                   .b = x,
-                   .out = a_grads_,
-                   .transpose_a = true,
-                   .accumulate = adds()},
-                  stream);
+  products_.ShrinkBackward(backend_, x, dinner, stream);
   if (input_grad.dx.empty()) return;
   backend_.MatMul({.a = dinner,
-                   .b = a_,
+                   .b = a(),
                    .out = input_grad.dx,
                    .accumulate = input_grad.accumulate,
                    .epilogue = input_grad.epilogue()},
-                  stream);
-}
-
-void LowRankFactors::Form(TensorView weight, Stream& stream) const {
-  backend_.MatMul({.a = b_, .b = a_, .out = weight, .scale = scale_}, stream);
-}
-
-void LowRankFactors::AddGradients(ConstTensorView dense_grads, Stream& stream) const {
-  backend_.MatMul({.a = b_,
-                   .b = dense_grads,
-                   .out = a_grads_,
-                   .transpose_a = true,
-                   .accumulate = adds(),
-                   .scale = scale_},
-                  stream);
-  backend_.MatMul({.a = dense_grads,
-                   .b = a_,
-                   .out = b_grads_,
-                   .transpose_b = true,
-                   .accumulate = adds(),
-                   .scale = scale_},
                   stream);
 }
 

@@ -1,12 +1,14 @@
 // The low-rank part of a linear: A [r, in], B [out, r] and the products with them. Where the spec
 // pads, columns of A and rows of B are zero there, and all views are as wide. The rank is padded to
-// the device's row alignment in the same way: rows of A, columns of B and of what lies between them.
+// the device's row alignment in the same way: rows of A, columns of B and of what lies between
+// them.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "trainer/linear/factor_products.h"
 #include "trainer/linear/linear.h"
 
 namespace filigree {
@@ -26,8 +28,8 @@ class LowRankFactors {
         kind_(kind),
         rank_(rank),
         padded_rank_(AlignUp(rank, backend.device().row_alignment())),
-        scale_(scale),
-        backend_(backend) {}
+        backend_(backend),
+        products_{.scale = scale} {}
 
   int64_t rank() const { return rank_; }
   // Columns of what lies between the factors.
@@ -41,7 +43,9 @@ class LowRankFactors {
   void Bind(std::span<const BoundParameter> factors);
 
   // inner [T, r] = scale * x A^T.
-  void Shrink(ConstTensorView x, TensorView inner, Stream& stream) const;
+  void Shrink(ConstTensorView x, TensorView inner, Stream& stream) const {
+    products_.Shrink(backend_, x, inner, stream);
+  }
   // y [T, out] (+)= inner B^T + bias, then `epilogue`.
   void Expand(ConstTensorView inner, TensorView y, bool accumulate, ConstTensorView bias,
               const ProductEpilogue& epilogue, Stream& stream) const;
@@ -49,33 +53,36 @@ class LowRankFactors {
   // dinner^T x to A's and computes the input's, dinner A. (The scale is Shrink's; it comes first so
   // that kernels which sum dinner A beside another product need not know of it.)
   void ExpandBackward(ConstTensorView inner, ConstTensorView dy, TensorView dinner,
-                      Stream& stream) const;
+                      Stream& stream) const {
+    products_.ExpandBackward(backend_, inner, dy, dinner, stream);
+  }
   void ShrinkBackward(ConstTensorView x, ConstTensorView dinner, const InputGrad& input_grad,
                       Stream& stream) const;
 
-  double scale() const { return scale_; }
-  // What kernels that multiply by the factors beside another product, or by several, read and write.
-  ConstTensorView a() const { return a_; }  // [padded r, padded in]
-  ConstTensorView b() const { return b_; }  // [padded out, padded r]
-  TensorView a_grads() const { return a_grads_; }
-  TensorView b_grads() const { return b_grads_; }
-  bool adds() const { return bound_.adds(); }  // BoundParameter::adds of both
-
   // weight [out, in] = scale * B A, padding zero.
-  void Form(TensorView weight, Stream& stream) const;
+  void Form(TensorView weight, Stream& stream) const { products_.Form(backend_, weight, stream); }
   // Adds the gradients of A and B, given the dense gradient G [out, in] of W: scale * B^T G and
   // scale * G A^T.
-  void AddGradients(ConstTensorView dense_grads, Stream& stream) const;
+  void AddGradients(ConstTensorView dense_grads, Stream& stream) const {
+    products_.AddGradients(backend_, dense_grads, stream);
+  }
+
+  // What products with several linears' factors, or kernels that multiply by the factors beside
+  // another product, read and write.
+  const FactorProducts& products() const { return products_; }
+  double scale() const { return products_.scale; }
+  ConstTensorView a() const { return products_.a; }  // [padded r, padded in]
+  ConstTensorView b() const { return products_.b; }  // [padded out, padded r]
+  TensorView a_grads() const { return products_.a_grads; }
+  TensorView b_grads() const { return products_.b_grads; }
+  bool adds() const { return products_.adds(); }  // BoundParameter::adds of both
 
  private:
   const LinearSpec spec_;
   const FactorKind kind_;
   const int64_t rank_, padded_rank_;
-  const double scale_;
   Backend& backend_;
-  BoundParameter bound_;    // of A; B's says the same of gradients
-  TensorView a_, a_grads_;  // [padded r, padded in]
-  TensorView b_, b_grads_;  // [padded out, padded r]
+  FactorProducts products_;
 };
 
 // Problems of a rank for this linear, or OK.

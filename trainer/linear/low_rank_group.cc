@@ -1,16 +1,17 @@
 #include "trainer/linear/low_rank_group.h"
 
-#include <utility>
+#include <optional>
 
 namespace filigree {
 namespace {
 
-// Elements from one factor to the next, or -1 where that differs between parts.
-template <typename FactorOf>
-int64_t Step(const std::vector<const LowRankFactors*>& parts, const FactorOf& factor_of) {
+// Elements from one part's view to the next one's, or -1 where that differs between parts. Without
+// gradients (inference) theirs are all null, and 0 apart.
+int64_t Step(const std::vector<const LowRankFactors*>& parts, TensorView FactorProducts::*view) {
   const auto begin = [&](size_t i) {
-    const ConstTensorView factor = factor_of(*parts[i]);
-    return reinterpret_cast<intptr_t>(factor.data()) / static_cast<intptr_t>(SizeOf(factor.dtype()));
+    const TensorView matrix = parts[i]->products().*view;
+    return reinterpret_cast<intptr_t>(matrix.data()) /
+           static_cast<intptr_t>(SizeOf(matrix.dtype()));
   };
   const int64_t step = begin(1) - begin(0);
   for (size_t i = 2; i < parts.size(); ++i) {
@@ -19,129 +20,69 @@ int64_t Step(const std::vector<const LowRankFactors*>& parts, const FactorOf& fa
   return step;
 }
 
+// One product for all parts, if they are alike.
+std::optional<FactorProducts> Joined(const std::vector<const LowRankFactors*>& parts) {
+  if (parts.size() < 2) return std::nullopt;
+  FactorProducts joined = parts.front()->products();
+  for (const LowRankFactors* part : parts) {
+    const FactorProducts& own = part->products();
+    if (own.rank() != joined.rank() || own.out() != joined.out()) return std::nullopt;
+    if (own.a.cols() != joined.a.cols() || own.scale != joined.scale) return std::nullopt;
+  }
+  joined.count = static_cast<int64_t>(parts.size());
+  joined.a_step = Step(parts, &FactorProducts::a);
+  joined.b_step = Step(parts, &FactorProducts::b);
+  joined.a_grad_step = Step(parts, &FactorProducts::a_grads);
+  joined.b_grad_step = Step(parts, &FactorProducts::b_grads);
+  const bool regular =
+      joined.a_step > 0 && joined.b_step > 0 && joined.a_grad_step >= 0 && joined.b_grad_step >= 0;
+  return regular ? std::optional(joined) : std::nullopt;
+}
+
 }  // namespace
 
-LowRankGroup::LowRankGroup(std::vector<const LowRankFactors*> parts, Backend& backend)
-    : parts_(std::move(parts)), backend_(backend) {
-  if (parts_.size() < 2) return;
-  const LowRankFactors& first = *parts_.front();
-  for (const LowRankFactors* part : parts_) {
-    if (part->padded_rank() != first.padded_rank() || part->scale() != first.scale()) return;
-    if (part->a().cols() != first.a().cols() || part->b().rows() != first.b().rows()) return;
+LowRankGroup::LowRankGroup(const std::vector<const LowRankFactors*>& parts, Backend& backend)
+    : backend_(backend) {
+  if (const std::optional<FactorProducts> joined = Joined(parts)) {
+    products_ = {*joined};
+    return;
   }
-  a_step_ = Step(parts_, [](const LowRankFactors& f) { return f.a(); });
-  b_step_ = Step(parts_, [](const LowRankFactors& f) { return f.b(); });
-  a_grad_step_ = Step(parts_, [](const LowRankFactors& f) -> ConstTensorView { return f.a_grads(); });
-  b_grad_step_ = Step(parts_, [](const LowRankFactors& f) -> ConstTensorView { return f.b_grads(); });
-  // Without gradients (inference) all of theirs are null, and 0 apart.
-  regular_ = a_step_ > 0 && b_step_ > 0 && a_grad_step_ >= 0 && b_grad_step_ >= 0;
+  for (const LowRankFactors* part : parts) products_.push_back(part->products());
 }
 
 void LowRankGroup::Shrink(ConstTensorView x, TensorView inner, Stream& stream) const {
-  if (!regular_) {
-    return ForEachPart([&](const LowRankFactors& part, int64_t column, int64_t) {
-      part.Shrink(x, inner.Cols(column, part.padded_rank()), stream);
-    });
-  }
-  const LowRankFactors& first = *parts_.front();
-  const int64_t count = static_cast<int64_t>(parts_.size()), rank = first.padded_rank();
-  backend_.MatMul({.a = x,
-                   .b = first.a(),
-                   .out = inner.Cols(0, rank),
-                   .transpose_b = true,
-                   .scale = first.scale(),
-                   .batch = {.count = count, .b = a_step_, .out = rank}},
-                  stream);
+  ForEach([&](const FactorProducts& products, int64_t column, int64_t) {
+    products.Shrink(backend_, x, inner.Cols(column, products.count * products.rank()), stream);
+  });
 }
 
 void LowRankGroup::ExpandBackward(ConstTensorView inner, ConstTensorView dy, TensorView dinner,
                                   Stream& stream) const {
-  if (!regular_) {
-    return ForEachPart([&](const LowRankFactors& part, int64_t column, int64_t out) {
-      const int64_t rank = part.padded_rank();
-      part.ExpandBackward(inner.Cols(column, rank), dy.Cols(out, part.b().rows()),
-                          dinner.Cols(column, rank), stream);
-    });
-  }
-  const LowRankFactors& first = *parts_.front();
-  const int64_t count = static_cast<int64_t>(parts_.size()), rank = first.padded_rank();
-  const int64_t out = first.b().rows();
-  backend_.MatMul({.a = dy.Cols(0, out),
-                   .b = inner.Cols(0, rank),
-                   .out = first.b_grads(),
-                   .transpose_a = true,
-                   .accumulate = first.adds(),
-                   .batch = {.count = count, .a = out, .b = rank, .out = b_grad_step_}},
-                  stream);
-  backend_.MatMul({.a = dy.Cols(0, out),
-                   .b = first.b(),
-                   .out = dinner.Cols(0, rank),
-                   .scale = first.scale(),
-                   .batch = {.count = count, .a = out, .b = b_step_, .out = rank}},
-                  stream);
+  ForEach([&](const FactorProducts& products, int64_t column, int64_t out) {
+    const int64_t width = products.count * products.rank();
+    products.ExpandBackward(backend_, inner.Cols(column, width),
+                            dy.Cols(out, products.count * products.out()),
+                            dinner.Cols(column, width), stream);
+  });
 }
 
 void LowRankGroup::ShrinkBackward(ConstTensorView x, ConstTensorView dinner, Stream& stream) const {
-  if (!regular_) {
-    return ForEachPart([&](const LowRankFactors& part, int64_t column, int64_t) {
-      part.ShrinkBackward(x, dinner.Cols(column, part.padded_rank()), {}, stream);
-    });
-  }
-  const LowRankFactors& first = *parts_.front();
-  const int64_t count = static_cast<int64_t>(parts_.size()), rank = first.padded_rank();
-  backend_.MatMul({.a = dinner.Cols(0, rank),
-                   .b = x,
-                   .out = first.a_grads(),
-                   .transpose_a = true,
-                   .accumulate = first.adds(),
-                   .batch = {.count = count, .a = rank, .out = a_grad_step_}},
-                  stream);
+  ForEach([&](const FactorProducts& products, int64_t column, int64_t) {
+    products.ShrinkBackward(backend_, x, dinner.Cols(column, products.count * products.rank()),
+                            stream);
+  });
 }
 
 void LowRankGroup::Form(TensorView weight, Stream& stream) const {
-  if (!regular_) {
-    return ForEachPart([&](const LowRankFactors& part, int64_t, int64_t out) {
-      part.Form(weight.Rows(out, part.b().rows()), stream);
-    });
-  }
-  const LowRankFactors& first = *parts_.front();
-  const int64_t count = static_cast<int64_t>(parts_.size()), out = first.b().rows();
-  backend_.MatMul({.a = first.b(),
-                   .b = first.a(),
-                   .out = weight.Rows(0, out),
-                   .scale = first.scale(),
-                   .batch = {.count = count,
-                             .a = b_step_,
-                             .b = a_step_,
-                             .out = out * weight.row_stride()}},
-                  stream);
+  ForEach([&](const FactorProducts& products, int64_t, int64_t out) {
+    products.Form(backend_, weight.Rows(out, products.count * products.out()), stream);
+  });
 }
 
 void LowRankGroup::AddGradients(ConstTensorView dense_grads, Stream& stream) const {
-  if (!regular_) {
-    return ForEachPart([&](const LowRankFactors& part, int64_t, int64_t out) {
-      part.AddGradients(dense_grads.Rows(out, part.b().rows()), stream);
-    });
-  }
-  const LowRankFactors& first = *parts_.front();
-  const int64_t count = static_cast<int64_t>(parts_.size()), out = first.b().rows();
-  const int64_t step = out * dense_grads.row_stride();
-  backend_.MatMul({.a = first.b(),
-                   .b = dense_grads.Rows(0, out),
-                   .out = first.a_grads(),
-                   .transpose_a = true,
-                   .accumulate = first.adds(),
-                   .scale = first.scale(),
-                   .batch = {.count = count, .a = b_step_, .b = step, .out = a_grad_step_}},
-                  stream);
-  backend_.MatMul({.a = dense_grads.Rows(0, out),
-                   .b = first.a(),
-                   .out = first.b_grads(),
-                   .transpose_b = true,
-                   .accumulate = first.adds(),
-                   .scale = first.scale(),
-                   .batch = {.count = count, .a = step, .b = a_step_, .out = b_grad_step_}},
-                  stream);
+  ForEach([&](const FactorProducts& products, int64_t, int64_t out) {
+    products.AddGradients(backend_, dense_grads.Rows(out, products.count * products.out()), stream);
+  });
 }
 
 }  // namespace filigree

@@ -5,41 +5,20 @@
 // attention's output and of the feed-forward would ever get a gradient.)
 #include <cmath>
 
-#include "trainer/linear/linear.h"
-#include "trainer/linear/linear_parts.h"
-#include "trainer/linear/low_rank_factors.h"
+#include "trainer/linear/thin_linear.h"
 
 namespace filigree {
 namespace {
 
-class LowRankLinear final : public Linear {
+class LowRankLinear final : public ThinLinear {
  public:
   LowRankLinear(const LinearSpec& spec, const SparsitySpec& sparsity, Backend& backend)
-      : spec_(spec),
-        scale_(sparsity.low_rank_scale()),
-        factors_(spec, FactorKind::kLowRank, sparsity.rank, scale_, backend),
-        bias_(spec, backend) {}
+      : ThinLinear(spec, FactorKind::kLowRank, sparsity.rank, sparsity.low_rank_scale(), backend) {}
 
   std::vector<Parameter> Parameters() const override {
     const double rank = static_cast<double>(factors_.rank());
-    const FactorInit init = {InitKind::kNormal,
-                             std::sqrt(spec_.init_std / (scale_ * std::sqrt(rank)))};
-    std::vector<Parameter> parameters;
-    factors_.AppendParameters(init, init, &parameters);
-    bias_.AppendParameter(&parameters);
-    return parameters;
+    return NormalFactors(std::sqrt(spec_.init_std / (factors_.scale() * std::sqrt(rank))));
   }
-
-  void Bind(std::span<const BoundParameter> parameters, TensorView) override {
-    factors_.Bind(parameters.first(2));
-    bias_.Bind(parameters);
-  }
-
-  void Materialize(Stream&) override {}
-  bool overwrites_grads() const override { return true; }
-  bool sums_input_grad() const override { return true; }
-  BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
-  bool pads() const override { return true; }
 
   int64_t inner_width() const override { return factors_.padded_rank(); }
 
@@ -55,36 +34,17 @@ class LowRankLinear final : public Linear {
     bias_.Backward(dy, stream);
     factors_.ShrinkBackward(x, inner.grads, input_grad, stream);
   }
-
-  LinearFlops flops() const override {
-    return {ProductFlops(spec_), 2.0 * static_cast<double>(factors_.count()),
-            2.0 * static_cast<double>(factors_.padded_count())};
-  }
-  LinearMemory memory(DType) const override { return {}; }
-
- private:
-  const LinearSpec spec_;
-  const double scale_;
-  LowRankFactors factors_;
-  LinearBias bias_;
 };
-
-SparseLayout DrawLayout(const LinearSpec&, const SparsitySpec&, uint64_t) { return {}; }
-
-std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec& sparsity, SparseLayout,
-                               Backend& backend) {
-  return std::make_unique<LowRankLinear>(linear, sparsity, backend);
-}
 
 }  // namespace
 
-const Parameterisation kLowRankParameterisation = {"low_rank",
-                                                   "a product of two thin factors",
-                                                   true,
-                                                   &ValidateRank,
-                                                   &DrawLayout,
-                                                   &Create,
-                                                   FactorKind::kLowRank,
-                                                   /*has_weight=*/false};
+const Parameterisation kLowRankParameterisation = {.name = "low_rank",
+                                                   .summary = "a product of two thin factors",
+                                                   .computes_stored = true,
+                                                   .validate = &ValidateRank,
+                                                   .draw_layout = &DrawNoLayout,
+                                                   .create = &CreateThin<LowRankLinear>,
+                                                   .factors = FactorKind::kLowRank,
+                                                   .has_weight = false};
 
 }  // namespace filigree

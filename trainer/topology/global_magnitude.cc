@@ -6,21 +6,15 @@
 
 namespace filigree {
 
-const TopologyRule kGlobalMagnitudeRule = {
-    .name = "global_magnitude",
-    .summary = "one magnitude threshold over all weights, with a floor",
-    .defaults =
-        [] {
-          return SparsitySpec{.distribution = "global",
-                              .curve = SparsityCurve::kCubic,
-                              .clock = Clock::kFraction,
-                              .begin = 0.2,
-                              .end = 0.75,
-                              .update_interval = 100,
-                              .min_share = 0.0005};
-        },
-    .action = &FollowCurve,
-    .sparsity = &CurveSparsity,
-    .validate = &ValidatePruning};
+const TopologyRule kGlobalMagnitudeRule =
+    PruningRule("global_magnitude", "one magnitude threshold over all weights, with a floor", [] {
+      return SparsitySpec{.distribution = "global",
+                          .curve = SparsityCurve::kCubic,
+                          .clock = Clock::kFraction,
+                          .begin = 0.2,
+                          .end = 0.75,
+                          .update_interval = 100,
+                          .min_share = 0.0005};
+    });
 
 }  // namespace filigree

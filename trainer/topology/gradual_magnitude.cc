@@ -4,19 +4,13 @@
 
 namespace filigree {
 
-const TopologyRule kGradualMagnitudeRule = {
-    .name = "gradual_magnitude",
-    .summary = "cubic schedule, lowest magnitudes of each weight",
-    .defaults =
-        [] {
-          return SparsitySpec{.curve = SparsityCurve::kCubic,
-                              .clock = Clock::kFraction,
-                              .begin = 0.2,
-                              .end = 0.75,
-                              .update_interval = 100};
-        },
-    .action = &FollowCurve,
-    .sparsity = &CurveSparsity,
-    .validate = &ValidatePruning};
+const TopologyRule kGradualMagnitudeRule =
+    PruningRule("gradual_magnitude", "cubic schedule, lowest magnitudes of each weight", [] {
+      return SparsitySpec{.curve = SparsityCurve::kCubic,
+                          .clock = Clock::kFraction,
+                          .begin = 0.2,
+                          .end = 0.75,
+                          .update_interval = 100};
+    });
 
 }  // namespace filigree

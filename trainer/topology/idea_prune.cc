@@ -6,20 +6,15 @@
 
 namespace filigree {
 
-const TopologyRule kIdeaPruneRule = {.name = "idea_prune",
-                                     .summary = "linear schedule, Taylor scores, one cosine",
-                                     .defaults =
-                                         [] {
-                                           return SparsitySpec{.distribution = "global",
-                                                               .criterion = "taylor",
-                                                               .curve = SparsityCurve::kLinear,
-                                                               .clock = Clock::kFraction,
-                                                               .begin = 0.25,
-                                                               .end = 0.5,
-                                                               .update_interval = 100};
-                                         },
-                                     .action = &FollowCurve,
-                                     .sparsity = &CurveSparsity,
-                                     .validate = &ValidatePruning};
+const TopologyRule kIdeaPruneRule =
+    PruningRule("idea_prune", "linear schedule, Taylor scores, one cosine", [] {
+      return SparsitySpec{.distribution = "global",
+                          .criterion = "taylor",
+                          .curve = SparsityCurve::kLinear,
+                          .clock = Clock::kFraction,
+                          .begin = 0.25,
+                          .end = 0.5,
+                          .update_interval = 100};
+    });
 
 }  // namespace filigree

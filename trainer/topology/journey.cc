@@ -9,20 +9,14 @@
 
 namespace filigree {
 
-const TopologyRule kJourneyRule = {
-    .name = "journey",
-    .summary = "geometric schedule on the compute clock, one magnitude threshold",
-    .defaults =
-        [] {
-          return SparsitySpec{.distribution = "global",
-                              .curve = SparsityCurve::kGeometric,
-                              .clock = Clock::kCompute,
-                              .begin = 0.25,
-                              .end = 0.75,
-                              .update_interval = 100};
-        },
-    .action = &FollowCurve,
-    .sparsity = &CurveSparsity,
-    .validate = &ValidatePruning};
+const TopologyRule kJourneyRule =
+    PruningRule("journey", "geometric schedule on the compute clock, one magnitude threshold", [] {
+      return SparsitySpec{.distribution = "global",
+                          .curve = SparsityCurve::kGeometric,
+                          .clock = Clock::kCompute,
+                          .begin = 0.25,
+                          .end = 0.75,
+                          .update_interval = 100};
+    });
 
 }  // namespace filigree

@@ -6,19 +6,7 @@
 
 namespace filigree {
 
-const TopologyRule kRiglRule = {.name = "rigl",
-                                .summary = "drop by magnitude, grow by gradient",
-                                .growth = Growth::kGradient,
-                                .defaults =
-                                    [] {
-                                      return SparsitySpec{.initial_sparsity = -1,
-                                                          .update_interval = 100,
-                                                          .drop_fraction = 0.3,
-                                                          .drop_curve = DropCurve::kCosine,
-                                                          .drop_end = 0.75};
-                                    },
-                                .action = &DropAndGrow,
-                                .sparsity = &TargetAlways,
-                                .validate = &ValidateDropAndGrow};
+const TopologyRule kRiglRule =
+    DropAndGrowRule("rigl", "drop by magnitude, grow by gradient", Growth::kGradient);
 
 }  // namespace filigree

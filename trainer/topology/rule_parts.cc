@@ -113,6 +113,14 @@ std::optional<TopologyAction> DropAndGrow(const SparsitySpec& spec, const Timeli
                         .drop_fraction = DropFractionAt(spec, timeline, step)};
 }
 
+SparsitySpec DropAndGrowDefaults() {
+  return {.initial_sparsity = -1,
+          .update_interval = 100,
+          .drop_fraction = 0.3,
+          .drop_curve = DropCurve::kCosine,
+          .drop_end = 0.75};
+}
+
 Status ValidateDropAndGrow(const SparsitySpec& spec, const Timeline& timeline) {
   if (spec.final_drop_fraction > spec.drop_fraction) {
     return Refuse("final_drop_fraction = ", spec.final_drop_fraction,

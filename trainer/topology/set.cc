@@ -5,19 +5,7 @@
 
 namespace filigree {
 
-const TopologyRule kSetRule = {.name = "set",
-                               .summary = "drop by magnitude, grow at random",
-                               .growth = Growth::kRandom,
-                               .defaults =
-                                   [] {
-                                     return SparsitySpec{.initial_sparsity = -1,
-                                                         .update_interval = 100,
-                                                         .drop_fraction = 0.3,
-                                                         .drop_curve = DropCurve::kCosine,
-                                                         .drop_end = 0.75};
-                                   },
-                               .action = &DropAndGrow,
-                               .sparsity = &TargetAlways,
-                               .validate = &ValidateDropAndGrow};
+const TopologyRule kSetRule =
+    DropAndGrowRule("set", "drop by magnitude, grow at random", Growth::kRandom);
 
 }  // namespace filigree

@@ -1,7 +1,9 @@
+#include <algorithm>
 #include <cmath>
 #include <sstream>
 #include <string>
 
+#include "trainer/linear/glob.h"
 #include "trainer/topology/criterion.h"
 #include "trainer/topology/distribution.h"
 #include "trainer/topology/plan.h"
@@ -17,6 +19,7 @@ class Validator {
   void CheckPhase(int index) {
     const PhaseSpec& phase = run_.phases[index];
     CheckRewind(index);
+    CheckPatterns(phase);
     for (const TopologyEntry& entry : EntriesOf(linears_, phase)) {
       place_ = "phase " + phase.name + ", sparsity with rule " + entry.spec.rule + ": ";
       if (const Status status = entry.rule->validate(entry.spec, TimelineOf(phase)); !status.ok()) {
@@ -40,6 +43,22 @@ class Validator {
     (problems_ << ... << parts);
   }
 
+  // A pattern that no weight has would leave what it was meant for dense without a word.
+  void CheckPatterns(const PhaseSpec& phase) {
+    place_ = "phase " + phase.name + ", sparsity: ";
+    for (const SparsitySpec& spec : phase.sparsity) {
+      for (const std::string& pattern : spec.include) {
+        const auto matches = [&](const LinearSpec& linear) {
+          return GlobMatches(pattern, linear.name + ".weight");
+        };
+        if (std::any_of(linears_.begin(), linears_.end(), matches)) continue;
+        Add("include = \"", pattern,
+            "\" matches no weight that can be sparse; those are called as ", linears_.front().name,
+            ".weight");
+      }
+    }
+  }
+
   // Cross-checks between the rule, its criterion and the phase.
   void CheckEntry(int index, const TopologyEntry& entry) {
     const PhaseSpec& phase = run_.phases[index];
@@ -50,10 +69,20 @@ class Validator {
       Add("it needs gradients, and the phase is frozen (schedule.lr = 0); set a learning rate or "
           "take a rule and criterion without gradients");
     }
+    if (spec.distribution != "global" && spec.min_density > 0) {
+      Add("min_density = ", spec.min_density, " is a floor under one threshold over all weights, ",
+          "which distribution ", spec.distribution, " has not; leave it out or take global");
+    }
     const bool at_start = spec.rule == "one_shot" || spec.rule == "iterative_magnitude";
     if ((spec.criterion == "snip" || criterion.needs_hessian) && !at_start) {
       Add("criterion = ", spec.criterion,
           " scores a network at a phase's start; take rule one_shot, ", "or criterion taylor");
+    }
+    const bool unmoved =
+        phase.schedule.lr == 0 || (at_start && index == 0 && run_.init_from.empty());
+    if (spec.criterion == "movement" && unmoved) {
+      Add("criterion = movement ranks weights by how they moved, and here nothing moves before it; "
+          "set a learning rate, prune later, or take magnitude");
     }
     if (spec.criterion == "movement" && entry.rule->growth != Growth::kNone) {
       Add("criterion = movement measures from initial values, which grown weights do not have; "
