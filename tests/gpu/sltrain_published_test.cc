@@ -1,20 +1,20 @@
 // SLTrain on the GPU against the published implementation: 50 steps from its own checkpoint.
-#include "tests/parity/published_sltrain.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <vector>
 
 #include "tests/gpu/gpu_testing.h"
+#include "tests/parity/published_sltrain.h"
 
 namespace filigree {
 namespace {
 
 class GpuSltrainPublishedTest : public GpuTest {};
 
-// Products are bf16 here as there, so how far the published code's own bf16 losses are from its double
-// precision is the noise that ours may have, with fp32 master weights and in pure bf16 alike.
+// Products are bf16 here as there, so how far the published code's own bf16 losses are from its
+// double precision is the noise that ours may have, with fp32 master weights and in pure bf16
+// alike.
 TEST_F(GpuSltrainPublishedTest, FiftyLossesAgreeToTheNoiseOfBf16) {
   const PublishedSltrain published(FILIGREE_SOURCE_DIR);
   const std::vector<double> exact = published.losses("f64");
