@@ -85,9 +85,8 @@ void PrintPhase(const PhasePlan& phase) {
                 FormatCount(phase.average_parameters).c_str(),
                 count(phase.parameters_final).c_str());
   }
-  std::printf("  operations   %s dense-equivalent, %s by method, %s executed (FLOPs)\n",
-              FormatCount(phase.flops.dense_equivalent).c_str(),
-              FormatCount(phase.flops.method).c_str(), FormatCount(phase.flops.executed).c_str());
+  std::printf("  operations   %.3g dense-equivalent, %.3g by method, %.3g executed (FLOPs)\n",
+              phase.flops.dense_equivalent, phase.flops.method, phase.flops.executed);
   std::printf("  exchange     %s a step: sparsified %s, dense %s\n",
               size(phase.exchanged.total()).c_str(),
               size(phase.exchanged.sparsified_grads + phase.exchanged.sparsified_values).c_str(),
@@ -192,8 +191,10 @@ void ApplyLink(const PlanCommand& command, LinkSpec* link) {
   link->gpus_per_node = command.gpus_per_node.value_or(link->gpus_per_node);
 }
 
-void Print(const RunPlan& plan, int ranks) {
-  std::printf("%d rank%s\n", ranks, ranks == 1 ? "" : "s");
+void Print(const RunPlan& plan, int ranks, const Device& device) {
+  std::printf("%d rank%s on %s, values in %s\n", ranks, ranks == 1 ? "" : "s",
+              std::string(device.name()).c_str(),
+              std::string(NameOf(device.compute_dtype())).c_str());
   for (const PhasePlan& phase : plan.phases) {
     PrintPhase(phase);
     PrintDensity(phase);
@@ -241,7 +242,7 @@ Status PlanCommand::Run() const {
     if (!scaling.empty()) result["scaling"] = ScalingJson(assumptions, scaling);
     std::printf("%s\n", result.dump(1).c_str());
   } else {
-    Print(plan, ranks);
+    Print(plan, ranks, *session.device);
     if (!scaling.empty()) PrintScaling(run, assumptions, scaling);
   }
   return OkStatus();

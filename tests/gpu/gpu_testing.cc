@@ -20,21 +20,31 @@ void Put(std::byte* bytes, int64_t index, T value) {
 
 void Store(std::byte* bytes, DType dtype, int64_t index, double value) {
   switch (dtype) {
-    case DType::kF32: return Put(bytes, index, static_cast<float>(value));
-    case DType::kF64: return Put(bytes, index, value);
-    case DType::kBF16: return Put(bytes, index, BFloat16(static_cast<float>(value)));
-    case DType::kI32: return Put(bytes, index, static_cast<int32_t>(value));
-    default: CHECK(false) << NameOf(dtype);
+    case DType::kF32:
+      return Put(bytes, index, static_cast<float>(value));
+    case DType::kF64:
+      return Put(bytes, index, value);
+    case DType::kBF16:
+      return Put(bytes, index, BFloat16(static_cast<float>(value)));
+    case DType::kI32:
+      return Put(bytes, index, static_cast<int32_t>(value));
+    default:
+      CHECK(false) << NameOf(dtype);
   }
 }
 
 double Fetch(const std::byte* bytes, DType dtype, int64_t index) {
   switch (dtype) {
-    case DType::kF32: return reinterpret_cast<const float*>(bytes)[index];
-    case DType::kF64: return reinterpret_cast<const double*>(bytes)[index];
-    case DType::kBF16: return static_cast<float>(reinterpret_cast<const BFloat16*>(bytes)[index]);
-    case DType::kI32: return reinterpret_cast<const int32_t*>(bytes)[index];
-    default: CHECK(false) << NameOf(dtype);
+    case DType::kF32:
+      return reinterpret_cast<const float*>(bytes)[index];
+    case DType::kF64:
+      return reinterpret_cast<const double*>(bytes)[index];
+    case DType::kBF16:
+      return static_cast<float>(reinterpret_cast<const BFloat16*>(bytes)[index]);
+    case DType::kI32:
+      return reinterpret_cast<const int32_t*>(bytes)[index];
+    default:
+      CHECK(false) << NameOf(dtype);
   }
 }
 
@@ -129,8 +139,8 @@ void Mirror::Upload() {
   if (buffer_.data() == nullptr) buffer_ = device.Allocate(bytes.size(), "test");
   const auto count = static_cast<int64_t>(bytes.size());
   const auto stream = device.NewStream();
-  device.CopyAsync(buffer_.View(DType::kU8, count), ConstTensorView(bytes.data(), DType::kU8, {count}),
-                   *stream);
+  device.CopyAsync(buffer_.View(DType::kU8, count),
+                   ConstTensorView(bytes.data(), DType::kU8, {count}), *stream);
   stream->Synchronize();
 }
 

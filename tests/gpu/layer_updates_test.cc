@@ -8,6 +8,7 @@
 
 #include "comm/bootstrap.h"
 #include "tests/gpu/gpu_testing.h"
+#include "tests/gpu/small_model.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
@@ -18,19 +19,8 @@ constexpr int64_t kSequences = 4;
 constexpr int64_t kSeqLen = 128;
 
 RunSpec SmallRun(ModelFamily family, StateFormat state, bool per_layer) {
-  const bool llama = family == ModelFamily::kLlama;
   RunSpec run;
-  run.model = {.family = family,
-               .layers = 3,
-               .width = 256,
-               .heads = 4,
-               .kv_heads = llama ? 2 : 4,
-               .head_size = 64,
-               .feed_forward = 512,
-               .vocab_size = 500,
-               .padded_vocab_size = 512,
-               .max_positions = kSeqLen,
-               .tied_head = !llama};
+  run.model = SmallGpuModel(family, /*layers=*/3, kSeqLen);
   run.deterministic = true;
   SparsitySpec sparsity;
   sparsity.include = {"layers.*"};
@@ -47,7 +37,8 @@ RunSpec SmallRun(ModelFamily family, StateFormat state, bool per_layer) {
   phase.optimizer.state = state;
   phase.optimizer.per_layer = per_layer;
   phase.sparsity = {sparsity};
-  // One bucket a unit in both runs: where the places of a group's parts differ, so may the products' kernels.
+  // One bucket a unit in both runs: where the places of a group's parts differ, so may the
+  // products' kernels.
   run.bucket_megabytes = 100;
   run.phases = {phase};
   return run;

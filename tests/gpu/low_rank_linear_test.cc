@@ -1,5 +1,6 @@
-// Linears with low-rank factors and with weights formed from what is stored, alone and in groups, on both devices from the same flat buffers:
-// outputs, input gradients and every parameter's gradient.
+// Linears with low-rank factors and with weights formed from what is stored, alone and in groups,
+// on both devices from the same flat buffers: outputs, input gradients and every parameter's
+// gradient.
 #include <memory>
 #include <string>
 #include <vector>
@@ -48,7 +49,11 @@ std::vector<LinearCase> Cases() {
   return {
       {"factored, joined", Blocks(64, 128, 128, factored), {256, 256, 256}, 384, 300},
       {"factored, joined, blocks of 64", Blocks(128, 64, 64, factored), {320, 320}, 256, 520},
-      {"factored, parts of different widths", Blocks(64, 64, 64, factored), {256, 64, 64}, 256, 256},
+      {"factored, parts of different widths",
+       Blocks(64, 64, 64, factored),
+       {256, 64, 64},
+       256,
+       256},
       {"factored, alone", Blocks(64, 128, 64, factored), {384}, 512, 300},
       {"factored, rank 8", Blocks(8, 64, 64, factored), {128, 128}, 192, 200},
       {"factored, edge blocks of 32", Blocks(24, 32, 32, factored), {104}, 72, 130},
@@ -132,7 +137,8 @@ class GpuLinearTest : public GpuTest {
     Mirror grads = Mirror::Of(1, count, DType::kF32, std::vector<double>(count, 0.0));
     Mirror x = Mirror::Random(c.tokens, c.in, DType::kBF16, 2);
     // Padding of outputs and of their gradients is zero.
-    std::vector<double> gradient = Mirror::Random(c.tokens, here.out(), DType::kBF16, 3).Reference();
+    std::vector<double> gradient =
+        Mirror::Random(c.tokens, here.out(), DType::kBF16, 3).Reference();
     int64_t begin = 0;
     for (int64_t out : c.outs) {
       for (int64_t t = 0; t < c.tokens; ++t) {
@@ -163,8 +169,8 @@ class GpuLinearTest : public GpuTest {
       for (size_t i = 0; i < group.parts().size(); ++i) {
         std::vector<BoundParameter> bound;
         for (const auto& [first, size] : segments.of_part[i]) {
-          bound.push_back({view(values).Flat().Range(first, size),
-                           view(grads).Flat().Range(first, size)});
+          bound.push_back(
+              {view(values).Flat().Range(first, size), view(grads).Flat().Range(first, size)});
         }
         group.parts()[i]->Bind(bound, scratch);
       }

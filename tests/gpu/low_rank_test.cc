@@ -1,4 +1,5 @@
-// Blocked products with factors beside the weight, and stored cells added to a dense weight in place.
+// Blocked products with factors beside the weight, and stored cells added to a dense weight in
+// place.
 #include <limits>
 
 #include "kernels/sparse/random_layout.h"
@@ -21,11 +22,11 @@ const FactorCase kCases[] = {
     {256, 192, 64, 64, 0.3, 256, 1023, true},
     {1024, 1024, 128, 128, 0.03, 64, 513, true},  // rows and columns without blocks
     {640, 512, 64, 64, 0.13, 64, 1500, true},
-    {512, 384, 128, 128, 0.4, 8, 512, false},    // ranks that are no whole step
+    {512, 384, 128, 128, 0.4, 8, 512, false},  // ranks that are no whole step
     {256, 192, 64, 64, 0.3, 72, 300, false},
-    {512, 384, 128, 128, 0.4, 64, 40, false},    // few tokens
-    {256, 256, 64, 64, 0.0, 64, 256, false},     // nothing stored
-    {136, 168, 32, 64, 0.5, 24, 130, false},     // blocks of 32, edges
+    {512, 384, 128, 128, 0.4, 64, 40, false},  // few tokens
+    {256, 256, 64, 64, 0.0, 64, 256, false},   // nothing stored
+    {136, 168, 32, 64, 0.5, 24, 130, false},   // blocks of 32, edges
     {104, 72, 32, 32, 0.6, 8, 33, false},
 };
 
@@ -46,13 +47,13 @@ class GpuLowRankTest : public GpuTest {
   }
 
   static void Run(const FactorCase& c, bool transposed, const Options& o) {
-    const SparseLayout layout = RandomUniformBlocks(c.out, c.in, c.block_out, c.block_in, c.density,
-                                                    3, "beside factors");
+    const SparseLayout layout =
+        RandomUniformBlocks(c.out, c.in, c.block_out, c.block_in, c.density, 3, "beside factors");
     const auto there = gpu().PrepareLayout(layout), here = cpu().PrepareLayout(layout);
     const int64_t width = transposed ? c.in : c.out;
     // Edge blocks' padding may hold anything.
-    Mirror values = Draw({.integers = o.integers}, 1, std::max<int64_t>(layout.stored_count(), 1), 1,
-                         0.1);
+    Mirror values =
+        Draw({.integers = o.integers}, 1, std::max<int64_t>(layout.stored_count(), 1), 1, 0.1);
     Mirror factor = transposed ? Draw({.integers = o.integers}, c.rank, c.in, 6, 0.1)
                                : Draw({.integers = o.integers}, c.out, c.rank, 6, 0.1);
     Mirror in = Draw(o, c.tokens, transposed ? c.out : c.in, 2);
@@ -135,8 +136,8 @@ TEST_F(GpuLowRankTest, BiasAndEpilogues) {
   }
 }
 
-// Three weights joined, with factors of different ranks: theirs lie among other values, as in a flat
-// buffer. Against the reference part by part.
+// Three weights joined, with factors of different ranks: theirs lie among other values, as in a
+// flat buffer. Against the reference part by part.
 TEST_F(GpuLowRankTest, FactorsOfJoinedWeights) {
   constexpr int64_t kIn = 384, kTokens = 300, kParts = 3;
   for (const bool equal_ranks : {true, false}) {

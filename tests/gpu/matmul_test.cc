@@ -20,7 +20,8 @@ struct Case {
     std::ostringstream text;
     text << shape.m << "x" << shape.n << "x" << shape.k << (transpose_a ? " a^T" : "")
          << (transpose_b ? " b^T" : "") << (accumulate ? " accumulate" : "")
-         << (bias ? " bias" : "") << " to " << NameOf(out) << ", gap " << gap << ", scale " << scale;
+         << (bias ? " bias" : "") << " to " << NameOf(out) << ", gap " << gap << ", scale "
+         << scale;
     return text.str();
   }
 };
@@ -45,8 +46,8 @@ class GpuMatMulTest : public GpuTest {
     Mirror operand = draw(m, n, c.out, 5, 1);
     Mirror pre = Mirror::Output(m, n, c.out, c.gap);
     const bool sums_output = epilogue != Epilogue::kNone && c.out == DType::kBF16;
-    Mirror sums = c.accumulate ? Mirror::Random(1, n, DType::kF32, 6)
-                               : Mirror::Output(1, n, DType::kF32);
+    Mirror sums =
+        c.accumulate ? Mirror::Random(1, n, DType::kF32, 6) : Mirror::Output(1, n, DType::kF32);
     const auto args = [&](bool gpu) {
       const auto view = [&](Mirror& mirror) { return gpu ? mirror.gpu() : mirror.cpu(); };
       MatMulArgs args = {.a = view(a),
@@ -83,14 +84,14 @@ class GpuMatMulTest : public GpuTest {
 constexpr Shape kShapes[] = {{256, 512, 384}, {1, 64, 64}, {64, 1, 40},   {8, 8, 8},
                              {129, 72, 200},  {33, 17, 5}, {7, 257, 129}, {1000, 50, 3}};
 
-// The products of a group of thin factors: a shared operand, operands and outputs that interleave by
-// columns, and rows of others between the outputs, which keep their values.
+// The products of a group of thin factors: a shared operand, operands and outputs that interleave
+// by columns, and rows of others between the outputs, which keep their values.
 TEST_F(GpuMatMulTest, BatchesAreProductsOneByOne) {
   struct Batch {
     int64_t count, m, n, k;
   };
-  for (const auto [count, m, n, k] : {Batch{3, 200, 64, 128}, Batch{2, 1024, 256, 512},
-                                      Batch{3, 77, 8, 40}}) {
+  for (const auto [count, m, n, k] :
+       {Batch{3, 200, 64, 128}, Batch{2, 1024, 256, 512}, Batch{3, 77, 8, 40}}) {
     for (const DType to : {DType::kBF16, DType::kF32}) {
       for (const bool accumulate : {false, true}) {
         const std::string what = std::to_string(count) + " of " + std::to_string(m) + "x" +
@@ -180,12 +181,14 @@ TEST_F(GpuMatMulTest, EpiloguesFusedAndNot) {
   Run({.shape = {256, 512, 384}, .accumulate = true}, Epilogue::kGeluBackward, false);
 }
 
-// 0.5 is exact and leaves bias and what is added to alone, so integers show whether it was applied once.
+// 0.5 is exact and leaves bias and what is added to alone, so integers show whether it was applied
+// once.
 TEST_F(GpuMatMulTest, ScaleIsOfTheProductAlone) {
   for (const Shape& shape : kShapes) {
     Run({.shape = shape, .transpose_b = true, .accumulate = true, .out = DType::kF32, .scale = 0.5},
         Epilogue::kNone, true);
-    Run({.shape = shape, .transpose_b = true, .bias = true, .scale = -2.75}, Epilogue::kNone, false);
+    Run({.shape = shape, .transpose_b = true, .bias = true, .scale = -2.75}, Epilogue::kNone,
+        false);
   }
 }
 

@@ -1,6 +1,7 @@
-// Whole decoders on the GPU in bf16 against the CPU's in double precision: losses and the gradient of
-// every parameter, both families, every parameterisation of the registry. The operations are tested one
-// by one elsewhere; here the question is whether the model puts them together alike on both devices.
+// Whole decoders on the GPU in bf16 against the CPU's in double precision: losses and the gradient
+// of every parameter, both families, every parameterisation of the registry. The operations are
+// tested one by one elsewhere; here the question is whether the model puts them together alike on
+// both devices.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -10,6 +11,7 @@
 #include "comm/flat_buffer.h"
 #include "kernels/base/rng.h"
 #include "tests/gpu/gpu_testing.h"
+#include "tests/gpu/small_model.h"
 #include "trainer/linear/linear.h"
 #include "trainer/model/model.h"
 #include "trainer/read_floats.h"
@@ -20,21 +22,6 @@ namespace {
 constexpr int64_t kSequences = 3;
 constexpr int64_t kSeqLen = 128;
 
-ModelSpec Small(ModelFamily family) {
-  const bool llama = family == ModelFamily::kLlama;
-  return {.family = family,
-          .layers = 2,
-          .width = 256,
-          .heads = 4,
-          .kv_heads = llama ? 2 : 4,
-          .head_size = 64,
-          .feed_forward = 512,
-          .vocab_size = 500,
-          .padded_vocab_size = 512,
-          .max_positions = kSeqLen,
-          .tied_head = !llama};
-}
-
 std::vector<SparsitySpec> HalfOf(std::string_view parameterisation) {
   SparsitySpec sparsity;
   sparsity.parameterisation = std::string(parameterisation);
@@ -44,18 +31,20 @@ std::vector<SparsitySpec> HalfOf(std::string_view parameterisation) {
   return {sparsity};
 }
 
-// A model on one device with its state. Values are drawn by logical place and rounded to bf16, so that both
-// sides hold the same numbers.
+// A model on one device with its state. Values are drawn by logical place and rounded to bf16, so
+// that both sides hold the same numbers.
 class Side {
  public:
-  Side(Device& device, Backend& backend, const ModelSpec& spec, const std::vector<SparsitySpec>& sparsity)
+  Side(Device& device, Backend& backend, const ModelSpec& spec,
+       const std::vector<SparsitySpec>& sparsity)
       : device_(device),
         stream_(device.NewStream()),
         model_(Model::Create(spec, sparsity, /*seed=*/3, {}, backend)) {
     std::vector<SegmentSpec> segments;
-    for (const Parameter& p : model_->parameters()) segments.push_back({.count = p.segment_count()});
-    buffer_ = FlatBuffer(device_, FlatLayout::Build(segments, 1, 1 << 20), 0, device.compute_dtype(),
-                         DType::kF32, *stream_);
+    for (const Parameter& p : model_->parameters())
+      segments.push_back({.count = p.segment_count()});
+    buffer_ = FlatBuffer(device_, FlatLayout::Build(segments, 1, 1 << 20), 0,
+                         device.compute_dtype(), DType::kF32, *stream_);
     model_->Bind(buffer_);
     model_->ReserveActivations(kSequences, kSeqLen, /*training=*/true);
     for (size_t i = 0; i < parameters().size(); ++i) Draw(static_cast<int>(i));
@@ -71,9 +60,10 @@ class Side {
     const TensorView both = ids.View(DType::kI32, 2 * count);
     const DeviceBuffer losses = device_.Allocate(count * sizeof(float), "test");
     const TensorView loss_view = losses.View(DType::kF32, count);
-    device_.CopyAsync(both.Range(0, count), ConstTensorView(tokens.data(), DType::kI32, {count}), *stream_);
-    device_.CopyAsync(both.Range(count, count), ConstTensorView(targets.data(), DType::kI32, {count}),
+    device_.CopyAsync(both.Range(0, count), ConstTensorView(tokens.data(), DType::kI32, {count}),
                       *stream_);
+    device_.CopyAsync(both.Range(count, count),
+                      ConstTensorView(targets.data(), DType::kI32, {count}), *stream_);
     model_->ForwardBackward(
         {.tokens = both.Range(0, count), .targets = both.Range(count, count), .seq_len = kSeqLen},
         1.0 / static_cast<double>(count), loss_view, *stream_);
@@ -94,14 +84,15 @@ class Side {
     std::vector<BFloat16> rounded(values.size());
     for (size_t slot = 0; slot < logical.size(); ++slot) {
       if (logical[slot] < 0) continue;
-      rounded[slot] = BFloat16(
-          static_cast<float>(mean + 0.05 * RandomNormal(11, RngStream("parity", p.name), logical[slot])));
+      rounded[slot] = BFloat16(static_cast<float>(
+          mean + 0.05 * RandomNormal(11, RngStream("parity", p.name), logical[slot])));
       values[slot] = static_cast<float>(rounded[slot]);
     }
     const bool bf16 = device_.compute_dtype() == DType::kBF16;
     const void* data = bf16 ? static_cast<const void*>(rounded.data()) : values.data();
     device_.CopyAsync(buffer_.Values(index),
-                      ConstTensorView(data, device_.compute_dtype(), {p.segment_count()}), *stream_);
+                      ConstTensorView(data, device_.compute_dtype(), {p.segment_count()}),
+                      *stream_);
     stream_->Synchronize();
   }
 
@@ -128,12 +119,13 @@ Difference Compare(const std::vector<float>& found, const std::vector<float>& ex
 class GpuModelTest : public GpuTest, public ::testing::WithParamInterface<ModelFamily> {};
 
 TEST_P(GpuModelTest, LossAndEveryGradientFollowTheCpu) {
-  const ModelSpec spec = Small(GetParam());
+  const ModelSpec spec = SmallGpuModel(GetParam(), /*layers=*/2, kSeqLen);
   std::vector<int32_t> tokens, targets;
   for (int64_t t = 0; t < kSequences * kSeqLen; ++t) {
     tokens.push_back(static_cast<int32_t>(RandomBits(1, RngStream("tokens"), t) % spec.vocab_size));
-    targets.push_back(
-        t % 5 == 3 ? -1 : static_cast<int32_t>(RandomBits(1, RngStream("targets"), t) % spec.vocab_size));
+    targets.push_back(t % 5 == 3 ? -1
+                                 : static_cast<int32_t>(RandomBits(1, RngStream("targets"), t) %
+                                                        spec.vocab_size));
   }
   CpuDevice host(DType::kF32);
   CpuBackend reference(host);
@@ -142,8 +134,8 @@ TEST_P(GpuModelTest, LossAndEveryGradientFollowTheCpu) {
     Side expected(host, reference, spec, HalfOf(row.name));
     Side found(device(), gpu(), spec, HalfOf(row.name));
     const double loss = expected.LossAndGradients(tokens, targets);
-    // Activations and products are rounded to 2^-9 on the GPU; errors of a few hundred roundings in a row
-    // partly cancel. A missing term, scale or transposition is a matter of whole gradients.
+    // Activations and products are rounded to 2^-9 on the GPU; errors of a few hundred roundings in
+    // a row partly cancel. A missing term, scale or transposition is a matter of whole gradients.
     EXPECT_NEAR(found.LossAndGradients(tokens, targets), loss, 2e-3 * loss);
     double largest = 0;
     for (size_t i = 0; i < expected.parameters().size(); ++i) {
@@ -154,8 +146,9 @@ TEST_P(GpuModelTest, LossAndEveryGradientFollowTheCpu) {
     for (size_t i = 0; i < expected.parameters().size(); ++i) {
       const auto index = static_cast<int>(i);
       const Difference d = Compare(found.Gradient(index), expected.Gradient(index));
-      // A bias of keys shifts all of a query's scores alike, which softmax ignores: its gradient is zero,
-      // and what rounding leaves of it is held against the model's gradients instead of its own.
+      // A bias of keys shifts all of a query's scores alike, which softmax ignores: its gradient is
+      // zero, and what rounding leaves of it is held against the model's gradients instead of its
+      // own.
       EXPECT_LE(d.error, 0.03 * d.size + 1e-3 * largest) << expected.parameters()[i].name;
     }
   }

@@ -210,6 +210,7 @@ class TopologyTest(SystemTest):
                 (["update_interval: 1000"], "longer than the phase"),
                 (['criterion: "taste"'], 'unknown criterion "taste"'),
                 (['distribution: "even"'], 'unknown distribution "even"'),
+                (['include: "layer.*"'], 'include = "layer.*" matches no weight'),
                 (["growth_ramp_steps: -1"], "growth_ramp_steps must not be negative")):
             name = "gradual_magnitude" if words is None else "rigl"
             path = self.write("bad.textproto", self.run_config(rule(name, *fields)))

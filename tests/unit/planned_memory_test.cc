@@ -1,0 +1,120 @@
+// What `plan` says of bytes and memory against what states, updates and teachers hold.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <vector>
+
+#include "tests/unit/training_state_testing.h"
+#include "trainer/planner.h"
+#include "trainer/state_succession.h"
+#include "trainer/teacher.h"
+#include "trainer/topology_updater.h"
+
+namespace filigree {
+namespace {
+
+TEST_F(TrainerTest, PlannedBytesOfSparsifiedWeightsAreAQuarter) {
+  RunSpec run = OddRun();
+  // Blocks that divide the widths: exactly a quarter.
+  run.model.width = 64;
+  run.model.head_size = 16;
+  run.model.heads = 4;
+  run.model.kv_heads = 2;
+  run.model.feed_forward = 128;
+  const RunPlan plan = PlanRun(run, 2, backend_);
+  int64_t sparsifiable = 0;
+  const auto dense = MakeState(run, 1);
+  for (const Parameter& p : dense->parameters()) {
+    if (p.sparsifiable) sparsifiable += p.logical_count();
+  }
+  const PhasePlan& sparse = plan.phases[0];
+  EXPECT_EQ(sparse.sparsity, 0.75);
+  EXPECT_EQ(sparse.parameters_logical - sparse.parameters_stored, sparsifiable * 3 / 4);
+  EXPECT_NEAR(static_cast<double>(sparse.exchanged.sparsified_grads), sparsifiable * 4 / 4.0,
+              0.05 * static_cast<double>(sparsifiable));
+  EXPECT_EQ(plan.average_density(), (0.25 + 1.0) / 2);
+}
+
+TEST_F(TrainerTest, PlannedMemoryIsWhatAStateHolds) {
+  const RunSpec run = OddRun();
+  const RunPlan plan = PlanRun(run, 1, backend_);
+  for (int phase = 0; phase < 2; ++phase) {
+    auto state = MakeState(run, phase);
+    const auto held = device_.memory_usage().bytes_by_kind;
+    for (const char* kind : {"values", "grads", "moments", "activations"}) {
+      EXPECT_EQ(static_cast<int64_t>(held.at(kind)), plan.phases[phase].memory_bytes.at(kind))
+          << kind << " of phase " << phase;
+    }
+  }
+}
+
+// The peak of an update is the new state beside the old one, or the dense gradients before it.
+TEST_F(TrainerTest, PlannedMemoryOfAnUpdateIsItsPeak) {
+  for (const char* rule : {"set", "rigl"}) {
+    RunSpec run = OddRun();
+    run.phases.resize(1);
+    SparsitySpec& spec = run.phases[0].sparsity[0];
+    spec.rule = rule;
+    spec.drop_fraction = 0.3;
+    spec.update_interval = 2;
+    spec.initial_sparsity = spec.sparsity;
+    const RunPlan plan = PlanRun(run, 1, backend_);
+    CpuDevice device;
+    CpuBackend backend(device);
+    const auto stream = device.NewStream();
+    StateSuccession state(run, *communicator_, backend, *stream);
+    ASSERT_TRUE(state.Build(0, nullptr).ok());
+    TopologyUpdater updater(run, *communicator_, backend);
+    updater.BeginPhase(0);
+    updater.StartCollecting(state->model(), 2, *stream);
+    updater.FinishCollecting(state->model(), *stream);
+    const auto update = updater.Propose(*state, 2, *stream);
+    ASSERT_TRUE(update.changed());
+    state.ChangeLayouts(update.layouts, 2);
+    const auto peak = static_cast<double>(device.memory_usage().peak_bytes);
+    const auto planned = static_cast<double>(plan.phases[0].memory_total());
+    EXPECT_NEAR(peak / planned, 1, 0.02) << rule << ": held " << peak << ", planned " << planned;
+  }
+}
+
+TEST_F(TrainerTest, PlannedMemoryOfCompactStateIsWhatItHolds) {
+  std::vector<int64_t> moments;
+  for (const RunSpec& run : CompactRuns()) {
+    const RunPlan plan = PlanRun(run, 1, backend_);
+    auto state = MakeState(run, 0);
+    const auto held = device_.memory_usage().bytes_by_kind;
+    for (const char* kind : {"values", "grads", "moments"}) {
+      EXPECT_EQ(static_cast<int64_t>(held.at(kind)), plan.phases[0].memory_bytes.at(kind)) << kind;
+    }
+    moments.push_back(plan.phases[0].memory_bytes.at("moments"));
+  }
+  EXPECT_EQ(moments[1] * 2, moments[0]);
+  EXPECT_LT(moments[2], moments[1]);
+  EXPECT_LT(moments[3], moments[2]);
+}
+
+TEST_F(TrainerTest, PlannedTeacherIsWhatItHolds) {
+  RunSpec run = OddRun();
+  const std::string directory = ::testing::TempDir() + "filigree-teacher/step_00000001";
+  {
+    auto state = MakeState(run, 0);
+    state->InitializeValues(*stream_);
+    CheckpointInfo info;
+    info.model = run.model;
+    ASSERT_TRUE(state->Save(directory, info, "", *stream_).ok());
+  }
+  run.phases[1].distillation.teacher = directory;
+  const auto teachers = OpenTeachers(run);
+  ASSERT_TRUE(teachers.ok()) << teachers.status().message();
+  const RunPlan plan = PlanRun(run, 1, backend_, *teachers);
+  EXPECT_EQ(plan.phases[0].memory_bytes.count("teacher"), 0u);
+  const auto before = static_cast<int64_t>(device_.memory_usage().total_bytes);
+  const auto teacher = Teacher::Load(run.phases[1], backend_, *stream_);
+  ASSERT_TRUE(teacher.ok()) << teacher.status().message();
+  EXPECT_EQ(static_cast<int64_t>(device_.memory_usage().total_bytes) - before,
+            plan.phases[1].memory_bytes.at("teacher"));
+  std::filesystem::remove_all(std::filesystem::path(directory).parent_path());
+}
+
+}  // namespace
+}  // namespace filigree
