@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "trainer/checkpoint/merged_weight.h"
 #include "trainer/model/model.h"
 #include "trainer/pruning/ramp.h"
 #include "trainer/sample_tree.h"
@@ -197,10 +198,21 @@ void FollowPruning(const RunSpec& run, int index, PhasePlan* plan) {
   plan->average_parameters -= fewer;
   plan->parameters_final = course.last;
   const double flops = 2.0 * kForwardAndBackward * fewer * static_cast<double>(plan->tokens);
-  for (double* kind :
-       {&plan->flops.dense_equivalent, &plan->flops.method, &plan->flops.executed}) {
+  for (double* kind : {&plan->flops.dense_equivalent, &plan->flops.method, &plan->flops.executed}) {
     *kind -= flops;
   }
+}
+
+int64_t SingleWeightsBesideFactors(const std::vector<Parameter>& parameters,
+                                   const std::vector<LinearSpec>& linears) {
+  int64_t count = 0;
+  for (const LinearSpec& linear : linears) {
+    const WeightParts parts = FindWeightParts(parameters, linear.name + ".weight");
+    if (!parts.has_factors() || parts.weight < 0) continue;
+    const SparseLayout& weight = parameters[parts.weight].layout;
+    if (weight.kind() == LayoutKind::kUnstructured) count += weight.nonzero_count();
+  }
+  return count;
 }
 
 PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) {
@@ -222,6 +234,7 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   for (const Parameter& parameter : model->parameters()) {
     plan.parameters_stored += parameter.layout.nonzero_count();
   }
+  plan.parameters_indexed = SingleWeightsBesideFactors(model->parameters(), linears);
   plan.sparsity = CountSparsity(model->parameters()).sparsity();
   plan.average_parameters = static_cast<double>(plan.parameters_stored);
   plan.flops = Scale(ForwardFlopsPerToken(*model, phase.batch.seq_len),

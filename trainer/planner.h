@@ -28,6 +28,7 @@ struct PhasePlan {
   int64_t parameters_logical = 0;  // of the dense model
   int64_t parameters_stored = 0;   // trained values; neither edge nor vocabulary padding
   int64_t parameters_final = 0;    // stored at its end: fewer where it prunes
+  int64_t parameters_indexed = 0;  // of the stored, single weights beside low-rank factors
   double sparsity = 0;             // over the sparsifiable weights, when the phase begins
   // Over the steps of the phase; where the topology does not move, of its one layout.
   double average_density = 0;     // of the sparsifiable weights
@@ -51,6 +52,11 @@ struct PhasePlan {
   // or the new state while the old one is there; and teacher where there is one.
   std::map<std::string, int64_t> memory_bytes;
   int64_t memory_total() const;
+  // What SLTrain's paper (arXiv 2406.02214) counts as a model's memory: a bf16 value and two bf16
+  // moments of all that is stored, and an index for each single weight, of 8 bytes there.
+  int64_t SltrainBytes(int64_t index_bytes) const {
+    return 6 * parameters_stored + index_bytes * parameters_indexed;
+  }
 };
 
 struct RunPlan {

@@ -23,31 +23,37 @@ nlohmann::json ToJson(const PhasePlan& phase) {
     for (const auto& point : list) json.push_back({point.step, point.bytes});
     return json;
   };
-  return {{"name", phase.name},
-          {"steps", phase.steps},
-          {"tokens", phase.tokens},
-          {"parameters_logical", phase.parameters_logical},
-          {"parameters_stored", phase.parameters_stored},
-          {"parameters_final", phase.parameters_final},
-          {"average_density", phase.average_density},
-          {"final_sparsity", phase.final_sparsity},
-          {"density_by_step", density},
-          {"flops_dense_equivalent", phase.flops.dense_equivalent},
-          {"flops_method", phase.flops.method},
-          {"flops_executed", phase.flops.executed},
-          {"exchanged_bytes_per_step", phase.exchanged.total()},
-          {"exchanged_bytes",
-           {{"sparsified_grads", phase.exchanged.sparsified_grads},
-            {"dense_grads", phase.exchanged.dense_grads},
-            {"sparsified_values", phase.exchanged.sparsified_values},
-            {"dense_values", phase.exchanged.dense_values},
-            {"control", phase.exchanged.control}}},
-          {"exchanged_bytes_by_step", points(phase.step_bytes)},
-          {"update_bytes_by_step", points(phase.update_bytes)},
-          {"bucket_bytes", phase.bucket_bytes},
-          {"buckets", phase.buckets},
-          {"dense_control_parameters", static_cast<int64_t>(phase.average_parameters)},
-          {"memory_bytes", memory}};
+  nlohmann::json json = {
+      {"name", phase.name},
+      {"steps", phase.steps},
+      {"tokens", phase.tokens},
+      {"parameters_logical", phase.parameters_logical},
+      {"parameters_stored", phase.parameters_stored},
+      {"parameters_final", phase.parameters_final},
+      {"average_density", phase.average_density},
+      {"final_sparsity", phase.final_sparsity},
+      {"density_by_step", density},
+      {"flops_dense_equivalent", phase.flops.dense_equivalent},
+      {"flops_method", phase.flops.method},
+      {"flops_executed", phase.flops.executed},
+      {"exchanged_bytes_per_step", phase.exchanged.total()},
+      {"exchanged_bytes",
+       {{"sparsified_grads", phase.exchanged.sparsified_grads},
+        {"dense_grads", phase.exchanged.dense_grads},
+        {"sparsified_values", phase.exchanged.sparsified_values},
+        {"dense_values", phase.exchanged.dense_values},
+        {"control", phase.exchanged.control}}},
+      {"exchanged_bytes_by_step", points(phase.step_bytes)},
+      {"update_bytes_by_step", points(phase.update_bytes)},
+      {"bucket_bytes", phase.bucket_bytes},
+      {"buckets", phase.buckets},
+      {"dense_control_parameters", static_cast<int64_t>(phase.average_parameters)},
+      {"memory_bytes", memory}};
+  if (phase.parameters_indexed > 0) {
+    json["sltrain_bytes"] = {{"indices_64_bit", phase.SltrainBytes(8)},
+                             {"indices_32_bit", phase.SltrainBytes(4)}};
+  }
+  return json;
 }
 
 // The whole run: sums over the phases, the first phase's parameters and traffic, the largest one's
@@ -106,6 +112,13 @@ void PrintPhase(const PhasePlan& phase) {
     if (bytes > 0) std::printf(" %s %s", kind.c_str(), size(bytes).c_str());
   }
   std::printf("\n");
+  if (phase.parameters_indexed > 0) {
+    std::printf(
+        "  as published %.2f GB by SLTrain's count: bf16 values and two moments, 64-bit indices "
+        "(%.2f GB with 32 bits)\n",
+        static_cast<double>(phase.SltrainBytes(8)) / 1e9,
+        static_cast<double>(phase.SltrainBytes(4)) / 1e9);
+  }
 }
 
 // At most a dozen moments of a moving topology.

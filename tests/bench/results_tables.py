@@ -12,8 +12,8 @@ import json
 import os
 import sys
 
-# tests/quality/topology_study.py writes a table of its own.
-OWN_TABLES = ("topology_rules",)
+# The studies in tests/quality write tables of their own.
+OWN_TABLES = ("sltrain_quality", "topology_rules")
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs", "results")
 FIELDS = ("name", "value", "unit", "ours_ms", "peer_ms", "samples", "run_id", "settings", "device",
           "date", "commit", "command")
