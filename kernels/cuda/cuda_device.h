@@ -41,6 +41,7 @@ class CudaDevice final : public Device {
   std::unique_ptr<Event> NewEvent() override;
   std::unique_ptr<Event> NewTimedEvent() override;
   MemoryUsage memory_usage() const override;
+  void ForgetPeak() override;
 
   int ordinal() const { return ordinal_; }
   // "NVIDIA H100 80GB HBM3".

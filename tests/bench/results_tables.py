@@ -13,7 +13,7 @@ import os
 import sys
 
 # tests/quality/topology_study.py writes a table of its own.
-OWN_TABLES = ("topology_rules",)
+OWN_TABLES = ("pruning_study", "topology_rules")
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs", "results")
 FIELDS = ("name", "value", "unit", "ours_ms", "peer_ms", "samples", "run_id", "settings", "device",
           "date", "commit", "command")
