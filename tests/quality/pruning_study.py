@@ -17,7 +17,6 @@ Finished runs in --out are reused. Writes pruning_study.json and the table pruni
 from it into --results. Needs build/filigree and the quickstart's data (bash launch/quickstart.sh).
 """
 import argparse
-import concurrent.futures
 import datetime
 import json
 import os
@@ -127,6 +126,7 @@ def parse():
     parser.add_argument("--lrs", default="1e-3,2e-3,4e-3", help="tried with the unpruned model")
     parser.add_argument("--seeds", default="1234,1235,1236")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--gpus", type=int, default=0, help="that jobs take in turn; 0: any sees all")
     parser.add_argument("--micro-batch", type=int, default=32, help="sequences, of 32 a step")
     parser.add_argument("--device", default=f"CPU ({platform.machine()})",
                         help="the records' name of what the runs ran on")
@@ -156,7 +156,7 @@ def main():
     os.makedirs(arguments.results, exist_ok=True)
     steps, seeds = arguments.steps, arguments.seeds
 
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+    with study.workers(arguments) as pool:
         def all_of(runs):
             return list(pool.map(lambda one: run(arguments, *one), runs))
         whole = study.phase(steps)
