@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <utility>
 
 #include "kernels/base/math.h"
@@ -25,8 +24,6 @@ void Pruner::BeginPhase(int phase) {
   if (!progress_) {
     progress_.emplace();
     progress_->zero_at.assign(units, kUnitStays);
-    progress_->origin.resize(units);
-    std::iota(progress_->origin.begin(), progress_->origin.end(), 0);
   }
   CHECK_EQ(progress_->zero_at.size(), units);
   if (!prunes) return;
@@ -107,8 +104,7 @@ void Pruner::AddBlocks(const std::string& weight, const ParameterUnits& units) {
     blocks_.push_back({.weight = weight,
                        .begin = begin,
                        .size = std::min(size, set.count * extent - begin),
-                       .gone = std::move(columns),
-                       .gram = DeviceBuffer()});
+                       .gone = std::move(columns)});
   }
 }
 
@@ -122,14 +118,20 @@ void Pruner::Collect(TrainingState& state, bool inputs, Stream& stream) {
     }
   }
   std::map<std::string, LinearStatistics> requests;
+  int64_t cells = 0;
   for (Block& block : blocks_) {
-    const int64_t cells = block.size * block.size;
-    block.gram =
-        backend_.device().Allocate(static_cast<size_t>(cells) * sizeof(float), "scratch");
-    const TensorView gram = block.gram.View(DType::kF32, cells);
-    backend_.device().ZeroAsync(gram, stream);
-    requests[block.weight].input_grams.push_back(
-        {.begin = block.begin, .gram = gram.Reshape({block.size, block.size})});
+    block.gram = cells;
+    cells += block.size * block.size;
+  }
+  if (cells > 0) {
+    grams_ = backend_.device().Allocate(static_cast<size_t>(cells) * sizeof(float), "scratch");
+    const TensorView grams = grams_.View(DType::kF32, cells);
+    backend_.device().ZeroAsync(grams, stream);
+    for (const Block& block : blocks_) {
+      const TensorView gram = grams.Range(block.gram, block.size * block.size);
+      requests[block.weight].input_grams.push_back(
+          {.begin = block.begin, .gram = gram.Reshape({block.size, block.size})});
+    }
   }
   if (inputs) {
     for (const LinearSpec& linear : LinearSpecs(run_.model)) {
@@ -182,25 +184,40 @@ void Pruner::GatherSaliency(const TrainingState& state, Stream& stream) {
   Smooth(batch, spec().smoothing, spec().outlier_factor, &*progress_);
 }
 
-void Pruner::Compensate(TrainingState& state, Stream& stream) {
+// Of all blocks, over the tokens of all ranks.
+std::vector<float> Pruner::Grams(Stream& stream) {
+  const auto cells = static_cast<int64_t>(grams_.bytes() / sizeof(float));
+  std::vector<float> grams(static_cast<size_t>(cells));
+  if (cells == 0) return grams;
+  const TensorView view = grams_.View(DType::kF32, cells);
   const std::unique_ptr<Event> ready = backend_.device().NewEvent();
-  for (Block& block : blocks_) {
-    const int64_t cells = block.size * block.size;
-    const TensorView view = block.gram.View(DType::kF32, cells);
-    ready->Record(stream);
-    communicator_.AllReduce(view, ReduceOp::kSum, *ready)->Wait(stream);
-    std::vector<float> gram(static_cast<size_t>(cells));
-    backend_.device().CopyAsync(TensorView(gram.data(), DType::kF32, {cells}), view, stream);
-    stream.Synchronize();
-    const int index = IndexOf(state.parameters(), block.weight);
+  ready->Record(stream);
+  communicator_.AllReduce(view, ReduceOp::kSum, *ready)->Wait(stream);
+  if (communicator_.size() > 1) bytes_ += static_cast<int64_t>(view.bytes());
+  backend_.device().CopyAsync(TensorView(grams.data(), DType::kF32, {cells}), view, stream);
+  stream.Synchronize();
+  return grams;
+}
+
+// A matrix moves once, whatever the number of its blocks, which are independent of each other.
+void Pruner::Compensate(TrainingState& state, Stream& stream) {
+  const std::vector<float> grams = Grams(stream);
+  for (size_t first = 0, end = 0; first < blocks_.size(); first = end) {
+    while (end < blocks_.size() && blocks_[end].weight == blocks_[first].weight) ++end;
+    const int index = IndexOf(state.parameters(), blocks_[first].weight);
     const SparseLayout& layout = state.parameters()[index].layout;
     std::vector<float> weight = GatherMaster(state, index, communicator_, stream, &bytes_);
-    if (communicator_.size() > 1) bytes_ += static_cast<int64_t>(view.bytes());
-    if (CompensateColumns(weight, layout.out(), layout.row_pitch(), block.begin, gram, block.size,
-                          block.gone, spec().update_damping)) {
-      ScatterSegment(state.buffer(), index, StateKind::kMaster,
-                     std::as_bytes(std::span<const float>(weight)), stream);
+#pragma omp parallel for schedule(dynamic)
+    for (size_t b = first; b < end; ++b) {
+      const Block& block = blocks_[b];
+      const std::span<const float> gram =
+          std::span(grams).subspan(static_cast<size_t>(block.gram),
+                                   static_cast<size_t>(block.size * block.size));
+      CompensateColumns(weight, layout.out(), layout.row_pitch(), block.begin, gram, block.size,
+                        block.gone, spec().update_damping);
     }
+    ScatterSegment(state.buffer(), index, StateKind::kMaster,
+                   std::as_bytes(std::span<const float>(weight)), stream);
   }
   state.model().ValuesChanged();
 }
@@ -229,8 +246,7 @@ void Pruner::Shrink(TrainingState& state, int64_t step, Stream& stream) {
   ScaleUnits(state, *table_, factors, backend_, stream);
 }
 
-int64_t Pruner::AfterStep(TrainingState& state, int64_t step, bool skipped,
-                                  Stream& stream) {
+int64_t Pruner::AfterStep(TrainingState& state, int64_t step, bool skipped, Stream& stream) {
   int64_t removed = 0;
   if (!ramp_) return removed;
   if (collecting_) state.model().CollectStatistics({});
@@ -248,6 +264,7 @@ int64_t Pruner::AfterStep(TrainingState& state, int64_t step, bool skipped,
   }
   chosen_.clear();
   blocks_.clear();
+  grams_ = DeviceBuffer();
   return removed;
 }
 
@@ -273,12 +290,9 @@ std::optional<Compaction> Pruner::DueCompaction(int64_t step) const {
 void Pruner::Compacted(const Compaction& compaction) {
   PruningProgress kept = *progress_;
   kept.zero_at.clear();
-  kept.origin.clear();
   kept.smoothed.clear();
   for (const int64_t unit : compaction.KeptUnits(*table_)) {
-    const auto u = static_cast<size_t>(unit);
-    kept.zero_at.push_back(progress_->zero_at[u]);
-    kept.origin.push_back(progress_->origin[u]);
+    kept.zero_at.push_back(progress_->zero_at[static_cast<size_t>(unit)]);
     const auto smoothed = progress_->smoothed.begin() + unit * kSmoothed;
     kept.smoothed.insert(kept.smoothed.end(), smoothed, smoothed + kSmoothed);
   }

@@ -67,7 +67,7 @@ class Pruner {
     std::string weight;
     int64_t begin = 0, size = 0;
     std::vector<int64_t> gone;  // offsets in the block, ascending
-    DeviceBuffer gram;          // [size, size] F32
+    int64_t gram = 0;           // where its [size, size] inner products begin in grams_
   };
 
   const PruningSpec& spec() const { return *run_.phases[phase_].pruning; }
@@ -85,6 +85,7 @@ class Pruner {
   void Collect(TrainingState& state, bool inputs, Stream& stream);
   void GatherSaliency(const TrainingState& state, Stream& stream);
   std::vector<double> InputSquares();
+  std::vector<float> Grams(Stream& stream);
   void Compensate(TrainingState& state, Stream& stream);
   void Mark(int64_t step);
   bool AnyShrinks(int64_t step) const;
@@ -100,7 +101,8 @@ class Pruner {
   bool done_ = false;              // the ramp is over and sizes came out
   std::vector<int64_t> chosen_;    // to go after the coming step
   bool collecting_ = false;        // the coming step's backward passes do
-  std::vector<Block> blocks_;      // whose inputs the coming step collects
+  std::vector<Block> blocks_;      // whose inputs the coming step collects; those of a weight together
+  DeviceBuffer grams_;             // F32, of all blocks
   std::map<std::string, std::vector<double>> input_squares_;  // by weight, of the coming step
   int64_t bytes_ = 0;
 };

@@ -41,8 +41,11 @@ std::unique_ptr<TrainingState> StateSuccession::Replace(
 }
 
 int64_t StateSuccession::Compact(const UnitTable& table, const Compaction& compaction) {
-  const std::unique_ptr<TrainingState> previous = Replace(state_->phase(), {});
-  return state_->TakeOver(*previous, table, compaction, stream_);
+  std::unique_ptr<TrainingState> previous = Replace(state_->phase(), {});
+  const int64_t bytes = state_->TakeOver(*previous, table, compaction, stream_);
+  previous.reset();
+  backend_.device().ForgetPeak();  // what steps hold from now on is what they report
+  return bytes;
 }
 
 int64_t StateSuccession::Rebuild(int phase, const std::map<std::string, SparseLayout>& layouts,

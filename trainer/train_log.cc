@@ -63,14 +63,16 @@ void TrainLog::Topology(TopologyMetrics metrics, const Model& model) {
   most_sparse_ = std::max(most_sparse_, sparsity_);
 }
 
-void TrainLog::Pruning(PruningMetrics metrics, const Model& model, bool compacted) {
-  if (compacted) Count(model);
+void TrainLog::Pruning(PruningMetrics metrics, const Model& model,
+                       std::optional<double> compaction_seconds) {
+  if (compaction_seconds) Count(model);
   if (!metrics_) return;
   metrics.memory_bytes = static_cast<int64_t>(device_->memory_usage().total_bytes);
   WarnIfFailed(metrics_->Write(metrics));
-  if (!compacted) return;
+  if (!compaction_seconds) return;
   const ModelSpec& spec = model.spec();
-  LogInfo("compacted after step " + std::to_string(metrics.step) + ": " +
+  LogInfo("compacted after step " + std::to_string(metrics.step) + " in " +
+          FormatFixed(*compaction_seconds, 2) + " s: " +
           FormatCount(static_cast<double>(metrics.stored_values)) + " parameters, width " +
           std::to_string(spec.width) + ", at most " + std::to_string(spec.heads) + " heads and " +
           std::to_string(spec.feed_forward) + " feed-forward channels a layer");

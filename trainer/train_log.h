@@ -33,8 +33,9 @@ class TrainLog {
                   Backend& backend, int ranks);
   // The weights that live may have changed; fills in what is stored, then tells it.
   void Topology(TopologyMetrics metrics, const Model& model);
-  // Units were removed, or (`compacted`) the model became a smaller one; fills in the memory.
-  void Pruning(PruningMetrics metrics, const Model& model, bool compacted);
+  // Units were removed, or the model became a smaller one in so many seconds; fills in the memory.
+  void Pruning(PruningMetrics metrics, const Model& model,
+               std::optional<double> compaction_seconds);
   // Fills in what follows from the model and the clock (sparsity, throughput, MFU, memory), then
   // tells it.
   void Step(StepMetrics metrics);

@@ -58,7 +58,7 @@ class Trainer {
   Status StartTopology();
   void ProbeGradients();
   void UpdateTopology();
-  void Prune();
+  void Prune(int64_t removed);
   PruningMetrics DescribePruning(const char* what, int64_t dropped, int64_t bytes) const;
   Status RunPhase();
   bool TakeBatch();
@@ -69,9 +69,9 @@ class Trainer {
             .valid_tokens = valid_tokens_,
             .statistics = topology_.Collected()};
   }
-  void RunStep(StepMetrics* metrics);
+  int64_t RunStep(StepMetrics* metrics);
   void LeaveStepOut(StepMetrics* metrics);
-  Status AfterStep(const StepMetrics& metrics);
+  Status AfterStep(const StepMetrics& metrics, int64_t removed);
   Status SaveCheckpoint();
   void EvaluateAndSample();
 
@@ -199,17 +199,16 @@ PruningMetrics Trainer::DescribePruning(const char* what, int64_t dropped, int64
           .stem_units = live[static_cast<size_t>(UnitKind::kStem)]};
 }
 
-// What the step that was just done removes, and compaction where it is due.
-void Trainer::Prune() {
-  const int64_t removed =
-      pruner_.AfterStep(*state_, step_, consecutive_skips_ > 0, *stream_);
+// The step that was just done removed so many parameters; compaction where it is due.
+void Trainer::Prune(int64_t removed) {
   if (removed > 0) {
     log_->Pruning(DescribePruning("pruning", removed, pruner_.TakeBytes()),
-                  state_->model(), /*compacted=*/false);
+                  state_->model(), /*compaction_seconds=*/std::nullopt);
   }
   const std::optional<Compaction> compaction = pruner_.DueCompaction(step_);
   if (!compaction) return;
   ReportActivity("compacting the model");
+  const auto begin = std::chrono::steady_clock::now();
   const int64_t stored = CountParameters(run_.model);
   run_.model = compaction->model;
   int64_t bytes = state_.Compact(pruner_.table(), *compaction);
@@ -217,8 +216,9 @@ void Trainer::Prune() {
   topology_.BeginPhase(phase_);
   CheckLayoutsAgree(state_->parameters(), communicator_);
   bytes += LayoutCheckBytes(state_->parameters(), communicator_.size());
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
   log_->Pruning(DescribePruning("compaction", stored - CountParameters(run_.model), bytes),
-                state_->model(), /*compacted=*/true);
+                state_->model(), seconds.count());
 }
 
 // Gradients of the coming step's batch, for a rule that scores before it.
@@ -303,7 +303,8 @@ bool Trainer::TakeBatch() {
   return sums[1] == 0;
 }
 
-void Trainer::RunStep(StepMetrics* metrics) {
+// Returns how many parameters pruning removed. What pruning does at a step is part of its time.
+int64_t Trainer::RunStep(StepMetrics* metrics) {
   const auto begin = std::chrono::steady_clock::now();
   GradientExchange& exchange = state_->exchange();
   const double lr =
@@ -323,6 +324,7 @@ void Trainer::RunStep(StepMetrics* metrics) {
   const std::span<double> reduced(sums, teacher_ ? 2 : 1);
   communicator_.AllReduceHost(reduced, ReduceOp::kSum);
   exchange.CountControl(static_cast<int64_t>(reduced.size_bytes()));
+  const int64_t removed = pruner_.AfterStep(*state_, step_ + 1, update.skipped, *stream_);
   const std::chrono::duration<double, std::milli> elapsed =
       std::chrono::steady_clock::now() - begin;
   metrics->loss = sums[0] / std::max(valid_tokens_, 1.0);
@@ -332,6 +334,7 @@ void Trainer::RunStep(StepMetrics* metrics) {
   metrics->step_ms = elapsed.count();
   metrics->exchanged_bytes = exchange.TakeBytes().total();
   metrics->skipped_steps = skipped_steps_;
+  return removed;
 }
 
 // A step that spoiled the state when it was tried.
@@ -368,10 +371,10 @@ void Trainer::EvaluateAndSample() {
   }
 }
 
-Status Trainer::AfterStep(const StepMetrics& metrics) {
+Status Trainer::AfterStep(const StepMetrics& metrics, int64_t removed) {
   log_->Step(metrics);
   UpdateTopology();
-  Prune();
+  Prune(removed);
   if (consecutive_skips_ >= kMaxConsecutiveSkips) {
     return MachineError(
         "the gradients were not finite in " + std::to_string(kMaxConsecutiveSkips) +
@@ -396,13 +399,14 @@ Status Trainer::RunPhase() {
                          "; the same command goes on from there");
     }
     StepMetrics metrics;
-    left_out_.contains(step_) ? LeaveStepOut(&metrics) : RunStep(&metrics);
+    int64_t removed = 0;
+    left_out_.contains(step_) ? LeaveStepOut(&metrics) : void(removed = RunStep(&metrics));
     if (spoiled_) return Reload();
     ++step_;
     tokens_ += phase().batch.tokens_per_step;
     metrics.step = step_;
     metrics.tokens = tokens_;
-    RETURN_IF_ERROR(AfterStep(metrics));
+    RETURN_IF_ERROR(AfterStep(metrics, removed));
   }
   return OkStatus();
 }

@@ -102,6 +102,8 @@ class Device {
   // One that also knows when it was done, which costs a little: for benchmarks.
   virtual std::unique_ptr<Event> NewTimedEvent() = 0;
   virtual MemoryUsage memory_usage() const = 0;
+  // From here on the peak is that of what is held now and later.
+  virtual void ForgetPeak() = 0;
 };
 
 }  // namespace filigree

@@ -129,4 +129,9 @@ MemoryUsage CpuDevice::memory_usage() const {
   return usage_;
 }
 
+void CpuDevice::ForgetPeak() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  usage_.peak_bytes = usage_.total_bytes;
+}
+
 }  // namespace filigree

@@ -36,6 +36,7 @@ class CpuDevice final : public Device {
   std::unique_ptr<Event> NewEvent() override;
   std::unique_ptr<Event> NewTimedEvent() override { return NewEvent(); }
   MemoryUsage memory_usage() const override;
+  void ForgetPeak() override;
 
  private:
   static void Release(void* owner, void* data, size_t bytes, const std::string& kind);

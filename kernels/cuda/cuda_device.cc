@@ -229,4 +229,9 @@ MemoryUsage CudaDevice::memory_usage() const {
   return usage_;
 }
 
+void CudaDevice::ForgetPeak() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  usage_.peak_bytes = usage_.total_bytes;
+}
+
 }  // namespace filigree

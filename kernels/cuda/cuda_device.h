@@ -41,6 +41,7 @@ class CudaDevice final : public Device {
   std::unique_ptr<Event> NewEvent() override;
   std::unique_ptr<Event> NewTimedEvent() override;
   MemoryUsage memory_usage() const override;
+  void ForgetPeak() override;
 
   // Counts memory that a library allocates here for arrays of ours; negative: it was freed.
   void Account(std::string_view kind, int64_t bytes);

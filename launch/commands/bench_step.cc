@@ -10,6 +10,7 @@
 #include "launch/commands/session.h"
 #include "trainer/metrics/numbers.h"
 #include "trainer/peak_flops.h"
+#include "trainer/pruner.h"
 #include "trainer/run_inputs.h"
 #include "trainer/sample_tree.h"
 #include "trainer/schedule.h"
@@ -54,15 +55,44 @@ struct ExchangeTiming {
 
 struct Timing {
   std::vector<double> ms;
+  std::vector<double> saliency_ms;  // after each of them, where the phase prunes
   ExchangeTiming exchange;
   int64_t exchanged_bytes = 0, bytes_in_use = 0;
   double first_loss = 0, last_loss = 0;  // of this rank's share
 
-  double Median() const {
-    std::vector<double> sorted = ms;
+  double Median() const { return MedianOf(ms); }
+  static double MedianOf(std::vector<double> sorted) {
     std::sort(sorted.begin(), sorted.end());
     return sorted[sorted.size() / 2];
   }
+};
+
+// What pruning adds to every step of a phase that prunes, removals left out: saliency is read from
+// the step's gradients.
+class SaliencyTimer {
+ public:
+  SaliencyTimer(const RunSpec& run, TrainingState& state, Session& session)
+      : run_(run),
+        state_(state),
+        session_(session),
+        pruner_(run, *session.communicator, *session.backend) {
+    pruner_.BeginPhase(0);
+  }
+  // Milliseconds, or less than 0 where the phase does not prune.
+  double Time() {
+    if (!pruner_.active()) return -1;
+    const auto begin = std::chrono::steady_clock::now();
+    pruner_.AfterStep(state_, run_.phases.front().steps, /*skipped=*/false, *session_.stream);
+    const std::chrono::duration<double, std::milli> elapsed =
+        std::chrono::steady_clock::now() - begin;
+    return elapsed.count();
+  }
+
+ private:
+  const RunSpec& run_;
+  TrainingState& state_;
+  Session& session_;
+  Pruner pruner_;
 };
 
 // The step's collectives one after the other, from a common start.
@@ -103,6 +133,7 @@ Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingSt
   std::vector<RandomSamples> sets;
   for (uint64_t i = 0; i < 4; ++i) sets.emplace_back(run, *session.communicator, i);
   Timing timing;
+  SaliencyTimer saliency(run, state, session);
   StallTimer stalls(*session.device);
   state.exchange().set_stall_timer(&stalls);
   for (int i = 0; i < command.warmup + command.steps; ++i) {
@@ -118,8 +149,10 @@ Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingSt
     timing.exchanged_bytes = state.exchange().TakeBytes().total();
     timing.bytes_in_use = std::max(timing.bytes_in_use, BytesInUse(session));
     const StallTimer::Stalls stalled = stalls.Take();
+    const double saliency_ms = saliency.Time();
     if (i < command.warmup) continue;
     timing.ms.push_back(elapsed.count());
+    if (saliency_ms >= 0) timing.saliency_ms.push_back(saliency_ms);
     timing.exchange.exposed_grads += stalled.grads_ms / command.steps;
     timing.exchange.exposed_values += stalled.values_ms / command.steps;
   }
@@ -158,6 +191,9 @@ nlohmann::json ToJson(const RunSpec& run, const Timing& timing, const Model& mod
                            {"device_bytes_in_use", timing.bytes_in_use},
                            {"first_loss", timing.first_loss},
                            {"last_loss", timing.last_loss}};
+  if (!timing.saliency_ms.empty()) {
+    result["saliency_ms"] = Timing::MedianOf(timing.saliency_ms);
+  }
   if (session.communicator->size() > 1) {
     result["exchange"] = {{"alone_ms", timing.exchange.alone},
                           {"exposed_grads_ms", timing.exchange.exposed_grads},
@@ -179,6 +215,11 @@ void Print(const nlohmann::json& r) {
       r["memory_peak_bytes"].get<double>() / 1e9, r["device_bytes_in_use"].get<double>() / 1e9,
       r["exchanged_bytes"].get<double>() / 1e6, r["first_loss"].get<double>(),
       r["last_loss"].get<double>());
+  if (r.contains("saliency_ms")) {
+    const double step = r["step_ms"].get<double>(), saliency = r["saliency_ms"].get<double>();
+    std::printf("saliency for pruning: %.2f ms more after each step, %.2f %%\n", saliency,
+                100 * saliency / step);
+  }
   if (!r.contains("exchange")) return;
   const nlohmann::json& e = r["exchange"];
   std::printf(

@@ -13,7 +13,7 @@ import os
 import sys
 
 # The studies in tests/quality write tables of their own.
-OWN_TABLES = ("sltrain_quality", "topology_rules")
+OWN_TABLES = ("pruning_study", "sltrain_quality", "topology_rules")
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs", "results")
 FIELDS = ("name", "value", "unit", "ours_ms", "peer_ms", "samples", "run_id", "settings", "device",
           "date", "commit", "command")

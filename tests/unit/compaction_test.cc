@@ -85,7 +85,7 @@ void ExpectRemovedCellsAreZero(Trainee& trainee, const UnitTable& table,
       const std::vector<float> values = trainee.Gather(static_cast<int>(p), kind);
       for (int64_t unit = 0; unit < table.unit_count(); ++unit) {
         if (!removed[static_cast<size_t>(unit)]) continue;
-        for (const UnitTable::Member& member : table.MembersOf(unit)) {
+        for (const UnitMember& member : MembersOf(table, unit)) {
           if (member.parameter != parameter.name) continue;
           const int64_t pitch = parameter.layout.row_pitch();
           const int64_t rows = member.rows ? member.count : parameter.layout.out();

@@ -8,6 +8,7 @@
 #include "kernels/base/rng.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_device.h"
+#include "tests/unit/pruning_testing.h"
 #include "trainer/model/model.h"
 #include "trainer/pruning/compaction.h"
 #include "trainer/pruning/ramp.h"
@@ -70,9 +71,9 @@ TEST(UnitTableTest, CountsParametersAsTheModelHasThem) {
 
 TEST(UnitTableTest, AUnitIsRowsAndColumnsOfItsTensors) {
   const UnitTable table(SmallModel());
-  const auto& members = table.MembersOf(table.sets()[0].first + 2);  // a key-value head of layer 0
+  const auto& members = MembersOf(table, table.sets()[0].first + 2);  // a key-value head of layer 0
   std::vector<std::string> text;
-  for (const UnitTable::Member& m : members) {
+  for (const UnitMember& m : members) {
     text.push_back(m.parameter + (m.rows ? " rows " : " columns ") + std::to_string(m.begin) + "+" +
                    std::to_string(m.count));
   }
@@ -81,7 +82,7 @@ TEST(UnitTableTest, AUnitIsRowsAndColumnsOfItsTensors) {
                                                     "layers.0.attention.v.weight rows 8+4",
                                                     "layers.0.attention.o.weight columns 16+8"));
   // A stem channel: three tensors of the vocabulary and nine of each layer.
-  EXPECT_EQ(table.MembersOf(table.unit_count() - 1).size(), 3u + 3 * 9);
+  EXPECT_EQ(MembersOf(table, table.unit_count() - 1).size(), 3u + 3 * 9);
   EXPECT_EQ(UnitTable(SmallModel(ModelFamily::kGpt2)).sets().size(), 6u);  // no stem
 }
 

@@ -1,20 +1,44 @@
-// A training state on made-up text, for tests of pruning.
+// A unit's members, and a training state on made-up text, for tests of pruning.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "kernels/base/rng.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_device.h"
+#include "trainer/pruning/groups.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
 namespace filigree {
+
+// A unit's rows and columns, tensor by tensor.
+struct UnitMember {
+  std::string parameter;
+  bool rows = false;  // else columns
+  int64_t begin = 0, count = 0;
+};
+inline std::vector<UnitMember> MembersOf(const UnitTable& table, int64_t unit) {
+  std::vector<UnitMember> members;
+  for (const auto& [name, units] : table.parameters()) {
+    for (const bool rows : {true, false}) {
+      const AxisUnits& axis = rows ? units.rows : units.columns;
+      if (axis.set < 0) continue;
+      const UnitSet& set = table.sets()[axis.set];
+      const int64_t index = unit - set.first;
+      if (index < 0 || index >= set.count) continue;
+      members.push_back(
+          {.parameter = name, .rows = rows, .begin = index * axis.extent, .count = axis.extent});
+    }
+  }
+  return members;
+}
 
 class PruningTrainee {
  public:

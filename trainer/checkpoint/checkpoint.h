@@ -9,8 +9,7 @@
 //                          sparse ones as their nonzeros [nonzero_count] in stored order
 //   optimizer.safetensors  NAME.m, NAME.v in the same form, and NAME.born where the topology moves
 //   layouts.safetensors    NAME.row_offsets (I64) and NAME.columns (I32) of each sparse parameter
-//   pruning.safetensors    where the run prunes: zero_at, origin (I64), smoothed (F64) by unit, and
-//                          counters
+//   pruning.safetensors    where the run prunes: zero_at (I64) and smoothed (F64) by unit, and counters
 //   tokenizer/             the tokenizer's files, where the run has one
 //
 // A checkpoint is written aside (".step_XXXXXXXX.partial"), flushed to disk, and renamed: a

@@ -21,7 +21,6 @@ PruningTensors::PruningTensors(const PruningProgress& progress)
 std::vector<TensorSpec> PruningTensors::specs() const {
   const auto units = static_cast<int64_t>(progress_.zero_at.size());
   return {{"zero_at", DType::kI64, {units}},
-          {"origin", DType::kI64, {units}},
           {"smoothed", DType::kF64, {static_cast<int64_t>(progress_.smoothed.size())}},
           {"counters", DType::kI64, {static_cast<int64_t>(counters_.size())}},
           {"level", DType::kF64, {1}}};
@@ -29,19 +28,17 @@ std::vector<TensorSpec> PruningTensors::specs() const {
 
 std::vector<std::span<const std::byte>> PruningTensors::bytes() const {
   const auto bytes = [](const auto& values) { return std::as_bytes(std::span(values)); };
-  return {bytes(progress_.zero_at), bytes(progress_.origin), bytes(progress_.smoothed),
+  return {bytes(progress_.zero_at), bytes(progress_.smoothed),
           bytes(counters_), std::as_bytes(std::span(&progress_.level, 1))};
 }
 
 StatusOr<PruningProgress> ReadPruning(const SafetensorsFile& file) {
   PruningProgress progress;
   ASSIGN_OR_RETURN(progress.zero_at, Read<int64_t>(file, "zero_at"));
-  ASSIGN_OR_RETURN(progress.origin, Read<int64_t>(file, "origin"));
   ASSIGN_OR_RETURN(progress.smoothed, Read<double>(file, "smoothed"));
   ASSIGN_OR_RETURN(const std::vector<int64_t> counters, Read<int64_t>(file, "counters"));
   ASSIGN_OR_RETURN(const std::vector<double> level, Read<double>(file, "level"));
-  if (counters.size() != 3 || level.size() != 1 ||
-      progress.origin.size() != progress.zero_at.size()) {
+  if (counters.size() != 3 || level.size() != 1) {
     return InvalidInput(file.path() + ": its tensors do not fit each other");
   }
   progress.batches = counters[0];

@@ -44,10 +44,10 @@ class Validator {
   void AddInPhase(const MergedPhase& phase, const std::string& path, const std::string& message) {
     problems_->Add(FindInPhase(origins_, phase, path), path + " " + message);
   }
-  void CheckName(const std::string& path, const std::string& what, const std::string& name,
+  void CheckName(Place place, const std::string& what, const std::string& name,
                  const std::vector<std::string>& known) {
     if (std::find(known.begin(), known.end(), name) != known.end()) return;
-    Add(path, "unknown " + what + " \"" + name + "\"" + SuggestName(name, known));
+    problems_->Add(place, "unknown " + what + " \"" + name + "\"" + SuggestName(name, known));
   }
 
   const RunConfig& config_;
@@ -111,8 +111,8 @@ void Validator::CheckLayerShapes() {
 
 void Validator::CheckPruning(const MergedPhase& phase) {
   if (!phase.pruning) return;
-  CheckName(phase.path + "pruning.criterion", "criterion", phase.pruning->criterion(),
-            known_.saliency_criteria);
+  CheckName(FindInPhase(origins_, phase, "pruning.criterion"), "pruning criterion",
+            phase.pruning->criterion(), known_.saliency_criteria);
   if (!phase.pruning->has_target_parameters()) {
     AddInPhase(phase, "pruning.target_parameters",
                "is missing; give the parameters that the model is to end with");
@@ -256,11 +256,14 @@ void Validator::CheckSparsity(const std::string& prefix,
   for (int i = 0; i < list.size(); ++i) {
     const SparsityConfig& entry = list[i];
     const std::string path = prefix + "sparsity[" + Str(i) + "].";
-    CheckName(path + "parameterisation", "parameterisation", entry.parameterisation(),
-              known_.parameterisations);
-    CheckName(path + "rule", "rule", entry.rule(), known_.rules);
-    CheckName(path + "distribution", "distribution", entry.distribution(), known_.distributions);
-    CheckName(path + "criterion", "criterion", entry.criterion(), known_.criteria);
+    const auto check = [&](const std::string& field, const std::string& name,
+                           const std::vector<std::string>& known) {
+      CheckName(origins_.Find(path + field), field, name, known);
+    };
+    check("parameterisation", entry.parameterisation(), known_.parameterisations);
+    check("rule", entry.rule(), known_.rules);
+    check("distribution", entry.distribution(), known_.distributions);
+    check("criterion", entry.criterion(), known_.criteria);
     if (entry.parameterisation() == "dense" && entry.sparsity() > 0) {
       Add(path + "sparsity",
           "a dense parameterisation has no zeros; set sparsity to 0 or name a "

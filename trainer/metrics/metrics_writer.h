@@ -35,7 +35,7 @@ struct StepMetrics {
   double step_ms = 0;
   std::optional<double> mfu_dense_equivalent, mfu_executed;  // fractions of the peak, if known
   int64_t exchanged_bytes = 0;                               // sent by this rank in this step
-  int64_t memory_bytes = 0;                                  // of the device, peak
+  int64_t memory_bytes = 0;                                  // of the device: peak, since compaction
   int64_t skipped_steps = 0;                                 // since this start, for non-finite gradients
   std::optional<double> distillation_loss = std::nullopt;    // T^2 KL from the teacher, as `loss`
 };

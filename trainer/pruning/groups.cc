@@ -1,7 +1,5 @@
 #include "trainer/pruning/groups.h"
 
-#include <algorithm>
-
 #include "kernels/base/check.h"
 #include "trainer/model/decoder_spec.h"
 
@@ -92,29 +90,6 @@ void UnitTable::AddLayer(const ModelSpec& model, int64_t layer, const AxisUnits&
   if (traits.gated) reads(prefix + "mlp.gate", channels);
   reads(prefix + "mlp.up", channels);
   writes(prefix + "mlp.down", channels);
-}
-
-int UnitTable::SetOf(int64_t unit) const {
-  CHECK(unit >= 0 && unit < unit_count()) << unit;
-  const auto after =
-      std::upper_bound(sets_.begin(), sets_.end(), unit,
-                       [](int64_t value, const UnitSet& set) { return value < set.first; });
-  return static_cast<int>(after - sets_.begin()) - 1;
-}
-
-std::vector<UnitTable::Member> UnitTable::MembersOf(int64_t unit) const {
-  const int set = SetOf(unit);
-  const int64_t index = unit - sets_[set].first;
-  std::vector<Member> members;
-  for (const auto& [name, units] : parameters_) {
-    for (const bool rows : {true, false}) {
-      const AxisUnits& axis = rows ? units.rows : units.columns;
-      if (axis.set != set) continue;
-      members.push_back(
-          {.parameter = name, .rows = rows, .begin = index * axis.extent, .count = axis.extent});
-    }
-  }
-  return members;
 }
 
 }  // namespace filigree

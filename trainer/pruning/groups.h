@@ -57,17 +57,7 @@ class UnitTable {
 
   const std::vector<UnitSet>& sets() const { return sets_; }
   int64_t unit_count() const { return sets_.empty() ? 0 : sets_.back().first + sets_.back().count; }
-  // The set that a unit belongs to.
-  int SetOf(int64_t unit) const;
   const std::map<std::string, ParameterUnits>& parameters() const { return parameters_; }
-
-  // A unit's rows and columns, tensor by tensor.
-  struct Member {
-    std::string parameter;
-    bool rows = false;  // else columns
-    int64_t begin = 0, count = 0;
-  };
-  std::vector<Member> MembersOf(int64_t unit) const;
 
  private:
   int AddSet(UnitKind kind, int64_t layer, int64_t count);

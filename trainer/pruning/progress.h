@@ -12,9 +12,9 @@ namespace filigree {
 inline constexpr int64_t kUnitStays = std::numeric_limits<int64_t>::max();
 
 struct PruningProgress {
-  // By unit of the model as it is now (UnitTable's numbers):
-  std::vector<int64_t> zero_at;  // the step of the run after which it is zero, or kUnitStays
-  std::vector<int64_t> origin;   // its number in the model that the run began with
+  // By unit of the model as it is now (UnitTable's numbers): the step of the run after which it is
+  // zero, or kUnitStays.
+  std::vector<int64_t> zero_at;
   // Moving averages of saliency's sums, `kSmoothed` a unit (saliency.h).
   std::vector<double> smoothed;
   int64_t batches = 0;             // that went into them
