@@ -18,6 +18,23 @@ def output_of(*command):
         return ""
 
 
+class Failed(Exception):
+    """A command that gave no result; its words and output."""
+
+
+def result_of(command, environment, timeout):
+    """The last JSON line that a command prints within `timeout` seconds; raises Failed."""
+    try:
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True,
+                              text=True, check=False, timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"{shlex.join(command)}: no end within {timeout} s") from error
+    results = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or not results:
+        raise Failed(f"{shlex.join(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return json.loads(results[-1])
+
+
 def current_commit():
     return output_of("git", "rev-parse", "--short", "HEAD")
 

@@ -14,10 +14,8 @@ come. About two minutes; what fails is named and left out, and the script then e
 --override 'parallel { device: CPU }' with a small --config tries it without GPUs, over MPI.
 """
 import argparse
-import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 
@@ -36,10 +34,6 @@ MOST_SOCKET_BYTES_PER_SECOND = 40e9
 TIMEOUT_SECONDS = 60
 
 
-class Failed(Exception):
-    """A run that gave no result; its message says why."""
-
-
 def sparsity(fraction, block):
     if fraction is None:
         return []
@@ -53,15 +47,7 @@ def filigree(options, *words):
                "--override", f"parallel {{ bucket_megabytes: {options.bucket_megabytes} }}"]
     for text in options.override:
         command += ["--override", text]
-    try:
-        done = subprocess.run(command, env={**os.environ, **NETWORK}, capture_output=True,
-                              text=True, check=False, timeout=TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise Failed(f"{shlex.join(command)}: no end within {TIMEOUT_SECONDS} s") from error
-    results = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or not results:
-        raise Failed(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
-    return json.loads(results[-1])
+    return bench_records.result_of(command, NETWORK, TIMEOUT_SECONDS)
 
 
 def batch(options, micro_batches):
@@ -182,7 +168,7 @@ def main():
                  lambda: train(options, 8, keep)):
         try:
             part()
-        except Failed as error:
+        except bench_records.Failed as error:
             failures.append(str(error))
             print(f"FAILED: {error}", file=sys.stderr, flush=True)
     print(f"{time.monotonic() - begin:.0f} s")

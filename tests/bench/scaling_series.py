@@ -17,7 +17,6 @@ no lower.
 --device cpu tries all of it on CPU ranks: small shapes, whose times mean nothing (--out is refused).
 """
 import argparse
-import json
 import os
 import re
 import shlex
@@ -33,10 +32,6 @@ ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 SMALL = {"layers": 2, "width": 128, "heads": 4, "vocab_size": 1009, "seq_len": 64,
          "tokens_per_step": 1024, "micro_batch_sequences": 8}
 SMALL_BLOCK = 32
-
-
-class Failed(Exception):
-    """A run that gave no result; its message says why."""
 
 
 def field(model, name):
@@ -76,25 +71,13 @@ def overrides(options, model, variant, gpus, zero_stage):
     return [word for text in texts if text for word in ("--override", text)]
 
 
-def run(options, command, environment):
-    try:
-        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True,
-                              text=True, check=False, timeout=options.timeout)
-    except subprocess.TimeoutExpired as error:
-        raise Failed(f"{shlex.join(command)}: no end within {options.timeout} s") from error
-    results = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or not results:
-        raise Failed(f"{shlex.join(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    return json.loads(results[-1])
-
-
 def ours(options, model, variant, gpus, zero_stage):
     launcher = [*shlex.split(options.mpirun), str(gpus)] if gpus > 1 else []
     command = [*launcher, options.binary, "bench", "step",
                os.path.join(HERE, "models", model + ".textproto"), "--steps", str(options.steps),
                "--json", *overrides(options, model, variant, gpus, zero_stage)]
     environment = dict(ROOT, OMP_NUM_THREADS="1") if options.device_kind == "cpu" else ROOT
-    return run(options, command, environment)
+    return bench_records.result_of(command, environment, options.timeout)
 
 
 def torch(options, model, gpus):
@@ -107,7 +90,8 @@ def torch(options, model, gpus):
     if options.device_kind == "cpu":
         command += ["--device", "cpu", "--precision", "master", "--attention", "flash"]
         command += [word for key, value in SMALL.items() for word in ("--override", f"{key}={value}")]
-    found = run(options, command, {"OMP_NUM_THREADS": "1"} if options.device_kind == "cpu" else {})
+    environment = {"OMP_NUM_THREADS": "1"} if options.device_kind == "cpu" else {}
+    found = bench_records.result_of(command, environment, options.timeout)
     return min(found["best"], key=lambda r: r["step_ms"])
 
 
@@ -206,7 +190,7 @@ def main():
                 bench_records.append(options.out, records)
         try:
             series(options, *words, keep)
-        except Failed as error:
+        except bench_records.Failed as error:
             failures.append(words)
             print(f"FAILED: {error}", file=sys.stderr, flush=True)
 

@@ -7,11 +7,11 @@ scales and the comparison with the map, which are fp32. The scale carries the si
     python3 tests/parity/adam8bit_reference.py tests/parity/golden/adam8bit.safetensors
     python3 tests/parity/adam8bit_reference.py --check
 """
-import json
-import struct
 import sys
 
 import numpy as np
+
+from safetensors_file import save
 
 BLOCK, STEPS, COUNT = 256, 50, 700  # a last block of 188
 LR, BETA1, BETA2, EPSILON, DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.1
@@ -88,23 +88,6 @@ def check():
     moved = np.linalg.norm(w - weights)
     for name, other in (("signed scale", signed), ("absolute maximum", absolute)):
         print(f"{name}: {np.linalg.norm(other - w) / moved:.4f} of the way from whole moments")
-
-
-def save(path, arrays, metadata):
-    """Safetensors: wide types first."""
-    kinds = {"float64": "F64", "float32": "F32", "int32": "I32"}
-    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize))
-    header, offset = {"__metadata__": metadata}, 0
-    for name, array in arrays.items():
-        header[name] = {"dtype": kinds[str(array.dtype)], "shape": list(array.shape),
-                        "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array).tobytes())
 
 
 def main():

@@ -10,11 +10,11 @@ steps on one document a row with its padding masked. Optimizer: Adam as in torch
 
 The fixture holds initial values, indices, every step's tokens, targets and learning rate, and losses.
 """
-import json
-import struct
 import sys
 
 import numpy as np
+
+from safetensors_file import save
 
 L, D, H, E, F, V, S = 2, 16, 4, 4, 24, 32, 12
 RANK, ALPHA, DENSITY = 4, 8, 0.1
@@ -202,23 +202,6 @@ def check(p, index, batch, rng):
             if abs(slope - found) > 1e-8 + 1e-6 * abs(slope):
                 raise SystemExit(f"{name}[{cell}]: {found}, differences give {slope}")
     print(f"gradients of {len(p)} parameters agree with finite differences")
-
-
-def save(path, arrays, metadata):
-    """Safetensors: wide types first."""
-    kinds = {"float64": "F64", "int64": "I64", "float32": "F32", "int32": "I32"}
-    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize))
-    header, offset = {"__metadata__": metadata}, 0
-    for name, array in arrays.items():
-        header[name] = {"dtype": kinds[str(array.dtype)], "shape": list(array.shape),
-                        "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array).tobytes())
 
 
 def main():

@@ -101,6 +101,15 @@ class SystemTest(unittest.TestCase):
         self.filigree("train", path, "--out", self.path(name), *arguments, ranks=ranks, code=code)
         return self.path(name)
 
+    def cut_copy(self, name, uncut, step):
+        """The uncut run without the checkpoints after `step`."""
+        run = self.path(name)
+        shutil.copytree(uncut, run)
+        for checkpoint in checkpoints(run):
+            if int(checkpoint[len("step_"):]) > step:
+                shutil.rmtree(os.path.join(run, "checkpoints", checkpoint))
+        return run
+
     def assert_close(self, found, expected, relative, what):
         self.assertEqual(len(found), len(expected), what)
         for i, (a, b) in enumerate(zip(found, expected)):

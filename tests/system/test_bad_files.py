@@ -54,7 +54,6 @@ class BadFilesTest(RefusalTest):
 
     def test_one_flipped_byte(self):
         """In any file of a checkpoint, at any place: refused by whoever reads it."""
-        path = self.path("good.textproto")
         files = [os.path.relpath(os.path.join(folder, name), newest(self.run_dir))
                  for folder, _, names in os.walk(newest(self.run_dir)) for name in names]
         self.assertIn("model.safetensors", files)

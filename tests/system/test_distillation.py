@@ -4,7 +4,7 @@ import os
 import shutil
 import unittest
 
-from filigree_testing import (GPT2, LLAMA, RefusalTest, SystemTest, checkpoints, config, losses,
+from filigree_testing import (GPT2, LLAMA, RefusalTest, SystemTest, config, losses,
                               metrics, newest, phase, read_bytes, sparse)
 
 SMALL = "family: LLAMA layers: 1 width: 24 heads: 2 feed_forward: 40"
@@ -91,10 +91,7 @@ class DistillationTest(SystemTest):
                               1e-4, "distillation_loss")
             self.assertEqual([("distillation_loss" in line) for line in metrics(several)[0]],
                              [True] * 4 + [False] * 2)
-            cut = self.path(f"cut-{ranks}")
-            shutil.copytree(several, cut)
-            for name in checkpoints(cut)[1:]:
-                shutil.rmtree(os.path.join(cut, "checkpoints", name))
+            cut = self.cut_copy(f"cut-{ranks}", several, 2)
             self.train(f"cut-{ranks}", text, ranks=ranks)
             self.assertEqual(losses(cut), losses(several))
             self.assertEqual(read_bytes(newest(cut), "model.safetensors"),

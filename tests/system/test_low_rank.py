@@ -1,10 +1,9 @@
 """Low-rank factors end to end: ranks, resume, phases, export and the published loss."""
 import json
 import os
-import shutil
 import unittest
 
-from filigree_testing import (BAD_INPUT, SystemTest, checkpoints, config, losses, metrics, newest,
+from filigree_testing import (BAD_INPUT, SystemTest, config, losses, metrics, newest,
                               phase, read_bytes, read_safetensors)
 
 RANK, ALPHA = 8, 16
@@ -35,11 +34,7 @@ class LowRankTest(SystemTest):
                 two = self.train(f"{name}-2", text, ranks=2)
                 self.assertLess(losses(one)[-1], losses(one)[0])
                 self.assert_close(losses(two), losses(one), 2e-5, "losses")
-                cut = self.path(f"{name}-cut")
-                shutil.copytree(two, cut)
-                for checkpoint in checkpoints(cut):
-                    if checkpoint > "step_00000003":
-                        shutil.rmtree(os.path.join(cut, "checkpoints", checkpoint))
+                cut = self.cut_copy(f"{name}-cut", two, 3)
                 self.train(f"{name}-cut", text, ranks=2)
                 for file in ARRAYS:
                     self.assertEqual(read_bytes(newest(cut), file), read_bytes(newest(two), file))

@@ -1,10 +1,9 @@
 """Pruning while training: the ramp, compaction, and resuming in the middle of either."""
 import json
 import os
-import shutil
 import unittest
 
-from filigree_testing import (BAD_INPUT, SystemTest, checkpoints, config, losses, newest, phase,
+from filigree_testing import (BAD_INPUT, SystemTest, config, losses, newest, phase,
                               read_bytes)
 
 STEPS = 40
@@ -45,14 +44,6 @@ class PruningTest(SystemTest):
         if key not in self.uncut:
             self.uncut[key] = self.train(key, self.run_text(extra), ranks=ranks)
         return self.uncut[key]
-
-    def cut_copy(self, name, uncut, step):
-        run = self.path(name)
-        shutil.copytree(uncut, run)
-        for checkpoint in checkpoints(run):
-            if int(checkpoint[len("step_"):]) > step:
-                shutil.rmtree(os.path.join(run, "checkpoints", checkpoint))
-        return run
 
     def compactions(self, run):
         return [line for line in topology(run) if line["topology"] == "compaction"]

@@ -1,6 +1,5 @@
 """A run that was cut and resumed is, bit for bit, the run that was not cut."""
 import os
-import shutil
 import signal
 import time
 import unittest
@@ -63,11 +62,7 @@ class ResumeTest(SystemTest):
 
     def cut_copy(self, name, uncut, step):
         """The uncut run as a crash after `step` would have left it."""
-        run = self.path(name)
-        shutil.copytree(uncut, run)
-        for checkpoint in checkpoints(run):
-            if int(checkpoint[len("step_"):]) > step:
-                shutil.rmtree(os.path.join(run, "checkpoints", checkpoint))
+        run = super().cut_copy(name, uncut, step)
         # What a crash in the middle of a checkpoint and of a line leaves.
         os.makedirs(os.path.join(run, "checkpoints", f".step_{step + 1:08}.partial"))
         with open(os.path.join(run, "metrics.jsonl"), "a", encoding="utf-8") as file:

@@ -6,7 +6,7 @@ import shutil
 import struct
 import unittest
 
-from filigree_testing import (GPT2, LLAMA, RefusalTest, SystemTest, checkpoints, config, losses,
+from filigree_testing import (GPT2, LLAMA, RefusalTest, SystemTest, config, losses,
                               metrics, newest, phase, read_bytes, read_safetensors, sparse)
 
 # No step moves a weight, so that what a run saves is what it started from.
@@ -132,10 +132,7 @@ class StartTest(SystemTest):
         text = starting_from(copy, config(self.data, phase(6, sparse()),
                                           checkpoint="every_steps: 2 keep_last: 0"))
         uncut = self.train("uncut", text, ranks=2)
-        cut = self.path("cut")
-        shutil.copytree(uncut, cut)
-        for name in checkpoints(cut)[1:]:
-            shutil.rmtree(os.path.join(cut, "checkpoints", name))
+        cut = self.cut_copy("cut", uncut, 2)
         shutil.rmtree(copy)
         self.train("cut", text, ranks=2)
         self.assertEqual(losses(cut), losses(uncut))

@@ -2,7 +2,6 @@
 import glob
 import json
 import os
-import shutil
 import unittest
 
 from filigree_testing import (BAD_INPUT, SOURCE_DIR, SystemTest, checkpoints, config, losses,
@@ -41,9 +40,7 @@ class TopologyTest(SystemTest):
                                     "drop_fraction: 0.3", parameterisation=parameterisation)
                     text = self.run_config(sparsity, checkpoint="every_steps: 9 keep_last: 0")
                     whole = self.train(f"{name}-{parameterisation}", text, ranks=2)
-                    cut = whole + "-cut"
-                    shutil.copytree(whole, cut)
-                    shutil.rmtree(newest(cut))
+                    cut = self.cut_copy(os.path.basename(whole) + "-cut", whole, 9)
                     self.assertEqual(checkpoints(cut), ["step_00000009"])
                     self.train(os.path.basename(cut), text, ranks=2)
                     self.assertEqual(losses(cut), losses(whole))
