@@ -246,6 +246,7 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks);
   plan.buckets = static_cast<int>(layout.buckets().size());
   plan.memory_bytes = MemoryOf(*model, layout, run, index, ranks, backend.device());
+  plan.state_bytes = plan.memory_total() - plan.memory_bytes["activations"];
   if (SumsInTree(run, backend.device())) {
     plan.memory_bytes["scratch"] +=
         SampleTree::NodesHeld(phase.batch.sequences_per_step()) * plan.memory_bytes["grads"];
@@ -310,10 +311,14 @@ RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend,
   for (size_t i = 0; i < run.phases.size(); ++i) {
     plan.phases.push_back(PlanPhase(run, static_cast<int>(i), ranks, backend));
     const PhaseSpec& phase = run.phases[i];
+    PhasePlan& planned = plan.phases.back();
+    int64_t previous = phase.pruning ? planned.state_bytes : 0;
+    if (i > 0) previous = std::max(previous, plan.phases[i - 1].state_bytes);
+    planned.memory_bytes["transition"] =
+        std::max<int64_t>(previous - planned.memory_bytes["topology"], 0);
     if (!phase.distillation.on()) continue;
     const TeacherCost teacher =
         CostOfTeacher(teachers.at(phase.distillation.teacher), phase.batch, backend);
-    PhasePlan& planned = plan.phases.back();
     planned.memory_bytes["teacher"] = teacher.memory_bytes;
     planned.flops.executed += teacher.flops_per_token * static_cast<double>(planned.tokens);
   }

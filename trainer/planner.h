@@ -49,9 +49,12 @@ struct PhasePlan {
   int buckets = 0;
   // One rank's bytes by kind: values grads master moments layouts compute_copies activations
   // scratch, and topology: what an update holds beside these, the dense gradients that it collects
-  // or the new state while the old one is there; and teacher where there is one.
+  // or the new state while the old one is there; transition: by how much what entering the phase,
+  // or compacting the model, holds in the same way is more than that; teacher where there is one.
   std::map<std::string, int64_t> memory_bytes;
   int64_t memory_total() const;
+  // Of these, what is left of the state while the next one is built beside it.
+  int64_t state_bytes = 0;
   // What SLTrain's paper (arXiv 2406.02214) counts as a model's memory: a bf16 value and two bf16
   // moments of all that is stored, and an index for each single weight, of 8 bytes there.
   int64_t SltrainBytes(int64_t index_bytes) const {

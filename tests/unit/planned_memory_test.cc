@@ -77,6 +77,28 @@ TEST_F(TrainerTest, PlannedMemoryOfAnUpdateIsItsPeak) {
   }
 }
 
+// A phase's state is built beside that of the phase before.
+TEST_F(TrainerTest, PlannedMemoryOfAPhaseChangeIsItsPeak) {
+  for (const char* parameterisation : {"block_sparse", "masked"}) {
+    RunSpec run = OddRun();
+    run.phases[0].sparsity[0].parameterisation = parameterisation;
+    const RunPlan plan = PlanRun(run, 1, backend_);
+    CpuDevice device;
+    CpuBackend backend(device);
+    const auto stream = device.NewStream();
+    StateSuccession state(run, *communicator_, backend, *stream);
+    ASSERT_TRUE(state.Build(0, nullptr).ok());
+    TrainStep(run.phases[0].batch, backend, *stream).Gradients(*state, RepeatingText().samples());
+    state.EnterPhase(1, run.phases[1].first_step);
+    const auto peak = static_cast<double>(device.memory_usage().peak_bytes);
+    // The CPU reads layouts as they lie on the host, which its device does not count.
+    const auto planned = static_cast<double>(plan.phases[1].memory_total() -
+                                             plan.phases[0].memory_bytes.at("layouts"));
+    EXPECT_NEAR(peak / planned, 1, 0.005) << parameterisation;
+    EXPECT_EQ(plan.phases[0].memory_bytes.at("transition"), 0);
+  }
+}
+
 TEST_F(TrainerTest, PlannedMemoryOfCompactStateIsWhatItHolds) {
   std::vector<int64_t> moments;
   for (const RunSpec& run : CompactRuns()) {
