@@ -7,6 +7,7 @@
 #include "launch/commands/session.h"
 #include "trainer/metrics/numbers.h"
 #include "trainer/planner.h"
+#include "trainer/run_inputs.h"
 #include "trainer/scaling_plan.h"
 #include "trainer/teacher.h"
 
@@ -238,6 +239,9 @@ Status PlanCommand::Run() const {
   if (!loaded.ok()) return ForThisRank(loaded.status(), session);
   RunSpec& run = loaded->spec;
   ApplyLink(*this, &run.link);
+  if (const Status status = CheckDevice(run, *session.device); !status.ok()) {
+    return ForThisRank(status, session);
+  }
   const auto teachers = OpenTeachers(run);
   if (!teachers.ok()) return ForThisRank(teachers.status(), session);
   const int64_t in_use = BytesInUse(session);

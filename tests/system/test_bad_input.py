@@ -99,8 +99,10 @@ class BadInputTest(RefusalTest):
                        "grad_dtype: BF16 deterministic: true"):
             says = ["parallel.deterministic", "F32"] if "true" in dtypes else [
                 "parallel.wire_dtype = F32 is wider", "leave wire_dtype out"]
+            override = ("--override", f"parallel {{ {dtypes} device: CPU }}")
             self.refused("train", self.path("good.textproto"), "--out", self.path("new-run"),
-                         "--override", f"parallel {{ {dtypes} device: CPU }}", says=says)
+                         *override, says=says)
+            self.refused("plan", self.path("good.textproto"), *override, says=says)
 
     def test_missing_shard(self):
         os.makedirs(self.path("no-shards"))
