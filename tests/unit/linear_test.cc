@@ -156,26 +156,22 @@ TEST_F(LinearTest, GradientsOverwriteAndBiasGradientsAreReleased) {
     bound.Forward(x, y, {}, *stream_);
     bound.Backward(x, dy, {.dx = dx.view(), .gelu_input = gelu_input.view()}, *stream_);
     const std::vector<Matrix> added = bound.grads();
-    if (bound.linear().overwrites_grads()) {
-      for (Matrix& grads : bound.grads()) grads.Fill([](int64_t, int64_t) { return NAN; });
-      bound.set_overwrite(true);
-      bound.Backward(x, dy, {}, *stream_);
-      for (size_t p = 0; p < added.size(); ++p) {
-        Matrix expected = added[p];
-        EXPECT_EQ(bound.grads()[p].data(), expected.data()) << bound.names()[p];
-      }
+    for (Matrix& grads : bound.grads()) grads.Fill([](int64_t, int64_t) { return NAN; });
+    bound.set_overwrite(true);
+    bound.Backward(x, dy, {}, *stream_);
+    for (size_t p = 0; p < added.size(); ++p) {
+      Matrix expected = added[p];
+      EXPECT_EQ(bound.grads()[p].data(), expected.data()) << bound.names()[p];
     }
-    if (bound.linear().sums_input_grad()) {
-      Matrix sums = Matrix::Constant(1, kIn, NAN), expected(1, kIn);
-      bound.Backward(x, dy,
-                     {.dx = dx.view(),
-                      .gelu_input = gelu_input.view(),
-                      .column_sums = sums.flat(),
-                      .accumulate_sums = false},
-                     *stream_);
-      backend_.ColumnSum({dx.view(), expected.flat()}, *stream_);
-      EXPECT_EQ(sums.data(), expected.data());
-    }
+    Matrix sums = Matrix::Constant(1, kIn, NAN), expected_sums(1, kIn);
+    bound.Backward(x, dy,
+                   {.dx = dx.view(),
+                    .gelu_input = gelu_input.view(),
+                    .column_sums = sums.flat(),
+                    .accumulate_sums = false},
+                   *stream_);
+    backend_.ColumnSum({dx.view(), expected_sums.flat()}, *stream_);
+    EXPECT_EQ(sums.data(), expected_sums.data());
     const BoundParameter released = bound.linear().ReleaseBiasGrad();
     if (released.grads.empty()) continue;
     EXPECT_EQ(released.grads.data(), bound.grads().back().flat().data());

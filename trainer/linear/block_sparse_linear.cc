@@ -44,8 +44,6 @@ class BlockSparseLinear final : public Linear {
                   stream);
   }
 
-  bool overwrites_grads() const override { return true; }
-  bool sums_input_grad() const override { return true; }
   BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
 
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,

@@ -46,13 +46,9 @@ void FormedProduct::Form(Stream& stream) {
 void FormedProduct::Forward(ConstTensorView x, TensorView y, ConstTensorView bias,
                             const ProductEpilogue& epilogue, Stream& stream) {
   if (!kept_) Form(stream);
-  backend_.MatMul({.a = x,
-                   .b = weight_,
-                   .out = y,
-                   .transpose_b = true,
-                   .bias = bias,
-                   .epilogue = epilogue},
-                  stream);
+  backend_.MatMul(
+      {.a = x, .b = weight_, .out = y, .transpose_b = true, .bias = bias, .epilogue = epilogue},
+      stream);
 }
 
 void FormedProduct::Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,

@@ -2,9 +2,9 @@
 // factors and a sparse part summed.
 //
 // Several weights with one input are one product, theirs one under the other: [sum of rows, cols].
-// The dense gradient lives in a scratch that all products of the model share, for as long as it takes
-// to project it onto what is stored. The weight is kept from one change of the values to the next, or
-// lives in the scratch too and is formed for each use.
+// The dense gradient lives in a scratch that all products of the model share, for as long as it
+// takes to project it onto what is stored. The weight is kept from one change of the values to the
+// next, or lives in the scratch too and is formed for each use.
 #pragma once
 
 #include <memory>
@@ -40,7 +40,8 @@ class FormedProduct {
 
   // Elements of scratch for Backward.
   int64_t size() const { return rows_ * cols_; }
-  // After the weights' own parameters are bound. `scratch`: at least size() elements; without it there is no Backward, and the weight is kept.
+  // After the weights' own parameters are bound. `scratch`: at least size() elements; without it
+  // there is no Backward, and the weight is kept.
   void Bind(DType dtype, TensorView scratch);
 
   // After every change of the values, before Forward.

@@ -56,8 +56,8 @@ struct BoundParameter {
 };
 
 // Where the gradient of a linear's input goes: dx [T, in] (+)= dy W, times gelu'(gelu_input) if
-// that is given. An empty dx is not computed. `column_sums` [in], where given, receives dx's sums over
-// rows: the gradient of the bias that was added in making the linear's input.
+// that is given. An empty dx is not computed. `column_sums` [in], where given, receives dx's sums
+// over rows: the gradient of the bias that was added in making the linear's input.
 struct InputGrad {
   TensorView dx;
   bool accumulate = false;
@@ -67,9 +67,8 @@ struct InputGrad {
 
   // What the product that makes dx is to do with it.
   ProductEpilogue epilogue() const {
-    return {.gelu_input = gelu_input,
-            .column_sums = column_sums,
-            .accumulate_sums = accumulate_sums};
+    return {
+        .gelu_input = gelu_input, .column_sums = column_sums, .accumulate_sums = accumulate_sums};
   }
 };
 
@@ -135,16 +134,12 @@ class Linear {
   // [T, inner_width()]. Views may be strided.
   virtual void Forward(ConstTensorView x, TensorView y, TensorView inner,
                        const ProductEpilogue& epilogue, Stream& stream) = 0;
-  // Whether Backward overwrites gradients where BoundParameter::adds() is false; else its caller
-  // sets them to zero beforehand.
-  virtual bool overwrites_grads() const { return false; }
-  // Whether Backward sees to InputGrad::column_sums; else its caller does.
-  virtual bool sums_input_grad() const { return false; }
   // From now on someone else writes the bias's gradient, with another pass over dy, and Backward
-  // leaves it alone. Empty, and nothing changed, where there is no bias or the linear cannot do so.
-  // Valid after Bind, until the next.
-  virtual BoundParameter ReleaseBiasGrad() { return {}; }
-  // Adds the gradients of all parameters into grads (or overwrites them), and computes the input's.
+  // leaves it alone. Empty, and nothing changed, where there is no bias. Valid after Bind, until
+  // the next.
+  virtual BoundParameter ReleaseBiasGrad() = 0;
+  // Adds the gradients of all parameters into grads, or overwrites them where
+  // BoundParameter::adds() is false, and computes the input's.
   virtual void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
                         const InputGrad& input_grad, Stream& stream) = 0;
 
@@ -200,7 +195,8 @@ const Parameterisation& RowOf(const SparsitySpec& sparsity);
 // does.
 SparsitySpec MatchSparsity(std::string_view weight_name, const std::vector<SparsitySpec>& sparsity);
 
-// The inputs' second moments in some columns: gram [n, n] F32 += x^T x of columns [begin, begin + n).
+// The inputs' second moments in some columns: gram [n, n] F32 += x^T x of columns [begin, begin +
+// n).
 struct InputGram {
   int64_t begin = 0;
   TensorView gram;
@@ -289,10 +285,7 @@ class LinearGroup {
   void PadOutput(TensorView y, int i, Stream& stream);
   void PadInputGrad(const InputGrad& input_grad, int i, Stream& stream);
   // Whether the one part takes the whole of dx and its sums.
-  bool SumsInputGrad() const {
-    return parts_.size() == 1 && parts_[0]->sums_input_grad() &&
-           specs_[0].padded_in() == specs_[0].in;
-  }
+  bool SumsInputGrad() const { return parts_.size() == 1 && specs_[0].padded_in() == specs_[0].in; }
 
   std::vector<std::unique_ptr<Linear>> parts_;
   std::vector<LinearSpec> specs_;
@@ -307,7 +300,7 @@ class LinearGroup {
   TensorView joined_values_, joined_grads_;
   std::unique_ptr<FormedProduct> formed_;  // or this
   std::vector<BoundParameter> biases_;     // of the parts, where they are joined and have some
-  DeviceBuffer joined_bias_;  // a copy of the parts' biases, one after the other
+  DeviceBuffer joined_bias_;               // a copy of the parts' biases, one after the other
   TensorView bias_;
   TensorView bias_grads_;  // the parts' as one, where they lie one after the other
 };

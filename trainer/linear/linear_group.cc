@@ -164,10 +164,9 @@ void LinearGroup::BackwardBiases(ConstTensorView dy, Stream& stream) {
     return backend_.ColumnSum({.in = dy, .out = bias_grads_, .accumulate = adds}, stream);
   }
   for (size_t i = 0; i < biases_.size(); ++i) {
-    backend_.ColumnSum({.in = PaddedPart(dy, static_cast<int>(i)),
-                        .out = biases_[i].grads,
-                        .accumulate = adds},
-                       stream);
+    backend_.ColumnSum(
+        {.in = PaddedPart(dy, static_cast<int>(i)), .out = biases_[i].grads, .accumulate = adds},
+        stream);
   }
 }
 
@@ -245,12 +244,9 @@ void LinearGroup::AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& s
     }
     for (const InputGram& gram : statistics.input_grams) {
       const ConstTensorView columns = x.Cols(gram.begin, gram.gram.rows());
-      backend_.MatMul({.a = columns,
-                       .b = columns,
-                       .out = gram.gram,
-                       .transpose_a = true,
-                       .accumulate = true},
-                      stream);
+      backend_.MatMul(
+          {.a = columns, .b = columns, .out = gram.gram, .transpose_a = true, .accumulate = true},
+          stream);
     }
     if (!statistics.input_squares) continue;
     if (host.empty()) host.resize(x.size() * SizeOf(x.dtype()));

@@ -41,8 +41,6 @@ class MaskedLinear final : public Linear, private FormedWeight {
     product_.Forward(x, y, bias_.values(), epilogue, stream);
   }
 
-  bool overwrites_grads() const override { return true; }
-  bool sums_input_grad() const override { return true; }
   BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
 
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,

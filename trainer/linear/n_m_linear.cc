@@ -1,8 +1,10 @@
 // `n_m`: n of every m consecutive weights of a row stored, drawn at the start and kept (SLoPe,
-// arXiv 2405.16325, without its lazily added adapters), or so in rows and columns alike (transposable).
+// arXiv 2405.16325, without its lazily added adapters), or so in rows and columns alike
+// (transposable).
 //
-// State, gradients, exchange and checkpoints hold n / m of the weights; compute scatters them to a dense
-// copy, as `masked` does: memory and traffic shrink, arithmetic does not. Sparse tensor cores are not used.
+// State, gradients, exchange and checkpoints hold n / m of the weights; compute scatters them to a
+// dense copy, as `masked` does: memory and traffic shrink, arithmetic does not. Sparse tensor cores
+// are not used.
 #include <cmath>
 #include <sstream>
 #include <string>

@@ -18,8 +18,6 @@ class ThinLinear : public Linear {
   }
 
   void Materialize(Stream&) override {}
-  bool overwrites_grads() const override { return true; }
-  bool sums_input_grad() const override { return true; }
   BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
   bool pads() const override { return true; }
 

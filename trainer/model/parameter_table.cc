@@ -48,9 +48,7 @@ TableLinear::TableLinear(const std::vector<LinearSpec>& parts,
                          const std::vector<SparsitySpec>& sparsity, uint64_t seed,
                          const std::map<std::string, SparseLayout>& layouts, Backend& backend,
                          ParameterTable& table)
-    : table_(table),
-      backend_(backend),
-      group_(MakeGroup(parts, sparsity, seed, layouts, backend)) {
+    : table_(table), group_(MakeGroup(parts, sparsity, seed, layouts, backend)) {
   first_ = static_cast<int>(table.parameters().size());
   for (const auto& part : group_.parts()) {
     for (Parameter& parameter : part->Parameters()) table.Add(std::move(parameter));
@@ -60,14 +58,10 @@ TableLinear::TableLinear(const std::vector<LinearSpec>& parts,
 
 void TableLinear::Bind(TensorView scratch) {
   int next = first_;
-  zeroed_.clear();
   for (const auto& part : group_.parts()) {
     std::vector<BoundParameter> bound;
     const auto count = static_cast<int>(part->Parameters().size());
-    for (int i = 0; i < count; ++i) {
-      if (!part->overwrites_grads()) zeroed_.push_back(next);
-      bound.push_back(table_.bound(next++));
-    }
+    for (int i = 0; i < count; ++i) bound.push_back(table_.bound(next++));
     part->Bind(bound, scratch);
   }
   group_.JoinParts(scratch);
@@ -99,9 +93,6 @@ void TableLinear::Forward(ConstTensorView x, TensorView y, TensorView inner,
 
 void TableLinear::Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,
                            const InputGrad& input_grad, Stream& stream) {
-  if (table_.overwrites()) {
-    for (int i : zeroed_) backend_.device().ZeroAsync(table_.bound(i).grads, stream);
-  }
   group_.Backward(x, dy, inner, input_grad, stream);
   for (int i = first_ + count_ - 1; i >= first_; --i) table_.GradReady(i);
 }

@@ -28,7 +28,6 @@ class ParameterTable {
   // says so to whoever makes it.
   void StartOverwrite() { overwrite_ = true; }
   void EndOverwrite() { overwrite_ = false; }
-  bool overwrites() const { return overwrite_; }
 
   // Call before a parameter is read. True where its values changed since the last call.
   bool Use(int index);
@@ -69,10 +68,8 @@ class TableLinear {
 
  private:
   ParameterTable& table_;
-  Backend& backend_;
   LinearGroup group_;
   int first_ = 0, count_ = 0;  // the group's parameters in the table
-  std::vector<int> zeroed_;    // those of them whose linears can only add to gradients
 };
 
 }  // namespace filigree
