@@ -35,8 +35,8 @@ BlockRows ColumnsOf(const SparseLayout& layout) {
   return rows;
 }
 
-// The same with every block taken apart into the cells of `height` rows by `width` columns. `cells` are
-// then those of the blocks, each `stride_row` and `stride_col` apart.
+// The same with every block taken apart into the cells of `height` rows by `width` columns. `cells`
+// are then those of the blocks, each `stride_row` and `stride_col` apart.
 BlockRows CellsOf(const BlockRows& rows, int height, int width, int stride_row, int stride_col) {
   BlockRows cells;
   cells.offsets.push_back(0);
@@ -122,11 +122,10 @@ CusparseWeight::Operand CusparseWeight::Upload(int64_t rows, int64_t cols, int b
                                      operand.indices.data(), values.data(), CUSPARSE_INDEX_32I,
                                      CUSPARSE_INDEX_32I, CUSPARSE_INDEX_BASE_ZERO, type));
   } else {
-    CUSPARSE_CHECK(cusparseCreateBsr(&operand.descriptor, rows / block_rows, cols / block_cols, count,
-                                     block_rows, block_cols, operand.offsets.data(),
-                                     operand.indices.data(), values.data(), CUSPARSE_INDEX_32I,
-                                     CUSPARSE_INDEX_32I, CUSPARSE_INDEX_BASE_ZERO, type,
-                                     CUSPARSE_ORDER_ROW));
+    CUSPARSE_CHECK(cusparseCreateBsr(
+        &operand.descriptor, rows / block_rows, cols / block_cols, count, block_rows, block_cols,
+        operand.offsets.data(), operand.indices.data(), values.data(), CUSPARSE_INDEX_32I,
+        CUSPARSE_INDEX_32I, CUSPARSE_INDEX_BASE_ZERO, type, CUSPARSE_ORDER_ROW));
   }
   return operand;
 }
@@ -167,8 +166,8 @@ CusparseWeight::CusparseWeight(const SparseLayout& layout, std::span<const BFloa
                    CUDA_R_16BF);
   transposed_ = Upload(layout.in(), layout.out(), width, height, columns.offsets, columns.indices,
                        turned, CUDA_R_16BF);
-  gradient_ = Upload(layout.out(), layout.in(), height, width, rows.offsets, rows.indices, gradients,
-                     CUDA_R_32F);
+  gradient_ = Upload(layout.out(), layout.in(), height, width, rows.offsets, rows.indices,
+                     gradients, CUDA_R_32F);
   weight_.values = std::move(straight);
   transposed_.values = std::move(turned);
   gradient_.values = std::move(gradients);
@@ -181,7 +180,8 @@ CusparseWeight::~CusparseWeight() {
   cusparseDestroy(handle_);
 }
 
-bool CusparseWeight::Multiply(Operand& operand, ConstTensorView in, TensorView out, Stream& stream) {
+bool CusparseWeight::Multiply(Operand& operand, ConstTensorView in, TensorView out,
+                              Stream& stream) {
   const DenseMatrix b(in, /*transposed=*/true), c(out, /*transposed=*/true);
   constexpr auto kPlain = CUSPARSE_OPERATION_NON_TRANSPOSE;
   const auto algorithm =
@@ -190,7 +190,8 @@ bool CusparseWeight::Multiply(Operand& operand, ConstTensorView in, TensorView o
   if (!operand.prepared) {
     size_t bytes = 0;
     if (cusparseSpMM_bufferSize(handle_, kPlain, kPlain, &kOne, operand.descriptor, b.get(), &kZero,
-                                c.get(), CUDA_R_32F, algorithm, &bytes) != CUSPARSE_STATUS_SUCCESS) {
+                                c.get(), CUDA_R_32F, algorithm,
+                                &bytes) != CUSPARSE_STATUS_SUCCESS) {
       return false;
     }
     operand.workspace = device_.Allocate(std::max<size_t>(bytes, 16), "scratch");
@@ -247,8 +248,8 @@ bool CusparseWeight::WeightGrad(ConstTensorView dy, ConstTensorView x, Stream& s
 std::vector<float> CusparseWeight::DownloadGradients(Stream& stream) const {
   stream.Synchronize();
   std::vector<float> gradients(positions_.size());
-  CUDA_CHECK(cudaMemcpy(gradients.data(), gradient_.values.data(),
-                        gradients.size() * sizeof(float), cudaMemcpyDeviceToHost));
+  CUDA_CHECK(cudaMemcpy(gradients.data(), gradient_.values.data(), gradients.size() * sizeof(float),
+                        cudaMemcpyDeviceToHost));
   return gradients;
 }
 

@@ -1,9 +1,9 @@
-// A sparse weight in cuSPARSE's formats: a peer for benchmarks, no kernel that trains. cuSPARSE runs
-// CSR without tensor cores and BSR at a fraction of what its blocks allow (kernels/README.md has the
-// figures), so neither is a row of the variant tables.
+// A sparse weight in cuSPARSE's formats: a peer for benchmarks, no kernel that trains. cuSPARSE
+// runs CSR without tensor cores and BSR at a fraction of what its blocks allow (kernels/README.md
+// has the figures), so neither is a row of the variant tables.
 //
-// W and, for the input's gradient, W^T are held apart: BSR has no transposed product, and CSR's takes
-// atomic additions.
+// W and, for the input's gradient, W^T are held apart: BSR has no transposed product, and CSR's
+// takes atomic additions.
 #pragma once
 
 #include <cusparse.h>
@@ -23,7 +23,8 @@ enum class CusparseFormat { kCsr, kBsr };
 
 class CusparseWeight {
  public:
-  // `values` as `layout`, which has no padding, stores them; blocked for kBsr. `device` must outlive it.
+  // `values` as `layout`, which has no padding, stores them; blocked for kBsr. `device` must
+  // outlive it.
   CusparseWeight(const SparseLayout& layout, std::span<const BFloat16> values,
                  CusparseFormat format, CudaDevice& device);
   ~CusparseWeight();
@@ -31,9 +32,10 @@ class CusparseWeight {
   CusparseWeight& operator=(const CusparseWeight&) = delete;
 
   // Contiguous BF16 matrices. False, and nothing done: cuSPARSE has no such product.
-  bool Forward(ConstTensorView x, TensorView y, Stream& stream);       // y = x W^T
-  bool InputGrad(ConstTensorView dy, TensorView dx, Stream& stream);   // dx = dy W
-  bool WeightGrad(ConstTensorView dy, ConstTensorView x, Stream& stream);  // dY^T X where W is stored
+  bool Forward(ConstTensorView x, TensorView y, Stream& stream);      // y = x W^T
+  bool InputGrad(ConstTensorView dy, TensorView dx, Stream& stream);  // dx = dy W
+  bool WeightGrad(ConstTensorView dy, ConstTensorView x,
+                  Stream& stream);  // dY^T X where W is stored
 
   // Stored positions as out * in + in_index, in the order of W's arrays here; and of the gradients.
   const std::vector<int64_t>& positions() const { return positions_; }

@@ -110,7 +110,8 @@ void AddPeers(const std::vector<KernelPeer>& peers, int product, nlohmann::json*
   }
 }
 
-// A line a peer, in the columns of Print: its time, its rate, and how its times stand to the others.
+// A line a peer, in the columns of Print: its time, its rate, and how its times stand to the
+// others.
 void PrintPeers(const std::vector<KernelPeer>& peers, const KernelTimes& times, int product,
                 int64_t tokens) {
   for (const KernelPeer& peer : peers) {

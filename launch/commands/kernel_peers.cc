@@ -20,8 +20,7 @@ std::vector<BFloat16> NormalValues(int64_t count, double scale) {
   constexpr int64_t kPeriod = 1048573;  // a prime, as kernel_timing.cc has it
   std::vector<BFloat16> drawn, values;
   for (int64_t i = 0; i < std::min(count, kPeriod); ++i) {
-    drawn.emplace_back(
-        static_cast<float>(scale * RandomNormal(0, RngStream("bench kernels"), i)));
+    drawn.emplace_back(static_cast<float>(scale * RandomNormal(0, RngStream("bench kernels"), i)));
   }
   for (int64_t i = 0; i < count; ++i) values.push_back(drawn[i % kPeriod]);
   return values;

@@ -39,8 +39,8 @@ class LoggedWork final : public Work {
   const int64_t offset_;
 };
 
-// Rank 0 of two, whose peer is a mirror: it has the same gradients and values. With `copies` it says
-// that copy engines carry the exchange.
+// Rank 0 of two, whose peer is a mirror: it has the same gradients and values. With `copies` it
+// says that copy engines carry the exchange.
 class LoggingCommunicator final : public Communicator {
  public:
   explicit LoggingCommunicator(bool copies) : copies_(copies) {}
