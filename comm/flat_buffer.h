@@ -48,8 +48,8 @@ struct MomentViews {
 class FlatBuffer {
  public:
   FlatBuffer() = default;
-  // Allocates, and zeroes on `stream`. `shard` is the rank under ZeRO-1, else 0. With `ranks` values
-  // and gradients lie in memory that their collectives like best (Communicator::Allocate;
+  // Allocates, and zeroes on `stream`. `shard` is the rank under ZeRO-1, else 0. With `ranks`
+  // values and gradients lie in memory that their collectives like best (Communicator::Allocate;
   // collective). The device and `ranks` must outlive the buffer.
   FlatBuffer(Device& device, FlatLayout layout, int shard, DType value_dtype, DType grad_dtype,
              Stream& stream, StateFormat format = {}, GradientSlots slots = {},

@@ -43,8 +43,8 @@ struct ExchangedBytes {
 ExchangedBytes PredictExchangedBytes(const FlatLayout& layout, int world_size, DType value_dtype,
                                      DType wire_dtype);
 
-// Bytes of a landing for buckets of this layout: where copy engines carry gradients, the ranks' slices
-// of one bucket at a time come to rest in it before they are summed. Nothing under ZeRO-0.
+// Bytes of a landing for buckets of this layout: where copy engines carry gradients, the ranks'
+// slices of one bucket at a time come to rest in it before they are summed. Nothing under ZeRO-0.
 int64_t LandingBytes(const FlatLayout& layout, DType wire_dtype);
 
 // The dtype in which gradients travel where it is not their own, and the operation that rounds to
@@ -98,8 +98,8 @@ class GradientExchange {
   // Blocking; counted as control.
   double ReduceOverShards(double value);
 
-  // Sums `whole`, part of summed_grads(), over the ranks into this rank's slice of it as a step does:
-  // by copies where the communicator has them. Counts nothing. For benchmarks and Launch.
+  // Sums `whole`, part of summed_grads(), over the ranks into this rank's slice of it as a step
+  // does: by copies where the communicator has them. Counts nothing. Launch and benchmarks use it.
   std::unique_ptr<Work> ReduceScatter(TensorView whole, TensorView own, const Event& ready);
 
   // From now on `timer` (nullptr: none) learns how long streams wait for gradients and values.

@@ -150,8 +150,8 @@ class NcclCommunicator final : public Communicator {
         device_(device),
         deadline_(std::chrono::duration_cast<steady_clock::duration>(
             std::chrono::duration<double>(deadline_seconds))),
-        // A collective that waits for multiprocessors holds up its peers, which hold theirs meanwhile;
-        // it takes few, and briefly.
+        // A collective that waits for multiprocessors holds up its peers, which hold theirs
+        // meanwhile; it takes few, and briefly.
         stream_(device.NewStream(StreamPriority::kUrgent)),
         events_(device),
         windows_(device) {}

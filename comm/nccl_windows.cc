@@ -68,8 +68,8 @@ void NcclWindows::Release(void* owner, void* data, size_t bytes, const std::stri
   CUDA_CHECK(cudaDeviceSynchronize());  // nothing under way uses it afterwards
   const auto found = windows->windows_.find(data);
   CHECK(found != windows->windows_.end());
-  const ncclResult_t left = ncclCommWindowDeregister(
-      found->second.comm, static_cast<ncclWindow_t>(found->second.handle));
+  const ncclResult_t left =
+      ncclCommWindowDeregister(found->second.comm, static_cast<ncclWindow_t>(found->second.handle));
   CHECK(left == ncclSuccess) << "ncclCommWindowDeregister: " << ncclGetErrorString(left);
   const ncclResult_t freed = ncclMemFree(data);
   CHECK(freed == ncclSuccess) << "ncclMemFree: " << ncclGetErrorString(freed);

@@ -1,7 +1,7 @@
-// Memory that the GPUs of one host reach in each other: NCCL's symmetric windows. Between buffers that
-// lie in windows NCCL moves all-gathers and all-to-alls by copy engines (its "zero CTA" policy,
-// 2.28), so that no kernel of its own takes multiprocessors from the products beside it: a product
-// whose tiles fill all of them in one wave else waits for a second wave.
+// Memory that the GPUs of one host reach in each other: NCCL's symmetric windows. Between buffers
+// that lie in windows NCCL moves all-gathers and all-to-alls by copy engines (its "zero CTA"
+// policy, 2.28), so that no kernel of its own takes multiprocessors from the products beside it: a
+// product whose tiles fill all of them in one wave else waits for a second wave.
 #pragma once
 
 #include <nccl.h>
@@ -37,8 +37,8 @@ class NcclWindows {
   // All buffers are gone.
   ~NcclWindows();
 
-  // Memory in a window of its own, counted by the device. Collective over `comm`, which outlives the
-  // buffer. Failures are fatal, as those of Device::Allocate are.
+  // Memory in a window of its own, counted by the device. Collective over `comm`, which outlives
+  // the buffer. Failures are fatal, as those of Device::Allocate are.
   DeviceBuffer Allocate(ncclComm_t comm, size_t bytes, std::string_view kind);
 
  private:

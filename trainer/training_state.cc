@@ -198,8 +198,8 @@ TrainingState::TrainingState(const RunSpec& run, int phase,
   const PhaseSpec& spec = run.phases[phase];
   model_ = Model::Create(run.model, InitialSparsity(LinearSpecs(run.model), spec), run.seed,
                          layouts, backend);
-  buffer_ = std::make_unique<FlatBuffer>(MakeFlatBuffer(
-      model_->parameters(), run, phase, communicator, backend.device(), stream));
+  buffer_ = std::make_unique<FlatBuffer>(
+      MakeFlatBuffer(model_->parameters(), run, phase, communicator, backend.device(), stream));
   if (TracksAges(run, phase)) buffer_->AllocateBorn(stream);
   model_->Bind(*buffer_);
   model_->ReserveActivations(spec.batch.micro_batch_sequences, spec.batch.seq_len,

@@ -1,9 +1,8 @@
-#include "kernels/cuda/slice_sum.h"
-
 #include "kernels/base/math.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/device_rows.h"
+#include "kernels/cuda/slice_sum.h"
 #include "kernels/cuda/vectors.cuh"
 
 namespace filigree {

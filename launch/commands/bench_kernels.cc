@@ -7,6 +7,7 @@
 
 #include "kernels/base/math.h"
 #include "launch/commands/commands.h"
+#include "launch/commands/kernel_peers.h"
 #include "launch/commands/kernel_roof.h"
 #include "launch/commands/kernel_timing.h"
 #include "launch/commands/session.h"
@@ -101,6 +102,32 @@ void Print(const nlohmann::json& r) {
   std::fflush(stdout);
 }
 
+// Adds "NAME_ms" of each peer to a product's record; null: it has no such product.
+void AddPeers(const std::vector<KernelPeer>& peers, int product, nlohmann::json* record) {
+  for (const KernelPeer& peer : peers) {
+    nlohmann::json& ms = (*record)[peer.name + "_ms"];
+    if (peer.ms[product]) ms = *peer.ms[product];
+  }
+}
+
+// A line a peer, in the columns of Print: its time, its rate, and how its times stand to the
+// others.
+void PrintPeers(const std::vector<KernelPeer>& peers, const KernelTimes& times, int product,
+                int64_t tokens) {
+  for (const KernelPeer& peer : peers) {
+    std::printf("%-11s %-8s %5s %6s %-11s", "", "", "", "", peer.name.c_str());
+    if (!peer.ms[product]) {
+      std::printf(" has no such product\n");
+      continue;
+    }
+    const double ms = *peer.ms[product];
+    const double flops = times.ProductFlops(tokens) * (product == 3 ? 3 : 1);
+    std::printf("%9.1f %8.1f %9s %9s %7.3f %7.3f   ours is %.1fx\n", ms * 1e3, flops / ms / 1e9, "",
+                "", times.dense[product] / ms, times.equal[product] / ms, ms / times.ours[product]);
+  }
+  std::fflush(stdout);
+}
+
 }  // namespace
 
 Status BenchKernelsCommand::Run() const {
@@ -113,9 +140,14 @@ Status BenchKernelsCommand::Run() const {
   nlohmann::json all = nlohmann::json::array();
   for (const KernelCase& c : *cases) {
     const KernelTimes times = TimeKernels(c, repeats, *session.backend, *session.stream);
+    std::vector<KernelPeer> others;
+    if (peers) others = TimePeers(c, *session.backend, *session.stream);
     for (int product = 0; product < static_cast<int>(kProductNames.size()); ++product) {
       all.push_back(ToJson(c, times, product, rates, *this));
-      if (!json) Print(all.back());
+      AddPeers(others, product, &all.back());
+      if (json) continue;
+      Print(all.back());
+      PrintPeers(others, times, product, c.tokens);
     }
   }
   if (json) {

@@ -108,6 +108,7 @@ struct BenchKernelsCommand {
   std::string layout = "random";
   int repeats = 20;
   uint64_t seed = 1;
+  bool peers = false;  // cuSPARSE's too
   bool json = false;
   Status Run() const;
 };

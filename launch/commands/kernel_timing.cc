@@ -69,11 +69,6 @@ class Matrix {
   DeviceBuffer buffer_;
 };
 
-SparseLayout LayoutOf(const KernelCase& c) {
-  const auto draw = c.balanced ? &RandomBalancedBlocks : &RandomUniformBlocks;
-  return draw(c.out, c.in, c.block_out, c.block_in, c.density, c.seed, "bench kernels");
-}
-
 using Products = std::array<std::function<void(int set)>, 3>;
 
 // The operands of one case and the products over them.
@@ -209,6 +204,11 @@ int64_t PartOf(int64_t width, double density) {
 }
 
 }  // namespace
+
+SparseLayout LayoutOf(const KernelCase& c) {
+  const auto draw = c.balanced ? &RandomBalancedBlocks : &RandomUniformBlocks;
+  return draw(c.out, c.in, c.block_out, c.block_in, c.density, c.seed, "bench kernels");
+}
 
 KernelTimes TimeKernels(const KernelCase& c, int repeats, Backend& backend, Stream& stream) {
   Problem problem(c, backend, stream);

@@ -17,6 +17,9 @@ struct KernelCase {
   uint64_t seed = 0;
 };
 
+// The weight of a case, drawn by its seed.
+SparseLayout LayoutOf(const KernelCase& c);
+
 // Forward, input gradient, weight gradient, and all three back to back.
 inline constexpr std::array<const char*, 4> kProductNames = {"forward", "input_grad", "weight_grad",
                                                              "total"};

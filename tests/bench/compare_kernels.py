@@ -4,7 +4,7 @@
     python3 tests/bench/compare_kernels.py [--peers] [--binary build/filigree]
         [--out docs/results/kernels.json --run-id ID --commit C --device NAME] -- [options of bench kernels]
 
-Runs `filigree bench kernels --json` and peer_kernels.py on the same cases, prints one table, and writes
+Runs `filigree bench kernels --json` (with cuSPARSE's products among the peers) and peer_kernels.py on the same cases, prints one table, and writes
 records (see results_tables.py): one a case and product against the dense product, the slowest shape of
 each block and sparsity as .../vs_cublas_dense, and one a peer's product.
 """
@@ -45,6 +45,13 @@ def family(case):
     name = f"kernels/block{block_name(case['block'])}/{number(case['sparsity'])}"
     return name, ("" if case["layout"] == "random" else "/" + case["layout"]) + (
         "" if case["tokens"] == 16384 else f"/{case['tokens']}_tokens")
+
+
+def cusparse_peers(case):
+    """cuSPARSE's products, which the binary timed itself; None: it has no such product."""
+    names = ("cusparse_bsr", "cusparse_csr")
+    return [{"peer": name, **({"ms": case[name + "_ms"]} if case[name + "_ms"] else {"why": "none"})}
+            for name in names if name + "_ms" in case]
 
 
 def case_key(record):
@@ -97,14 +104,15 @@ def main():
     parser.add_argument("--device", default="")
     parser.add_argument("arguments", nargs="*", help="after --: options of `filigree bench kernels`")
     options = parser.parse_args()
-    cases = run([options.binary, "bench", "kernels", "--json", *options.arguments])["cases"]
+    cases = run([options.binary, "bench", "kernels", "--json",
+                 *(["--peers"] if options.peers else []), *options.arguments])["cases"]
     peers = []
     if options.peers:
         peers = run([sys.executable, os.path.join(HERE, "peer_kernels.py"),
                      *peer_arguments(options.arguments)])
     records, slowest = Records(options), {}
     for case in cases:
-        beside = [peer for peer in peers if case_key(peer) == case_key(case)]
+        beside = [peer for peer in peers if case_key(peer) == case_key(case)] + cusparse_peers(case)
         show(case, beside)
         name, suffix = family(case)
         records.add(f"{name}/{case['shape']}/{case['product']}{suffix}", case, case["dense_ms"], {})
@@ -116,7 +124,8 @@ def main():
         for peer in beside:
             if "ms" in peer:
                 records.add(f"{name}/{case['shape']}/{case['product']}{suffix}/vs_{peer['peer']}", case,
-                            peer["ms"], {"peer": f"PyTorch {peer['torch']}, {peer['peer']}"})
+                            peer["ms"], {"peer": f"PyTorch {peer['torch']}, {peer['peer']}"
+                                         if "torch" in peer else peer["peer"]})
     for key, case in slowest.items():
         records.add(key, case, case["dense_ms"], {})
     if options.out:

@@ -4,8 +4,10 @@
     python3 tests/bench/scaling_series.py --gpus 8 [--models gpt2_124m,gpt3_xl] [--zero 1,0]
         [--variants dense,block128/75,block128+rank/87.5] [--out docs/results/scaling_8xh100.json]
 
-For each model and variant: `filigree bench step` on one GPU, then on all under mpirun, with as many tokens
-a GPU, once a ZeRO stage. Prints tokens a second, MFU, how much of the exchange backward and forward hide,
+For each model and variant: `filigree bench step` on one GPU, then on each of them at once without exchange,
+then on all under mpirun, with as many tokens a GPU, once a ZeRO stage. GPUs of one host differ by a per cent or
+two, and a step waits for the slowest: records say the efficiency against one GPU, and in their settings every
+GPU's own time and the efficiency against the slowest. Prints tokens a second, MFU, how much of the exchange backward and forward hide,
 what was exchanged and the efficiency (one GPU's step over all GPUs'), then the same for PyTorch under
 torchrun (peer_torch.py), each in the faster precision; adds records as they come (see results_tables.py) and
 writes the tables. What fails is named and left out, and the script then ends with 1.
@@ -17,6 +19,7 @@ no lower.
 --device cpu tries all of it on CPU ranks: small shapes, whose times mean nothing (--out is refused).
 """
 import argparse
+import concurrent.futures
 import os
 import re
 import shlex
@@ -80,6 +83,18 @@ def ours(options, model, variant, gpus, zero_stage):
     return bench_records.result_of(command, environment, options.timeout)
 
 
+def each_gpu(options, model, variant):
+    """Milliseconds a step of every GPU by itself, all at once: their differences, heat and shared power."""
+    def on(gpu):
+        command = [options.binary, "bench", "step",
+                   os.path.join(HERE, "models", model + ".textproto"), "--steps", str(options.steps),
+                   "--json", *overrides(options, model, variant, 1, 1)]
+        return bench_records.result_of(command, {"CUDA_VISIBLE_DEVICES": str(gpu)},
+                                       options.timeout)["step_ms"]
+    with concurrent.futures.ThreadPoolExecutor(options.gpus) as pool:
+        return list(pool.map(on, range(options.gpus)))
+
+
 def torch(options, model, gpus):
     """The faster of PyTorch's precisions, or of those that fit."""
     launcher = [sys.executable]
@@ -117,12 +132,16 @@ def line(text, r, efficiency):
 def ours_series(options, model, variant, keep):
     one = ours(options, model, variant, 1, 1)
     line(f"{model} {variant}, one", one, 1)
+    apart = each_gpu(options, model, variant) if options.device_kind == "cuda" else [one["step_ms"]]
+    print(f"{model} {variant}, each by itself: " + ", ".join(f"{ms:.2f}" for ms in apart) + " ms")
     for zero_stage in options.zero:
         r = ours(options, model, variant, options.gpus, zero_stage)
         line(f"{model} {variant}, {options.gpus}, ZeRO-{zero_stage}", r, one["step_ms"] / r["step_ms"])
         exchange = r["exchange"]
         settings = {
             "efficiency": "peer_ms / ours_ms: one GPU against all, as many tokens a GPU",
+            "each_gpu_ms": [round(ms, 3) for ms in apart],
+            "efficiency_of_slowest_gpu": round(max(apart) / r["step_ms"], 4),
             "zero_stage": zero_stage, "ranks": r["ranks"], "tokens_per_step": r["tokens_per_step"],
             "tokens_per_second": round(r["tokens_per_second"]),
             "mfu_executed": round(r["mfu_executed"], 4),

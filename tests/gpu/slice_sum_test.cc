@@ -25,10 +25,9 @@ TEST_F(SliceSumTest, AddsInOrderAndRoundsOnce) {
         for (int64_t i = 0; i < n; ++i) {
           float sum = static_cast<float>(in[i]);
           for (int rank = 1; rank < count; ++rank) sum += static_cast<float>(in[rank * n + i]);
-          const float expected =
-              dtype == DType::kBF16 ? static_cast<float>(BFloat16(sum)) : sum;
-          ASSERT_EQ(found[i], expected) << NameOf(dtype) << ", " << count << " slices of " << n
-                                        << ", element " << i;
+          const float expected = dtype == DType::kBF16 ? static_cast<float>(BFloat16(sum)) : sum;
+          ASSERT_EQ(found[i], expected)
+              << NameOf(dtype) << ", " << count << " slices of " << n << ", element " << i;
         }
       }
     }

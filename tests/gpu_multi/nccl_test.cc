@@ -223,7 +223,8 @@ TEST_P(NcclExchangeTest, IsExactAndCounted) {
   const std::vector<SegmentSpec> specs = {{.count = 1000, .kind = TrafficKind::kDense},
                                           {.count = 70001, .kind = TrafficKind::kSparsified},
                                           {.count = 333, .kind = TrafficKind::kDense},
-                                          {.count = 50000, .kind = TrafficKind::kSparsified}};
+                                          {.count = 50000, .kind = TrafficKind::kSparsified},
+                                          {.count = 2000003, .kind = TrafficKind::kDense}};
   for (const int shards : {1, size}) {
     const FlatLayout layout = FlatLayout::Build(specs, shards, /*bucket_elements=*/4096);
     const int shard = shards == 1 ? 0 : comm_->rank();

@@ -174,8 +174,7 @@ class SddmmScheduleTest : public testing::TestWithParam<std::tuple<int64_t, int,
 TEST_P(SddmmScheduleTest, EveryChunkAndTokenOnceAndTargetsConsistent) {
   const auto [tokens, workers, whole_sums] = GetParam();
   for (const Pattern& pattern : Patterns()) {
-    const SddmmSchedule schedule =
-        BuildSddmmSchedule(pattern.view(), tokens, workers, whole_sums);
+    const SddmmSchedule schedule = BuildSddmmSchedule(pattern.view(), tokens, workers, whole_sums);
     const auto positions = Positions(pattern);
     const bool by_rows = schedule.orientation == SddmmOrientation::kRows;
     const auto [rows, cols] = pattern.block;

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -37,9 +39,11 @@ class LoggedWork final : public Work {
   const int64_t offset_;
 };
 
-// Rank 0 of two, whose peer is a mirror: it has the same gradients and values.
+// Rank 0 of two, whose peer is a mirror: it has the same gradients and values. With `copies` it
+// says that copy engines carry the exchange.
 class LoggingCommunicator final : public Communicator {
  public:
+  explicit LoggingCommunicator(bool copies) : copies_(copies) {}
   // Collectives over parts of these arrays are logged by their offset.
   void Watch(const FlatBuffer& buffer) { grads_ = buffer.grads(), values_ = buffer.values(); }
   Log Take() { return std::exchange(log_, {}); }
@@ -54,8 +58,19 @@ class LoggingCommunicator final : public Communicator {
     return nullptr;
   }
   std::unique_ptr<Work> ReduceScatter(TensorView in, TensorView, ReduceOp, const Event&) override {
+    EXPECT_FALSE(copies_) << "copies need a landing";
     return Start(What::kReduce, What::kReduceWait, Offset(in, grads_));
   }
+  std::unique_ptr<Work> ReduceScatterThrough(TensorView landing, TensorView in, TensorView,
+                                             const Event&) override {
+    EXPECT_EQ(landing.size(), in.size());
+    EXPECT_EQ(landing.dtype(), in.dtype());
+    landings_.insert(landing.data());
+    return Start(What::kReduce, What::kReduceWait, Offset(in, grads_));
+  }
+  bool copies_peer_memory() const override { return copies_; }
+  // Where reduce-scatters landed.
+  const std::set<const void*>& landings() const { return landings_; }
   std::unique_ptr<Work> AllGather(ConstTensorView, TensorView out, const Event&) override {
     return Start(What::kGather, What::kGatherWait, Offset(out, values_));
   }
@@ -78,6 +93,8 @@ class LoggingCommunicator final : public Communicator {
     return std::make_unique<LoggedWork>(log_, wait, offset);
   }
 
+  const bool copies_;
+  std::set<const void*> landings_;
   const std::string host_ = "here";
   TensorView grads_, values_;
   Log log_;
@@ -100,10 +117,11 @@ std::vector<What> Phases(const Log& log) {
   return phases;
 }
 
-class ExchangeOrderTest : public ::testing::TestWithParam<bool> {  // tied head
+// Tied head, copies.
+class ExchangeOrderTest : public ::testing::TestWithParam<std::tuple<bool, bool>> {
  protected:
   ExchangeOrderTest() {
-    run_.model.tied_head = GetParam();
+    run_.model.tied_head = std::get<0>(GetParam());
     run_.zero_stage = 1;
     run_.bucket_megabytes = 0.008;  // several buckets of each kind
     state_ = std::make_unique<TrainingState>(run_, 0, std::map<std::string, SparseLayout>(),
@@ -140,7 +158,8 @@ class ExchangeOrderTest : public ::testing::TestWithParam<bool> {  // tied head
   CpuDevice device_;
   CpuBackend backend_{device_};
   std::unique_ptr<Stream> stream_ = device_.NewStream();
-  LoggingCommunicator communicator_;
+  const bool copies_ = std::get<1>(GetParam());
+  LoggingCommunicator communicator_{copies_};
   std::unique_ptr<TrainingState> state_;
   std::unique_ptr<TrainStep> step_;
   std::vector<int64_t> buckets_, falling_;  // offsets, in forward order and back
@@ -168,6 +187,19 @@ TEST_P(ExchangeOrderTest, BucketsLeaveInBackwardAndComeBackInForward) {
   state_->exchange().WaitAllValues(*stream_);
 }
 
+// One landing of the largest bucket, which `plan` counts, serves all buckets in turn.
+TEST_P(ExchangeOrderTest, CopiesLandInMemoryOfOneBucket) {
+  Step(1);
+  const FlatLayout& layout = state_->buffer().layout();
+  const int64_t landing = LandingBytes(layout, run_.wire_dtype);
+  EXPECT_GT(landing, 0);
+  EXPECT_LT(landing, layout.total_count() * static_cast<int64_t>(SizeOf(run_.wire_dtype)));
+  const auto held = static_cast<int64_t>(device_.memory_usage().bytes_by_kind.at("grads"));
+  const int64_t grads = layout.total_count() * static_cast<int64_t>(SizeOf(run_.grad_dtype));
+  EXPECT_EQ(held, grads + (copies_ ? landing : 0));
+  EXPECT_EQ(communicator_.landings().size(), copies_ ? 1u : 0u);
+}
+
 TEST_P(ExchangeOrderTest, GradientsAloneGatherNothing) {
   Step(1);
   const int64_t sequences = batch().micro_batch_sequences;
@@ -181,7 +213,8 @@ TEST_P(ExchangeOrderTest, GradientsAloneGatherNothing) {
   EXPECT_THAT(Offsets(log, What::kReduceWait), ElementsAreArray(falling_));
 }
 
-INSTANTIATE_TEST_SUITE_P(Heads, ExchangeOrderTest, ::testing::Bool());
+INSTANTIATE_TEST_SUITE_P(HeadsAndCopies, ExchangeOrderTest,
+                         ::testing::Combine(::testing::Bool(), ::testing::Bool()));
 
 }  // namespace
 }  // namespace filigree

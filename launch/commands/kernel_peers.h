@@ -1,0 +1,24 @@
+// cuSPARSE's products beside ours, for `filigree bench kernels --peers`.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "launch/commands/kernel_timing.h"
+
+namespace filigree {
+
+struct KernelPeer {
+  std::string name;  // "cusparse_bsr", "cusparse_csr"
+  // By kProductNames, in milliseconds, medians; nothing where cuSPARSE has no such product. The
+  // total is the sum.
+  std::array<std::optional<double>, 4> ms;
+};
+
+// The blocked weight of `c` in either format, on a CUDA device; elsewhere there are no peers. CSR
+// runs without tensor cores, hundreds of times longer than a dense product: a few rounds are timed.
+std::vector<KernelPeer> TimePeers(const KernelCase& c, Backend& backend, Stream& stream);
+
+}  // namespace filigree
