@@ -3,7 +3,7 @@
 
     python3 tests/quality/sltrain_study.py --device "NVIDIA H100"                  # five structures
     python3 tests/quality/sltrain_study.py --device "NVIDIA H100" --preset wide    # widths of blocks
-    python3 tests/quality/sltrain_study.py --steps 3 --tokens-per-step 512 --validation-tokens 512  # a try
+    python3 tests/quality/sltrain_study.py --steps 3 --tokens-per-step 512 --validation-tokens 512 --seeds 1
 
 base: width 512. Dense, SPDF at 75 %, SLTrain, its blocked form and CoLA.
 wide: width 1024. How much loss wider blocks cost, at 75 % alone and at 87.5 % beside rank d/8, against
@@ -25,8 +25,10 @@ import topology_study as study
 
 # The feed-forward is whole blocks of 128. Steps: some minutes for all structures on an H100.
 PRESETS = {
-    "base": {"width": 512, "feed_forward": 1408, "heads": 8, "alpha": 32, "steps": 860},
-    "wide": {"width": 1024, "feed_forward": 2816, "heads": 16, "alpha": 16, "steps": 640},
+    "base": {"width": 512, "feed_forward": 1408, "heads": 8, "alpha": 32, "steps": 860,
+             "seeds": "1234,1235,1236"},
+    "wide": {"width": 1024, "feed_forward": 2816, "heads": 16, "alpha": 16, "steps": 640,
+             "seeds": "1234,1235"},
 }
 LAYERS = 8
 BLOCKS = ((32, 32), (64, 64), (128, 64), (128, 128))
@@ -213,8 +215,8 @@ def parse():
     parser.add_argument("--tokens-per-step", type=int, default=16384)
     parser.add_argument("--device", default=f"CPU ({platform.machine()})",
                         help="the records' name of what the runs ran on")
-    parser.add_argument("--seeds", default="1234", help="comma-separated")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seeds", help="comma-separated; default: the preset's")
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--validation-tokens", type=int, default=0, help="at most; 0: all")
     parser.add_argument("--only", default="", help="comma-separated parts of structures' names")
     parser.add_argument("--data", default=os.path.join(study.ROOT, "runs", "quickstart", "data"))
@@ -227,7 +229,8 @@ def parse():
     for field in ("data", "binary", "out", "results"):
         setattr(arguments, field, os.path.abspath(getattr(arguments, field)))
     arguments.steps = arguments.steps or PRESETS[arguments.preset]["steps"]
-    arguments.seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    seeds = arguments.seeds or PRESETS[arguments.preset]["seeds"]
+    arguments.seeds = [int(seed) for seed in seeds.split(",")]
     arguments.run_id = (f"{arguments.preset}-{arguments.tokens_per_step}x{arguments.steps}-"
                         f"lr{arguments.lr}")
     arguments.out = os.path.join(arguments.out, arguments.run_id)
