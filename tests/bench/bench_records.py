@@ -60,14 +60,23 @@ def complete(options, device):
     options.device = options.device or device
 
 
-def ratio(options, name, ours_ms, peer_ms, samples, settings):
-    """The record of a ratio: peer_ms / ours_ms."""
-    return {"name": name, "value": peer_ms / ours_ms, "unit": "ratio", "ours_ms": ours_ms,
-            "peer_ms": peer_ms, "samples": samples, "run_id": options.run_id,
-            "settings": settings, "device": options.device,
-            "date": datetime.date.today().isoformat(), "commit": options.commit,
+def _record(options, name, value, unit, ours_ms, peer_ms, samples, settings):
+    return {"name": name, "value": value, "unit": unit, "ours_ms": ours_ms, "peer_ms": peer_ms,
+            "samples": samples, "run_id": options.run_id, "settings": settings,
+            "device": options.device, "date": datetime.date.today().isoformat(),
+            "commit": options.commit,
             "command": shlex.join(["python3", os.path.relpath(sys.argv[0], REPOSITORY),
                                    *sys.argv[1:]])}
+
+
+def ratio(options, name, ours_ms, peer_ms, samples, settings):
+    """The record of a ratio: peer_ms / ours_ms."""
+    return _record(options, name, peer_ms / ours_ms, "ratio", ours_ms, peer_ms, samples, settings)
+
+
+def measurement(options, name, value, unit, ours_ms, samples, settings):
+    """The record of a figure without a peer; `ours_ms` is the time of what it was measured on."""
+    return _record(options, name, value, unit, ours_ms, None, samples, settings)
 
 
 def append(path, records):

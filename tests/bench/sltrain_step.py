@@ -6,19 +6,21 @@
 
 Runs `filigree bench step` on tests/bench/models/llama_MODEL.textproto, 64 x 256 tokens a step, dense and in
 each variant, one after the other and the dense one again at the end (the ratio is to the faster of the
-two), prints a table and writes records (see results_tables.py).
+two), prints a table, which says whether W is kept or rebuilt and the peak memory of both, and writes records
+(see results_tables.py).
 
     unstructured   SLTrain as published: 3 % single weights beside rank d/4, W rebuilt for backward
     kept           the same, W kept
     blockedN, blockedNxM   12.5 % blocks of N x M beside rank d/8, factored (widths are whole blocks)
 """
 import argparse
-import datetime
 import json
 import os
 import re
 import subprocess
 import sys
+
+import bench_records
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 WIDTH = {"350m": 1024, "1b": 2048}
@@ -64,32 +66,28 @@ def run(options, model, variant):
     return result
 
 
-def record(options, device, model, variant, ours, peer_ms, peer, peer_memory):
+def weight_of(variant):
+    """What becomes of the dense weight W."""
+    return {"unstructured": "rebuilt for every pass", "kept": "kept for a step"}.get(
+        variant, "never built: factored")
+
+
+def record(options, model, variant, ours, peer_ms, peer, peer_memory):
     kind = variant if variant in ("unstructured", "kept") else f"blocked/{variant[7:]}"
     if variant == "kept":
         kind = "unstructured/kept"
     settings = {"tokens_per_step": ours["tokens_per_step"],
-                "tokens_per_second": round(ours["tokens_per_second"]),
+                "tokens_per_second": round(ours["tokens_per_second"]), "weight": weight_of(variant),
                 "memory_peak_bytes": ours["memory_peak_bytes"],
-                "mfu_executed": round(ours["mfu_executed"], 4), "peer": peer,
-                "loss_gap": "unmeasured"}
+                "mfu_executed": round(ours["mfu_executed"], 4), "peer": peer}
     if peer_memory:
         settings["peer_memory_peak_bytes"] = peer_memory
     suffix = "vs_own_dense" if peer_memory else "vs_reference"
-    return {"name": f"sltrain/{model}/{kind}/{suffix}", "value": peer_ms / ours["step_ms"],
-            "unit": "ratio", "ours_ms": ours["step_ms"], "peer_ms": peer_ms,
-            "samples": len(ours["samples"]), "run_id": options.run_id, "settings": settings,
-            "device": device, "date": datetime.date.today().isoformat(), "commit": options.commit,
-            "command": " ".join(["python3", "tests/bench/sltrain_step.py", *sys.argv[1:]])}
+    return bench_records.ratio(options, f"sltrain/{model}/{kind}/{suffix}", ours["step_ms"], peer_ms,
+                               len(ours["samples"]), settings)
 
 
-def device_name():
-    done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-                          capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[0].strip()
-
-
-def compare(options, device, model):
+def compare(options, model):
     """Records of one model's variants."""
     variants = options.variants.split(",")
     results = [(v, run(options, model, v)) for v in ["dense", *variants, "dense"]]
@@ -98,11 +96,13 @@ def compare(options, device, model):
     for variant, ours in results:
         if variant == "dense" or ours is None:
             continue
-        print(f"{model:5} {variant:14} {dense['step_ms'] / ours['step_ms']:5.2f}x our dense", flush=True)
-        records.append(record(options, device, model, variant, ours, dense["step_ms"],
+        print(f"{model:5} {variant:14} {dense['step_ms'] / ours['step_ms']:5.2f}x our dense, W "
+              f"{weight_of(variant)}, peak {ours['memory_peak_bytes'] / 1e9:.2f} GB of dense's "
+              f"{dense['memory_peak_bytes'] / 1e9:.2f}", flush=True)
+        records.append(record(options, model, variant, ours, dense["step_ms"],
                               "our own dense step of the same run", dense["memory_peak_bytes"]))
         reference = REFERENCE_TOKENS_PER_SECOND[model]
-        records.append(record(options, device, model, variant, ours,
+        records.append(record(options, model, variant, ours,
                               1e3 * ours["tokens_per_step"] / reference,
                               f"SLTrain's linear in a Hugging Face llama, eager, bf16: "
                               f"{reference:.0f} tokens a second on an H100, an earlier run", 0))
@@ -115,17 +115,13 @@ def main():
     parser.add_argument("--variants", default="unstructured,kept,blocked64,blocked128x64,blocked128")
     parser.add_argument("--binary", default="build/filigree")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--out")
-    parser.add_argument("--run-id", default="")
-    parser.add_argument("--commit", default="")
+    bench_records.add_options(parser)
     options = parser.parse_args()
-    device = device_name()
-    records = []
+    bench_records.complete(options, bench_records.gpus()[0])
     for model in options.models.split(","):
-        records += compare(options, device, model)
-    if options.out:
-        with open(options.out, "w", encoding="utf-8") as file:
-            json.dump(records, file, indent=1)
+        records = compare(options, model)
+        if options.out:
+            bench_records.append(options.out, records)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,17 @@
 
     python3 tests/quality/sltrain_study.py --device "NVIDIA H100"                  # five structures
     python3 tests/quality/sltrain_study.py --device "NVIDIA H100" --preset wide    # widths of blocks
-    python3 tests/quality/sltrain_study.py --steps 3 --tokens-per-step 512 --validation-tokens 512  # a try
+    python3 tests/quality/sltrain_study.py --steps 3 --tokens-per-step 512 --validation-tokens 512
 
 base: width 512. Dense, SPDF at 75 %, SLTrain, its blocked form and CoLA.
 wide: width 1024. How much loss wider blocks cost, at 75 % alone and at 87.5 % beside rank d/8, against
 blocks of 64 and against single weights: the loss beside each structure's speed.
 
-Trains one run a structure and seed under mpirun (with --mpirun "mpirun -np 1" on one GPU); finished runs in
---out are reused. Writes one record a structure into sltrain_quality.json, beside the other preset's,
-and the tables sltrain_quality.md made from all of them, into --results. Needs build/filigree and the
-quickstart's data (bash launch/quickstart.sh; or --data, a directory that `filigree prepare` wrote).
+Trains each structure at every learning rate with the first seed, then at its best one with the other seeds,
+under mpirun (with --mpirun "mpirun -np 1" on one GPU); finished runs in --out are reused. Writes one
+record a structure into sltrain_quality.json, beside the other preset's, and the tables
+sltrain_quality.md made from all of them, into --results. Needs build/filigree and the quickstart's
+data (bash launch/quickstart.sh; or --data, a directory that `filigree prepare` wrote).
 """
 import argparse
 import datetime
@@ -25,8 +26,10 @@ import topology_study as study
 
 # The feed-forward is whole blocks of 128. Steps: some minutes for all structures on an H100.
 PRESETS = {
-    "base": {"width": 512, "feed_forward": 1408, "heads": 8, "alpha": 32, "steps": 860},
-    "wide": {"width": 1024, "feed_forward": 2816, "heads": 16, "alpha": 16, "steps": 640},
+    "base": {"width": 512, "feed_forward": 1408, "heads": 8, "alpha": 32, "steps": 600,
+             "seeds": "1234,1235,1236", "lr": "1e-3,2e-3,3e-3"},
+    "wide": {"width": 1024, "feed_forward": 2816, "heads": 16, "alpha": 16, "steps": 520,
+             "seeds": "1234,1235", "lr": "7e-4,1.5e-3"},
 }
 LAYERS = 8
 BLOCKS = ((32, 32), (64, 64), (128, 64), (128, 128))
@@ -64,7 +67,7 @@ def structures(name):
     return runs
 
 
-def config(arguments, entry, seed):
+def config(arguments, entry, lr, seed):
     preset = PRESETS[arguments.preset]
     sparsity = f"sparsity {{ {entry} }}" if entry else ""
     return f"""
@@ -79,7 +82,7 @@ batch {{
   micro_batch_sequences: {min(64, arguments.tokens_per_step // 256)}
 }}
 optimizer {{ weight_decay: 0 }}
-schedule {{ lr: {arguments.lr} warmup_fraction: 0.05 }}
+schedule {{ lr: {lr} warmup_fraction: 0.1 }}
 {sparsity}
 phase {{ steps: {arguments.steps} }}
 evaluation {{ every_steps: 0 tokens: {arguments.validation_tokens} }}
@@ -87,44 +90,69 @@ checkpoint {{ every_steps: 0 keep_last: 1 }}
 """
 
 
-def step_figures(path):
-    """Median time of a step and the training loss over the last tenth of the run."""
-    with open(os.path.join(path[:-len(".textproto")], "metrics.jsonl"), encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    steps = [line for line in lines if "step_ms" in line]
-    last = steps[-max(len(steps) // 10, 1):]
-    return statistics.median(s["step_ms"] for s in steps), statistics.mean(s["loss"] for s in last)
+class Run:
+    """One finished run: its losses and the median time of its steps."""
+
+    def __init__(self, arguments, name, entry, lr, seed):
+        name = f"{name}-lr{lr:g}-{seed}"
+        self.path = study.write_config(arguments, name, config(arguments, entry, lr, seed))
+        self.lr = lr
+        self.loss = self._finished(arguments.steps) or study.train(arguments, name, self.path)
+        steps = [line for line in self._metrics() if "step_ms" in line]
+        self.step_ms = statistics.median(line["step_ms"] for line in steps)
+        last = steps[-max(len(steps) // 10, 1):]
+        self.train_loss = statistics.mean(line["loss"] for line in last)
+
+    def _metrics(self):
+        path = os.path.join(self.path[:-len(".textproto")], "metrics.jsonl")
+        if not os.path.exists(path):
+            return []
+        with open(path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def _finished(self, steps):
+        """The validation loss at the end, where the run has come there."""
+        return next((line["val_loss"] for line in self._metrics()
+                     if "val_loss" in line and line["step"] == steps), None)
 
 
-def measure(arguments, name, entry):
-    """The record of one structure: all its seeds."""
-    losses, step_ms, train_losses = [], [], []
-    for seed in arguments.seeds:
-        run = f"{name}-{seed}"
-        path = study.write_config(arguments, run, config(arguments, entry, seed))
-        losses.append(study.train(arguments, run, path))
-        ms, train_loss = step_figures(path)
-        step_ms.append(ms)
-        train_losses.append(train_loss)
-    planned = study.plan(arguments, path)
-    settings = {"preset": arguments.preset, "tokens": planned["tokens"], "lr": arguments.lr,
-                "tokens_per_step": arguments.tokens_per_step, "seeds": arguments.seeds,
-                "losses": [round(loss, 5) for loss in losses],
-                "train_loss": round(statistics.mean(train_losses), 5),
-                "parameters": planned["parameters_logical"],
-                "parameters_stored": planned["parameters_stored"],
-                "flops_dense_equivalent": planned["flops_dense_equivalent"],
-                "flops_method": planned["flops_method"],
-                "flops_executed": planned["flops_executed"]}
-    return {"name": f"quality/sltrain/{arguments.preset}/{name}/val_loss",
-            "value": round(statistics.mean(losses), 5), "unit": "nats a token",
-            "ours_ms": round(statistics.median(step_ms), 3), "peer_ms": None,
-            "samples": len(losses), "run_id": arguments.run_id, "settings": settings,
-            "device": arguments.device, "date": datetime.date.today().isoformat(),
-            "commit": arguments.commit,
-            "command": f"python3 tests/quality/sltrain_study.py --preset {arguments.preset} "
-                       f"--steps {arguments.steps} --tokens-per-step {arguments.tokens_per_step} "
-                       f"--lr {arguments.lr} --seeds {','.join(map(str, arguments.seeds))}"}
+class Structure:
+    """What is known of one structure so far."""
+
+    def __init__(self, arguments, name, entry):
+        self.arguments, self.name, self.entry = arguments, name, entry
+        self.tried = [Run(arguments, name, entry, lr, arguments.seeds[0]) for lr in arguments.lrs]
+        self.runs = [min(self.tried, key=lambda run: run.loss)]
+        self.planned = study.plan(arguments, self.runs[0].path)
+
+    def repeat(self):
+        """The other seeds."""
+        for seed in self.arguments.seeds[1:]:
+            self.runs.append(Run(self.arguments, self.name, self.entry, self.runs[0].lr, seed))
+
+    def record(self):
+        arguments, planned = self.arguments, self.planned
+        losses = [run.loss for run in self.runs]
+        settings = {"preset": arguments.preset, "tokens": planned["tokens"], "lr": self.runs[0].lr,
+                    "tokens_per_step": arguments.tokens_per_step,
+                    "seeds": arguments.seeds[:len(losses)],
+                    "losses": [round(loss, 5) for loss in losses],
+                    "losses_by_lr": {f"{run.lr:g}": round(run.loss, 5) for run in self.tried},
+                    "train_loss": round(statistics.mean(r.train_loss for r in self.runs), 5),
+                    **{field: planned[field] for field in (
+                        "parameters_logical", "parameters_stored", "flops_dense_equivalent",
+                        "flops_method", "flops_executed")}}
+        return {"name": f"quality/sltrain/{arguments.preset}/{self.name}/val_loss",
+                "value": round(statistics.mean(losses), 5), "unit": "nats a token",
+                "ours_ms": round(statistics.median(run.step_ms for run in self.runs), 3),
+                "peer_ms": None, "samples": len(losses), "run_id": arguments.run_id,
+                "settings": settings, "device": arguments.device,
+                "date": datetime.date.today().isoformat(), "commit": arguments.commit,
+                "command": f"python3 tests/quality/sltrain_study.py --preset {arguments.preset} "
+                           f"--steps {arguments.steps} "
+                           f"--tokens-per-step {arguments.tokens_per_step} "
+                           f"--lr {','.join(f'{lr:g}' for lr in arguments.lrs)} "
+                           f"--seeds {','.join(map(str, arguments.seeds))}"}
 
 
 def structure_of(item):
@@ -147,26 +175,26 @@ def table(records):
     dense = next(r for r in records if structure_of(r) == "dense")
     wide = settings["preset"] == "wide"
     spread = max(max(r["settings"]["losses"]) - min(r["settings"]["losses"]) for r in records)
-    seeds = len(settings["seeds"])
+    seeds = max(len(r["settings"]["seeds"]) for r in records)
     lines = [
         f"## {settings['preset']}: a llama of {LAYERS} layers of width {preset['width']}", "",
-        f"After {settings['tokens']:,} tokens, {settings['tokens_per_step']:,} a step; seeds "
-        f"{', '.join(map(str, settings['seeds']))}; learning rate {settings['lr']}, not tuned for any "
-        f"structure; no weight decay. Device {first['device']}, {first['date']}, commit "
+        f"After {settings['tokens']:,} tokens, {settings['tokens_per_step']:,} a step; each structure at "
+        f"the best of the learning rates {', '.join(settings['losses_by_lr'])} (with the first seed); "
+        f"mean over {seeds} seeds; no weight decay. Device {first['device']}, {first['date']}, commit "
         f"{first['commit']}. " + (
             f"The seeds of one structure are up to {spread:.4f} apart." if seeds > 1 else
             "One seed: differences of a hundredth mean little."), "",
         f"`{first['command']}`", "",
         "| structure | loss | minus dense | " + ("minus blocks of 64 | " if wide else "")
-        + "training loss | stored values | executed FLOPs of dense's | ms a step |",
-        "|---|---|---|" + ("---|" if wide else "") + "---|---|---|---|"]
+        + "learning rate | training loss | stored values | executed FLOPs of dense's | ms a step |",
+        "|---|---|---|" + ("---|" if wide else "") + "---|---|---|---|---|"]
     for item in sorted(records, key=lambda r: r["value"]):
         s, name = item["settings"], structure_of(item)
         narrow = losses.get(name.split("/")[0] + "/64")
         gap = "" if not wide else f"| {item['value'] - narrow:+.4f} " if narrow else "| "
         lines.append(
             f"| {name} | {item['value']:.4f} | {item['value'] - dense['value']:+.4f} {gap}"
-            f"| {s['train_loss']:.4f} | {s['parameters_stored'] / 1e6:.2f}M "
+            f"| {s['lr']:g} | {s['train_loss']:.4f} | {s['parameters_stored'] / 1e6:.2f}M "
             f"| {s['flops_executed'] / dense['settings']['flops_executed']:.3f} "
             f"| {item['ours_ms']:.2f} |")
     if wide:
@@ -213,8 +241,8 @@ def parse():
     parser.add_argument("--tokens-per-step", type=int, default=16384)
     parser.add_argument("--device", default=f"CPU ({platform.machine()})",
                         help="the records' name of what the runs ran on")
-    parser.add_argument("--seeds", default="1234", help="comma-separated")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seeds", help="comma-separated; default: the preset's")
+    parser.add_argument("--lr", help="comma-separated; default: the preset's")
     parser.add_argument("--validation-tokens", type=int, default=0, help="at most; 0: all")
     parser.add_argument("--only", default="", help="comma-separated parts of structures' names")
     parser.add_argument("--data", default=os.path.join(study.ROOT, "runs", "quickstart", "data"))
@@ -226,10 +254,11 @@ def parse():
     arguments = parser.parse_args()
     for field in ("data", "binary", "out", "results"):
         setattr(arguments, field, os.path.abspath(getattr(arguments, field)))
-    arguments.steps = arguments.steps or PRESETS[arguments.preset]["steps"]
-    arguments.seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    arguments.run_id = (f"{arguments.preset}-{arguments.tokens_per_step}x{arguments.steps}-"
-                        f"lr{arguments.lr}")
+    preset = PRESETS[arguments.preset]
+    arguments.steps = arguments.steps or preset["steps"]
+    arguments.seeds = [int(seed) for seed in (arguments.seeds or preset["seeds"]).split(",")]
+    arguments.lrs = [float(lr) for lr in (arguments.lr or preset["lr"]).split(",")]
+    arguments.run_id = f"{arguments.preset}-{arguments.tokens_per_step}x{arguments.steps}"
     arguments.out = os.path.join(arguments.out, arguments.run_id)
     if arguments.commit is None:
         arguments.commit = study.call(["git", "rev-parse", "--short", "HEAD"]).strip()
@@ -241,12 +270,19 @@ def main():
     os.makedirs(arguments.out, exist_ok=True)
     os.makedirs(arguments.results, exist_ok=True)
     wanted = [part for part in arguments.only.split(",") if part]
-    records = []
+    measured = []
+
+    def write():  # after every structure: a session that is cut keeps what is measured
+        write_results(arguments, [structure.record() for structure in measured])
+
     for name, entry in structures(arguments.preset).items():
         if wanted and name != "dense" and not any(part in name for part in wanted):
             continue
-        records.append(measure(arguments, name, entry))
-        write_results(arguments, records)  # a cut session keeps what is measured
+        measured.append(Structure(arguments, name, entry))
+        write()
+    for structure in measured:
+        structure.repeat()
+        write()
 
 
 if __name__ == "__main__":
