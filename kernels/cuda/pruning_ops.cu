@@ -3,8 +3,8 @@
 // RowSumsKernel. Grid: one block of 256 threads a unit; a unit's rows are consecutive elements, of
 //   which a thread takes every 256th. Bytes: 8 an element of the piece.
 // ColumnPartialsKernel. Grid: (ceil(columns / 256), ranges of rows); a thread sums one column over a
-//   range. Bytes: 8 an element, 12 a column of each range. AddUnitPartialsKernel: a thread a unit
-//   adds its columns' partial sums, range by range.
+//   range. Bytes: 8 an element, 12 a column of each range. AddUnitPartialsKernel: a block of 64
+//   threads a unit adds the partial sums of its columns and of all ranges.
 // ScaleKernel: a thread an element, strided. Bytes: 4 or 8 an element.
 // All orders of summing depend on the shape alone.
 #include <algorithm>
@@ -21,6 +21,7 @@ namespace filigree {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kAddThreads = 64;
 constexpr int kMaxRanges = 64;  // of rows
 constexpr int kMaxBlocks = 4096;
 constexpr int kSums = 3;
@@ -73,22 +74,32 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kAddThreads)
     AddUnitPartialsKernel(const float* partials, int ranges, int64_t columns, int64_t extent,
-                          int64_t units, double* out) {
-  const int64_t unit = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (unit >= units) return;
-  const int64_t begin = unit * extent, end = min(columns, begin + extent);
+                          double* out) {
+  __shared__ double shared[kSums][kAddThreads / kWarpThreads];
+  const int64_t unit = blockIdx.x, begin = unit * extent;
+  const auto width = static_cast<int>(min(columns, begin + extent) - begin);
+  double sums[kSums] = {};
+  for (int i = threadIdx.x; i < ranges * width; i += kAddThreads) {
+    const int range = i / width;
+    const float* cell = partials + range * int64_t{kSums} * columns + begin + i % width;
+#pragma unroll
+    for (int k = 0; k < kSums; ++k) sums[k] += cell[k * columns];
+  }
+  const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
 #pragma unroll
   for (int k = 0; k < kSums; ++k) {
-    double sum = 0;
-    for (int range = 0; range < ranges; ++range) {
-      for (int64_t column = begin; column < end; ++column) {
-        sum += partials[(range * int64_t{kSums} + k) * columns + column];
-      }
+    for (int offset = kWarpThreads / 2; offset > 0; offset /= 2) {
+      sums[k] += __shfl_xor_sync(0xffffffffu, sums[k], offset);
     }
-    out[kSums * unit + k] += sum;
+    if (lane == 0) shared[k][warp] = sums[k];
   }
+  __syncthreads();
+  if (threadIdx.x >= kSums) return;
+  double sum = 0;
+  for (const double of_warp : shared[threadIdx.x]) sum += of_warp;
+  out[kSums * unit + threadIdx.x] += sum;
 }
 
 // Factors of units along one axis.
@@ -168,9 +179,8 @@ void CudaBackend::UnitSums(const UnitSumsArgs& args, Stream& stream) {
                                                                     end_row, partials);
   CUDA_CHECK(cudaGetLastError());
   const int64_t count = args.column_sums.size() / kSums;
-  AddUnitPartialsKernel<<<static_cast<unsigned>(CeilDiv(count, kThreads)), kThreads, 0,
-                          NativeStream(stream)>>>(
-      partials, ranges, p.columns, units.column_extent, count,
+  AddUnitPartialsKernel<<<static_cast<unsigned>(count), kAddThreads, 0, NativeStream(stream)>>>(
+      partials, ranges, p.columns, units.column_extent,
       AsElements<double>(args.column_sums, args.column_sums.size(), "column_sums"));
   CUDA_CHECK(cudaGetLastError());
 }

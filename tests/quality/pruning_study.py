@@ -9,6 +9,9 @@ each of --seeds, over the same tokens unless said otherwise:
   large            the unpruned model
   shrunk/...       pruned along a ramp from 20 to 70 % of the run (EfficientLLM), by each criterion
                    named, without the second-order update (no_update), and progressively (HESSO)
+  pretrained/...   starts from the finished large run (init_from), with a ramp from 5 to 75 % of as
+                   many steps again: the paper's own setting, which does not count the source's
+                   tokens; neither do the columns here
   one_shot         the large model trained to 70 %, then pruned at once (second-order update
                    included) and recovered over the rest
   small            a dense model of the final size from scratch, equal tokens
@@ -27,10 +30,12 @@ import topology_study as study
 
 TARGET_SHARE = 0.5
 ALIGNMENT = 32
-LARGE = {"layers": 4, "width": 256, "heads": 4, "kv_heads": 2, "head_size": 64, "feed_forward": 704}
+# The quickstart's model with more, smaller heads: of its two key-value heads one would be half.
+LARGE = {"layers": 4, "width": 256, "heads": 8, "kv_heads": 8, "head_size": 32, "feed_forward": 704}
 RAMPS = {"taylor_second": "", "taylor_diagonal": 'criterion: "taylor_diagonal"',
          "magnitude": 'criterion: "magnitude"', "no_update": "update_remaining: false",
          "progressive": "removal: PROGRESSIVE"}
+PRETRAINED = ("taylor_second", "magnitude", "no_update")
 
 
 def pruning(target, begin, end, extra=""):
@@ -38,10 +43,12 @@ def pruning(target, begin, end, extra=""):
             f"feed_forward {{ alignment: {ALIGNMENT} }} stem {{ alignment: {ALIGNMENT} }} {extra} }}")
 
 
-def config(arguments, model, seed, lr, phase):
+def config(arguments, model, seed, lr, phase, source):
     shape = " ".join(f"{field}: {model[field]}" for field in LARGE)
+    init_from = f'init_from: "{source}"' if source else ""
     return f"""
 seed: {seed}
+{init_from}
 model {{ family: LLAMA tied_head: true {shape} }}
 data {{ prepared: "{arguments.data}" }}
 batch {{ seq_len: 256 tokens_per_step: 8192 micro_batch_sequences: {arguments.micro_batch} }}
@@ -70,9 +77,9 @@ def final_parameters(path, planned):
     return stored[-1] if stored else planned["parameters_logical"]
 
 
-def run(arguments, name, model, seed, lr, phase):
+def run(arguments, name, model, seed, lr, phase, source=""):
     path = study.write_config(arguments, f"{name}-lr{lr}-seed{seed}",
-                              config(arguments, model, seed, lr, phase))
+                              config(arguments, model, seed, lr, phase, source))
     planned = study.plan(arguments, path)
     loss = study.train(arguments, f"{name}, lr {lr}, seed {seed}", path)
     shape = final_model(path)
@@ -122,8 +129,8 @@ def table(sweep, records, arguments):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="of each run, of 8192 tokens")
-    parser.add_argument("--lrs", default="1e-3,2e-3,4e-3", help="tried with the unpruned model")
+    parser.add_argument("--steps", type=int, default=2400, help="of each run, of 8192 tokens")
+    parser.add_argument("--lrs", default="1e-3,2e-3,3e-3", help="tried with the unpruned model")
     parser.add_argument("--seeds", default="1234,1235,1236")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--gpus", type=int, default=0, help="that jobs take in turn; 0: any sees all")
@@ -169,6 +176,11 @@ def main():
         records = [best] + all_of([("large", LARGE, seed, lr, whole) for seed in seeds[1:]])
         records += all_of([(name, LARGE, seed, lr, study.phase(steps, body))
                            for name, body in ramps.items() for seed in seeds])
+        records += all_of([
+            (f"pretrained/{name}", LARGE, seed, lr,
+             study.phase(steps, pruning(target, 0.05, 0.75, RAMPS[name])),
+             os.path.join(arguments.out, f"large-lr{lr}-seed{seed}"))
+            for name in PRETRAINED for seed in seeds])
         shrunk = next(r for r in records if label(r) == "shrunk/taylor_second")
         model = shrunk["settings"]["final_model"]
         small = all_of([("small", model, seed, lr, whole) for seed in seeds])

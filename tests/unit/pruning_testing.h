@@ -89,14 +89,17 @@ class PruningTrainee {
     return loss;
   }
 
-  // A language to learn: mostly a fixed successor, often what stood four places before.
+  // A language to learn: mostly what a random table says of the last two tokens, which takes
+  // feed-forward channels to hold; often what stood four places before, which takes heads.
   int32_t Next(const std::vector<int32_t>& before, uint64_t stream, uint64_t index) const {
     const auto vocabulary = static_cast<uint64_t>(run_.model.vocab_size);
-    const double choice = RandomUniform(21, stream, 2 * index);
-    const uint64_t random = RandomBelow(22, stream, 2 * index + 1, vocabulary);
+    const double choice = RandomUniform(run_.seed, stream, 2 * index);
+    const uint64_t random = RandomBelow(run_.seed + 1, stream, 2 * index + 1, vocabulary);
     if (before.size() < 4 || choice < 0.1) return static_cast<int32_t>(random);
     if (choice < 0.4) return before[before.size() - 4];
-    return static_cast<int32_t>((7 * static_cast<uint64_t>(before.back()) + 3) % vocabulary);
+    const auto last = static_cast<uint64_t>(before.back());
+    const auto pair = vocabulary * last + static_cast<uint64_t>(before[before.size() - 2]);
+    return static_cast<int32_t>(RandomBelow(run_.seed + 2, 0, pair, vocabulary));
   }
 
   StepSamples Samples(int64_t step) {
