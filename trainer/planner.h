@@ -16,6 +16,7 @@
 #include "kernels/backend.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/linear/linear.h"
+#include "trainer/sparsified_memory.h"
 #include "trainer/spec.h"
 #include "trainer/step_traffic.h"
 #include "trainer/topology_traffic.h"
@@ -52,6 +53,7 @@ struct PhasePlan {
   // or the new state while the old one is there; and teacher where there is one.
   std::map<std::string, int64_t> memory_bytes;
   int64_t memory_total() const;
+  SparsifiedMemory sparsified;  // of the above, what the sparsified weights have
   // What SLTrain's paper (arXiv 2406.02214) counts as a model's memory: a bf16 value and two bf16
   // moments of all that is stored, and an index for each single weight, of 8 bytes there.
   int64_t SltrainBytes(int64_t index_bytes) const {
