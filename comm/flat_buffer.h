@@ -125,7 +125,13 @@ enum class StateKind { kMaster, kM, kV, kBorn };
 // Collective over `communicator`, whose rank is the shard; with one shard there is no traffic.
 std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, StateKind kind,
                                      Communicator& communicator, Stream& stream);
-// The inverse, without traffic: every rank is given the whole array and keeps the pieces it owns,
+// The whole master of one segment as F32 in device memory: the state's own where this rank holds it
+// so, else gathered (the same traffic) into `memory` [segment count], of which nothing is needed in
+// the first case. Of an F32 state only. Collective.
+bool HoldsWholeMaster(const FlatBuffer& buffer, int segment);
+ConstTensorView GatherMasterOnDevice(const FlatBuffer& buffer, int segment, TensorView memory,
+                                     Communicator& communicator, Stream& stream);
+// The inverse of GatherSegment, without traffic: every rank is given the whole array and keeps the pieces it owns,
 // rounded (to nearest) or quantised as they are held. Scattering what was gathered changes nothing.
 // Scattering the master also writes the segment's values, all of them on every rank, rounded to
 // their dtype. Synchronises `stream`.

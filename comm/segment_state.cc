@@ -105,6 +105,19 @@ void WritePiece(Device& device, ConstTensorView from, const HeldPiece& piece, St
   }
 }
 
+// Sends each shard's piece of `whole`, the segment, to all ranks.
+void BroadcastPieces(const FlatBuffer& buffer, int segment, TensorView whole,
+                     Communicator& communicator, Stream& stream) {
+  const std::unique_ptr<Event> ready = buffer.device().NewEvent();
+  ready->Record(stream);
+  for (int shard = 0; shard < buffer.layout().shards(); ++shard) {
+    const OwnedRange range = buffer.layout().Owned(segment, shard);
+    if (range.count == 0) continue;
+    communicator.Broadcast(whole.Range(range.segment_begin, range.count), shard, *ready)
+        ->Wait(stream);
+  }
+}
+
 }  // namespace
 
 std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, StateKind kind,
@@ -119,16 +132,40 @@ std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, Stat
     ReadPiece(buffer.device(), Held(buffer, own, kind), whole.Range(own.segment_begin, own.count),
               stream);
   }
-  if (shards == 1) return bytes;
-  const std::unique_ptr<Event> ready = buffer.device().NewEvent();
-  ready->Record(stream);
-  for (int shard = 0; shard < shards; ++shard) {
-    const OwnedRange range = buffer.layout().Owned(segment, shard);
-    if (range.count == 0) continue;
-    communicator.Broadcast(whole.Range(range.segment_begin, range.count), shard, *ready)
-        ->Wait(stream);
-  }
+  if (shards > 1) BroadcastPieces(buffer, segment, whole, communicator, stream);
   return bytes;
+}
+
+bool HoldsWholeMaster(const FlatBuffer& buffer, int segment) {
+  if (buffer.layout().shards() > 1) return false;
+  const OwnedRange own = buffer.layout().Owned(segment, buffer.shard());
+  return own.count == 0 || buffer.Master(own).dtype() == DType::kF32;
+}
+
+ConstTensorView GatherMasterOnDevice(const FlatBuffer& buffer, int segment, TensorView memory,
+                                     Communicator& communicator, Stream& stream) {
+  CHECK(buffer.master_dtype() == DType::kF32) << NameOf(buffer.master_dtype());
+  const OwnedRange own = buffer.layout().Owned(segment, buffer.shard());
+  if (HoldsWholeMaster(buffer, segment)) {
+    return own.count == 0 ? ConstTensorView() : buffer.Master(own);
+  }
+  CHECK_EQ(memory.size(), buffer.layout().segments()[segment].count);
+  if (own.count > 0) {
+    const TensorView held = buffer.Master(own);
+    const TensorView piece = memory.Range(own.segment_begin, own.count);
+    if (held.dtype() == DType::kF32) {
+      buffer.device().CopyAsync(piece, held, stream);
+    } else {
+      std::vector<float> numbers(own.count);
+      ReadPiece(buffer.device(), {.elements = held}, ViewOf(numbers), stream);
+      buffer.device().CopyAsync(piece, ViewOf(numbers), stream);
+      stream.Synchronize();
+    }
+  }
+  if (buffer.layout().shards() > 1) {
+    BroadcastPieces(buffer, segment, memory, communicator, stream);
+  }
+  return memory;
 }
 
 void ScatterSegment(FlatBuffer& buffer, int segment, StateKind kind,

@@ -428,6 +428,59 @@ class PruningOps {
   virtual void ScaleUnits(const ScaleUnitsArgs& args, Stream& stream) = 0;
 };
 
+// ---------------------------------------------------------------------------------- topology
+
+// A unit is what a topology rule keeps or drops: a cell of an unstructured layout, a block of a
+// blocked one. Units of a weight are counted row by row over its grid, stored or not. A mark is a
+// small number a unit, U8; what it says is the caller's choice.
+
+// marks = 1 for units that are stored, 0 for others.
+struct MarkStoredArgs {
+  const PreparedLayout* weight = nullptr;
+  TensorView marks = {};  // [units]
+};
+
+// scores[unit] = sum over the unit's cells inside the weight of values * dense * column_factors, as
+// far as they are given, or of its absolute value. Of stored units; those of others stay as they
+// are.
+struct ScoreUnitsArgs {
+  const PreparedLayout* weight = nullptr;
+  ConstTensorView values = {};          // [stored_count] F32, or empty
+  ConstTensorView dense = {};           // [out, in] F32, or empty
+  ConstTensorView column_factors = {};  // [in] F32, or empty
+  bool absolute = true;
+  bool every_unit = false;  // also units that are not stored, which have no `values`
+  TensorView scores;        // [units] F32
+};
+
+// The units of one weight among which to choose.
+struct SelectionPool {
+  ConstTensorView scores = {};  // [units] F32; empty: all are equal
+  TensorView marks;             // [units]
+  uint64_t stream = 0;          // of the draws that order equal scores
+};
+
+// Of the units marked `from` in all pools together, exactly `count` (at most all) become `chosen`:
+// those of highest score; the others become `rest`. -0 is 0 and NaN ranks lowest. Equal scores go by
+// RandomBits(seed, stream, unit), lowest first, so that no row is favoured, and equal draws by pool
+// and unit: the same units on every backend, for the same scores.
+struct SelectHighestArgs {
+  std::span<const SelectionPool> pools;  // read during the call only
+  int64_t count = 0;
+  bool magnitudes = false;  // |score| counts
+  uint8_t from = 1, chosen = 1, rest = 0;
+  uint64_t seed = 0;
+  TensorView chosen_counts = {};  // [pools] I64: units of each marked `chosen` afterwards; or empty
+};
+
+class TopologyOps {
+ public:
+  virtual ~TopologyOps() = default;
+  virtual void MarkStored(const MarkStoredArgs& args, Stream& stream) = 0;
+  virtual void ScoreUnits(const ScoreUnitsArgs& args, Stream& stream) = 0;
+  virtual void SelectHighest(const SelectHighestArgs& args, Stream& stream) = 0;
+};
+
 // ---------------------------------------------------------------------------------- the backend
 
 class Backend : public DenseOps,
@@ -435,7 +488,8 @@ class Backend : public DenseOps,
                 public AttentionOps,
                 public LossOps,
                 public OptimizerOps,
-                public PruningOps {
+                public PruningOps,
+                public TopologyOps {
  public:
   virtual Device& device() = 0;
   // Asks for the same bits at every call of every operation, also where that costs time or memory

@@ -1,6 +1,7 @@
 #include "trainer/planner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <memory>
 #include <numeric>
@@ -162,7 +163,7 @@ void FollowTopology(const Model& model, const std::vector<LinearSpec>& linears,
 // new one is built.
 int64_t UpdateMemory(const TopologyTraffic& traffic, const PhasePlan& plan) {
   const int64_t state = plan.memory_total() - plan.memory_bytes.at("activations");
-  return std::max(traffic.statistics_bytes, traffic.rebuilds ? state : 0);
+  return std::max(traffic.selection_bytes, traffic.rebuilds ? state : 0);
 }
 
 // Parameters that live on average over a phase, and at its end: those of the ramp, if there is one,
@@ -189,18 +190,18 @@ PruningCourse FollowRamps(const RunSpec& run, int index) {
 }
 
 // What is pruned costs nothing from then on; a parameter is taken to cost 2 operations a token and
-// pass, as those of linears do. Compaction follows in jumps of `compact_share`, which is not
-// counted.
+// pass, as those of linears do, and of a sparse phase as many of the rest as its density says.
+// Compaction follows in jumps of `compact_share`, which is not counted.
 void FollowPruning(const RunSpec& run, int index, PhasePlan* plan) {
   const PruningCourse course = FollowRamps(run, index);
-  const double fewer = static_cast<double>(CountParameters(run.model)) - course.average;
+  const auto all = static_cast<double>(CountParameters(run.model));
+  const double fewer = all - course.average;
   if (fewer <= 0) return;
-  plan->average_parameters -= fewer;
-  plan->parameters_final = course.last;
+  plan->average_parameters *= course.average / all;
+  plan->parameters_final = std::llround(static_cast<double>(plan->parameters_final) *
+                                        (static_cast<double>(course.last) / all));
   const double flops = 2.0 * kForwardAndBackward * fewer * static_cast<double>(plan->tokens);
-  for (double* kind : {&plan->flops.dense_equivalent, &plan->flops.method, &plan->flops.executed}) {
-    *kind -= flops;
-  }
+  plan->flops = Scale(plan->flops, 1 - flops / plan->flops.dense_equivalent);
 }
 
 int64_t SingleWeightsBesideFactors(const std::vector<Parameter>& parameters,
@@ -245,6 +246,7 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   plan.exchanged = PredictStepBytes(run, index, ranks, layout, backend.device());
   plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks);
   plan.buckets = static_cast<int>(layout.buckets().size());
+  plan.sparsified = PlanSparsifiedMemory(*model, run, index, ranks, backend.device());
   plan.memory_bytes = MemoryOf(*model, layout, run, index, ranks, backend.device());
   plan.state_bytes = plan.memory_total() - plan.memory_bytes["activations"];
   if (SumsInTree(run, backend.device())) {

@@ -16,6 +16,7 @@
 #include "kernels/backend.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/linear/linear.h"
+#include "trainer/sparsified_memory.h"
 #include "trainer/spec.h"
 #include "trainer/step_traffic.h"
 #include "trainer/topology_traffic.h"
@@ -55,6 +56,7 @@ struct PhasePlan {
   int64_t memory_total() const;
   // Of these, what is left of the state while the next one is built beside it.
   int64_t state_bytes = 0;
+  SparsifiedMemory sparsified;  // of the above, what the sparsified weights have
   // What SLTrain's paper (arXiv 2406.02214) counts as a model's memory: a bf16 value and two bf16
   // moments of all that is stored, and an index for each single weight, of 8 bytes there.
   int64_t SltrainBytes(int64_t index_bytes) const {

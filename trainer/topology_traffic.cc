@@ -10,6 +10,7 @@
 #include "trainer/sample_tree.h"
 #include "trainer/step_traffic.h"
 #include "trainer/topology/plan.h"
+#include "trainer/topology_scores.h"
 #include "trainer/topology_updater.h"
 #include "trainer/training_state.h"
 
@@ -87,6 +88,8 @@ class Course {
         entries_(EntriesOf(LinearSpecs(run.model), phase_)),
         segments_(SegmentCounts(parameters)) {
     for (const TopologyEntry& entry : entries_) counts_.emplace_back(entry);
+    const bool narrow = phase_.optimizer.state.bf16 && device.compute_dtype() != DType::kF32;
+    holds_master_ = (run.zero_stage == 0 || ranks == 1) && !narrow;
     for (size_t i = 0; i < parameters.size(); ++i) places_[parameters[i].name] = i;
     if (MovesTopology(phase_)) FillSegments();
   }
@@ -163,6 +166,15 @@ class Course {
       if (sharded) bytes += counts_[e].elements() * kFloat;
     }
     if (!due) return;
+    int64_t selection = 0;  // entries take turns
+    for (size_t e = 0; e < entries_.size(); ++e) {
+      if (!entries_[e].rule->action(entries_[e].spec, timeline, step)) continue;
+      std::vector<int64_t> elements;
+      for (size_t i = 0; i < entries_[e].linears.size(); ++i) {
+        elements.push_back(counts_[e].elements(i));
+      }
+      selection = std::max(selection, SelectionBytes(entries_[e], elements, holds_master_));
+    }
     const int64_t state = std::accumulate(segments_.begin(), segments_.end(), int64_t{0});
     if (ranks_ > 1 && step == 0 && needs.any()) bytes += passes * Probe();
     for (size_t e = 0; e < entries_.size(); ++e) {
@@ -177,7 +189,8 @@ class Course {
                              : (ranks_ > 1 ? 1 : 0);
     bytes += passes * sums * Statistics(needs) + LayoutCheckBytes(parameters_, ranks_);
     traffic_.updates.push_back({phase_.first_step + step, bytes});
-    if (needs.grads) traffic_.statistics_bytes = Statistics({.grads = true});
+    const int64_t collected = needs.grads ? passes * Statistics({.grads = true}) : 0;
+    traffic_.selection_bytes = std::max(traffic_.selection_bytes, collected + selection);
     traffic_.rebuilds |= changed;
   }
 
@@ -191,6 +204,7 @@ class Course {
   std::vector<EntryCounts> counts_;       // of entries_
   std::vector<int64_t> segments_;         // of parameters_
   std::map<std::string, size_t> places_;  // of parameters_ by name
+  bool holds_master_ = true;  // HoldsWholeMaster
   int64_t step_bytes_ = -1;               // at these segments; -1: not counted yet
   TopologyTraffic traffic_;
 };

@@ -22,8 +22,9 @@ struct TopologyTraffic {
   // phase's start), the values that are scored, under ZeRO-1 the whole state as it moves to its new
   // layouts, and the layouts' fingerprints.
   std::vector<Point> updates;
-  // Device bytes of the dense gradients that an update collects, at most.
-  int64_t statistics_bytes = 0;
+  // Device bytes that an update's scores and selection take at most: of the dense gradients that it
+  // collects (twice where H g is asked for), and what one entry's event holds (SelectionBytes).
+  int64_t selection_bytes = 0;
   // Whether the state is ever built again beside itself.
   bool rebuilds = false;
 };

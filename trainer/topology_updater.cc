@@ -7,13 +7,13 @@
 #include "kernels/base/log.h"
 #include "trainer/master_weights.h"
 #include "trainer/topology/criterion.h"
-#include "trainer/topology/units.h"
 
 namespace filigree {
 namespace {
 
 // Of the values' norm: how far GraSP's finite difference moves them along the gradient.
 constexpr double kRelativePerturbation = 1e-2;
+constexpr auto kFloat = static_cast<int64_t>(sizeof(float));
 
 // Norm over the cells of one array.
 double SumSquares(std::span<const float> values) {
@@ -64,13 +64,13 @@ void TopologyUpdater::StartCollecting(Model& model, int64_t step, Stream& stream
     if (!RowOf(entry.spec).has_weight) continue;
     for (const LinearSpec& linear : entry.linears) {
       const std::string name = linear.name + ".weight";
-      Statistics& statistics = statistics_[name];
+      WeightStatistics& statistics = statistics_[name];
       LinearStatistics& request = requests[name];
       if (needs.grads) {
         const int64_t cells = linear.out * linear.in;
-        statistics.device_grads =
+        statistics.grads =
             backend_.device().Allocate(static_cast<size_t>(cells) * sizeof(float), "scratch");
-        const TensorView grads = statistics.device_grads.View(DType::kF32, cells);
+        const TensorView grads = statistics.grads.View(DType::kF32, cells);
         backend_.device().ZeroAsync(grads, stream);
         request.dense_grads = grads.Reshape({linear.out, linear.in});
       }
@@ -85,8 +85,8 @@ void TopologyUpdater::StartCollecting(Model& model, int64_t step, Stream& stream
 std::vector<TensorView> TopologyUpdater::Collected() {
   std::vector<TensorView> arrays;
   for (auto& [name, statistics] : statistics_) {
-    const auto cells = static_cast<int64_t>(statistics.device_grads.bytes() / sizeof(float));
-    if (cells > 0) arrays.push_back(statistics.device_grads.View(DType::kF32, cells));
+    const auto cells = static_cast<int64_t>(statistics.grads.bytes() / sizeof(float));
+    if (cells > 0) arrays.push_back(statistics.grads.View(DType::kF32, cells));
     if (statistics.input_squares.empty()) continue;
     arrays.push_back(TensorView(statistics.input_squares.data(), DType::kF64,
                                 {static_cast<int64_t>(statistics.input_squares.size())}));
@@ -101,27 +101,41 @@ void TopologyUpdater::CountSummed(int64_t bytes) {
   bytes_ += bytes * (sums_in_tree_ ? SampleTree::NodesSent(samples, ranks) : 1);
 }
 
-void TopologyUpdater::ReduceGrads(Statistics* statistics, Stream& stream) {
-  const int64_t bytes = static_cast<int64_t>(statistics->device_grads.bytes());
-  const int64_t cells = bytes / static_cast<int64_t>(sizeof(float));
-  const TensorView grads = statistics->device_grads.View(DType::kF32, cells);
+void TopologyUpdater::ReduceGrads(const WeightStatistics& statistics, Stream& stream) {
+  const int64_t bytes = static_cast<int64_t>(statistics.grads.bytes());
+  const TensorView grads = statistics.grads.View(DType::kF32, bytes / kFloat);
   if (!sums_in_tree_) {
     event_->Record(stream);
     communicator_.AllReduce(grads, ReduceOp::kSum, *event_)->Wait(stream);
   }
   CountSummed(bytes);
-  statistics->grads.resize(static_cast<size_t>(cells));
-  backend_.device().CopyAsync(TensorView(statistics->grads.data(), DType::kF32, {cells}), grads,
-                              stream);
+}
+
+std::vector<float> TopologyUpdater::Download(const DeviceBuffer& buffer, Stream& stream) {
+  const int64_t count = static_cast<int64_t>(buffer.bytes()) / kFloat;
+  std::vector<float> host(static_cast<size_t>(count));
+  backend_.device().CopyAsync(TensorView(host.data(), DType::kF32, {count}),
+                              buffer.View(DType::kF32, count), stream);
   stream.Synchronize();
-  statistics->device_grads = DeviceBuffer();
+  return host;
+}
+
+void TopologyUpdater::Upload(const std::vector<float>& values, DeviceBuffer* buffer,
+                             Stream& stream) {
+  const auto count = static_cast<int64_t>(values.size());
+  if (buffer->bytes() == 0) {
+    *buffer = backend_.device().Allocate(values.size() * sizeof(float), "scratch");
+  }
+  backend_.device().CopyAsync(buffer->View(DType::kF32, count),
+                              ConstTensorView(values.data(), DType::kF32, {count}), stream);
+  stream.Synchronize();
 }
 
 void TopologyUpdater::FinishCollecting(Model& model, Stream& stream) {
   if (statistics_.empty()) return;
   model.CollectStatistics({});
   for (auto& [name, statistics] : statistics_) {
-    if (statistics.device_grads.bytes() > 0) ReduceGrads(&statistics, stream);
+    if (statistics.grads.bytes() > 0) ReduceGrads(statistics, stream);
     if (statistics.input_squares.empty()) continue;
     if (!sums_in_tree_) communicator_.AllReduceHost(statistics.input_squares, ReduceOp::kSum);
     CountSummed(static_cast<int64_t>(statistics.input_squares.size() * sizeof(double)));
@@ -132,38 +146,39 @@ void TopologyUpdater::PerturbValues(TrainingState& state, Stream& stream) {
   double values = 0, grads = 0;
   for (auto& [name, statistics] : statistics_) {
     const int parameter = IndexOf(state.parameters(), name);
-    unperturbed_[name] = GatherMaster(state, parameter, communicator_, stream, &bytes_);
-    values += SumSquares(unperturbed_[name]);
-    grads += SumSquares(statistics.grads);
+    Unperturbed& before = unperturbed_[name];
+    before.values = GatherMaster(state, parameter, communicator_, stream, &bytes_);
+    before.grads = Download(statistics.grads, stream);
+    statistics.grads = DeviceBuffer();
+    values += SumSquares(before.values);
+    grads += SumSquares(before.grads);
   }
   perturbation_ = grads > 0 ? kRelativePerturbation * std::sqrt(values / grads) : 1;
-  for (auto& [name, statistics] : statistics_) {
+  for (const auto& [name, before] : unperturbed_) {
     const int parameter = IndexOf(state.parameters(), name);
-    std::vector<float> moved = unperturbed_[name];
+    std::vector<float> moved = before.values;
     const std::vector<int64_t> cells = state.parameters()[parameter].layout.LogicalIndices();
     for (size_t slot = 0; slot < cells.size(); ++slot) {
       if (cells[slot] < 0) continue;
-      moved[slot] += static_cast<float>(perturbation_ * statistics.grads[cells[slot]]);
+      moved[slot] += static_cast<float>(perturbation_ * before.grads[cells[slot]]);
     }
     ScatterSegment(state.buffer(), parameter, StateKind::kMaster,
                    std::as_bytes(std::span<const float>(moved)), stream);
-    statistics.hessian_grads = std::move(statistics.grads);  // g, until H g is known
   }
   state.model().ValuesChanged();
 }
 
 void TopologyUpdater::FinishHessian(TrainingState& state, Stream& stream) {
-  for (auto& [name, statistics] : statistics_) {
-    std::vector<float>& before = statistics.hessian_grads;
-    for (size_t cell = 0; cell < before.size(); ++cell) {
-      const float moved = statistics.grads[cell];
-      statistics.grads[cell] = before[cell];
-      before[cell] = static_cast<float>((moved - before[cell]) / perturbation_);
+  for (auto& [name, before] : unperturbed_) {
+    WeightStatistics& statistics = statistics_.at(name);
+    std::vector<float> hessian = Download(statistics.grads, stream);
+    for (size_t cell = 0; cell < hessian.size(); ++cell) {
+      hessian[cell] = static_cast<float>((hessian[cell] - before.grads[cell]) / perturbation_);
     }
-  }
-  for (const auto& [name, values] : unperturbed_) {
+    Upload(before.grads, &statistics.grads, stream);
+    Upload(hessian, &statistics.hessian_grads, stream);
     ScatterSegment(state.buffer(), IndexOf(state.parameters(), name), StateKind::kMaster,
-                   std::as_bytes(std::span<const float>(values)), stream);
+                   std::as_bytes(std::span<const float>(before.values)), stream);
   }
   unperturbed_.clear();
   state.model().ValuesChanged();
@@ -174,31 +189,36 @@ bool TopologyUpdater::LacksStatistics(const TopologyEntry& entry) const {
                                  entry.rule->growth == Growth::kGradient);
 }
 
-TopologyWeight TopologyUpdater::Weigh(const TrainingState& state, const TopologyEntry& entry,
-                                      const LinearSpec& linear, Stream& stream) {
-  const std::string name = linear.name + ".weight";
-  const int index = IndexOf(state.parameters(), name);
-  const Parameter& parameter = state.parameters()[index];
-  const auto found = statistics_.find(name);
-  const Statistics none, &statistics = found == statistics_.end() ? none : found->second;
-  const std::vector<float> values = GatherMaster(state, index, communicator_, stream, &bytes_);
-  const ScoreInputs inputs = {.parameter = &parameter,
-                              .seed = run_.seed,
-                              .values = values,
-                              .grads = statistics.grads,
-                              .hessian_grads = statistics.hessian_grads,
-                              .input_squares = statistics.input_squares};
+void TopologyUpdater::ProposeEntry(const TrainingState& state, const TopologyEntry& entry,
+                                   const TopologyAction& action, int64_t step, Stream& stream,
+                                   Update* update) {
   const Criterion& own = *FindCriterion(entry.spec.criterion);
-  const bool lacks = own.needs_statistics() && LacksStatistics(entry);
-  const Criterion& criterion = lacks ? *FindCriterion("magnitude") : own;
-  TopologyWeight weight{.name = name,
-                        .shape = ShapeOf(linear, entry.spec),
-                        .layout = parameter.layout,
-                        .keep_scores = StoredScores(criterion, inputs)};
-  if (entry.rule->growth == Growth::kGradient && !LacksStatistics(entry)) {
-    weight.grow_scores = GradientScores(parameter.layout, statistics.grads);
+  const bool lacks = LacksStatistics(entry);
+  const Criterion& criterion =
+      own.needs_statistics() && lacks ? *FindCriterion("magnitude") : own;
+  std::vector<TopologyWeight> weights;
+  std::vector<StateScores::Weight> scored;
+  for (const LinearSpec& linear : entry.linears) {
+    const std::string name = linear.name + ".weight";
+    const int index = IndexOf(state.parameters(), name);
+    const auto found = statistics_.find(name);
+    scored.push_back({index, found == statistics_.end() ? nullptr : &found->second});
+    weights.push_back({.name = name,
+                       .shape = ShapeOf(linear, entry.spec),
+                       .layout = state.parameters()[index].layout});
   }
-  return weight;
+  StateScores scores(state, std::move(scored), criterion,
+                     entry.rule->growth == Growth::kGradient && !lacks, run_.seed, communicator_,
+                     backend_, stream, &bytes_);
+  const std::vector<SparseLayout> layouts =
+      ProposeLayouts(weights, entry.spec, action, entry.rule->growth, run_.seed, step, scores,
+                     backend_, stream);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const TopologyChange change = CountChange(weights[i].layout, layouts[i]);
+    update->dropped += change.dropped;
+    update->grown += change.grown;
+    update->layouts.insert_or_assign(weights[i].name, layouts[i]);
+  }
 }
 
 TopologyUpdater::Update TopologyUpdater::Propose(const TrainingState& state, int64_t step,
@@ -218,18 +238,7 @@ TopologyUpdater::Update TopologyUpdater::Propose(const TrainingState& state, int
     if (update.rules.find(entry.rule->name) == std::string::npos) {
       update.rules += (update.rules.empty() ? "" : ", ") + std::string(entry.rule->name);
     }
-    std::vector<TopologyWeight> weights;
-    for (const LinearSpec& linear : entry.linears) {
-      weights.push_back(Weigh(state, entry, linear, stream));
-    }
-    const std::vector<SparseLayout> layouts =
-        ProposeLayouts(weights, entry.spec, *action, entry.rule->growth, run_.seed, step);
-    for (size_t i = 0; i < weights.size(); ++i) {
-      const TopologyChange change = CountChange(weights[i].layout, layouts[i]);
-      update.dropped += change.dropped;
-      update.grown += change.grown;
-      update.layouts.insert_or_assign(weights[i].name, layouts[i]);
-    }
+    ProposeEntry(state, entry, *action, step, stream, &update);
   }
   statistics_.clear();
   return update;

@@ -17,6 +17,7 @@
 #include "trainer/spec.h"
 #include "trainer/topology/plan.h"
 #include "trainer/topology/update.h"
+#include "trainer/topology_scores.h"
 #include "trainer/training_state.h"
 
 namespace filigree {
@@ -67,25 +68,23 @@ class TopologyUpdater {
     bool due = false;
     bool changed() const { return dropped + grown > 0; }
   };
-  // Carries out what is due before step `step` of the run. Collective; forgets the statistics.
+  // Carries out what is due before step `step` of the run: scores and selects on the device, weight
+  // by weight, or all of an entry's at once where one threshold governs them. Collective; forgets
+  // the statistics.
   Update Propose(const TrainingState& state, int64_t step, Stream& stream);
 
   // What this rank exchanged for topology since the last call.
   int64_t TakeBytes();
 
  private:
-  // What was collected for one weight: on the device while backward adds to it, then on the host.
-  struct Statistics {
-    DeviceBuffer device_grads;
-    std::vector<float> grads, hessian_grads;  // [out, in]
-    std::vector<double> input_squares;        // [in]
-  };
-
   // Whether an event of `entry` lacks statistics that were discarded.
   bool LacksStatistics(const TopologyEntry& entry) const;
-  TopologyWeight Weigh(const TrainingState& state, const TopologyEntry& entry,
-                       const LinearSpec& linear, Stream& stream);
-  void ReduceGrads(Statistics* statistics, Stream& stream);
+  // The layouts of an entry's weights after its event.
+  void ProposeEntry(const TrainingState& state, const TopologyEntry& entry,
+                    const TopologyAction& action, int64_t step, Stream& stream, Update* update);
+  void ReduceGrads(const WeightStatistics& statistics, Stream& stream);
+  std::vector<float> Download(const DeviceBuffer& buffer, Stream& stream);
+  void Upload(const std::vector<float>& values, DeviceBuffer* buffer, Stream& stream);
   // Counts an array of so many bytes that was summed over the ranks.
   void CountSummed(int64_t bytes);
 
@@ -97,8 +96,12 @@ class TopologyUpdater {
   std::unique_ptr<Event> event_;
   int phase_ = 0;
   std::vector<TopologyEntry> entries_;
-  std::map<std::string, Statistics> statistics_;           // by parameter name
-  std::map<std::string, std::vector<float>> unperturbed_;  // stored values, while perturbed
+  std::map<std::string, WeightStatistics> statistics_;  // by parameter name
+  // While values are perturbed: what they were, stored, and the gradients there [out, in].
+  struct Unperturbed {
+    std::vector<float> values, grads;
+  };
+  std::map<std::string, Unperturbed> unperturbed_;
   double perturbation_ = 0;
   int64_t bytes_ = 0;
 };

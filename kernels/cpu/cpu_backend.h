@@ -58,6 +58,10 @@ class CpuBackend final : public Backend {
   void UnitSums(const UnitSumsArgs& args, Stream& stream) override;
   void ScaleUnits(const ScaleUnitsArgs& args, Stream& stream) override;
 
+  void MarkStored(const MarkStoredArgs& args, Stream& stream) override;
+  void ScoreUnits(const ScoreUnitsArgs& args, Stream& stream) override;
+  void SelectHighest(const SelectHighestArgs& args, Stream& stream) override;
+
  private:
   Device& device_;
 };

@@ -1,6 +1,8 @@
 #include <cudnn_frontend.h>
 
+#include <iomanip>
 #include <map>
+#include <sstream>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -165,7 +167,27 @@ struct Plan {
   std::shared_ptr<Graph> graph;
   int64_t workspace_bytes = 0;
   bool tuned = true;  // false: its first run is to choose among all of the graph's engines
+  bool ran = false;
 };
+
+// Of a few runs of `run` on the stream, after one that warms up.
+template <typename Fn>
+double MillisecondsOf(const Fn& run, cudaStream_t stream) {
+  constexpr int kRuns = 3;
+  cudaEvent_t begin, end;
+  CUDA_CHECK(cudaEventCreate(&begin));
+  CUDA_CHECK(cudaEventCreate(&end));
+  run();
+  CUDA_CHECK(cudaEventRecord(begin, stream));
+  for (int i = 0; i < kRuns; ++i) run();
+  CUDA_CHECK(cudaEventRecord(end, stream));
+  CUDA_CHECK(cudaEventSynchronize(end));
+  float milliseconds = 0;
+  CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
+  CUDA_CHECK(cudaEventDestroy(begin));
+  CUDA_CHECK(cudaEventDestroy(end));
+  return milliseconds / kRuns;
+}
 
 // Scores of one head times heads times sequences, beyond which the fastest engine is worth the seconds
 // that building and timing all of them takes: at GPT-2 small's 32 x 1024 tokens a step, say.
@@ -195,10 +217,6 @@ Plan Build(Kind kind, const AttentionShape& shape, const Operands& operands, cud
   }
   auto sized = plan.graph->get_workspace_size(plan.workspace_bytes);
   CHECK(sized.is_good()) << sized.get_message();
-  if (kind == Kind::kDeterministicBackward) {
-    LogInfo(std::string(NameOf(kind)) + " of " + shape.Name() + " takes a workspace of " +
-            std::to_string(plan.workspace_bytes >> 20) + " MiB");
-  }
   return plan;
 }
 
@@ -231,15 +249,45 @@ struct AttentionPlans::Graphs {
     }
     CUDNN_CHECK(cudnnSetStream(handle, stream));
     if (!plan.tuned) Tune(tensors, workspace, &plan);
+    if (!plan.ran && kind == Kind::kDeterministicBackward) {
+      ReportCost(shape, operands, tensors, workspace, plan, stream);
+    }
+    plan.ran = true;
     if (TraceKernels()) {
       TraceChoice(NameOf(kind), shape.Name(),
                   "cuDNN, workspace " + std::to_string(plan.workspace_bytes) + " bytes");
     }
+    Execute(kind, shape, tensors, workspace, plan);
+    return true;
+  }
+
+  void Execute(Kind kind, const AttentionShape& shape,
+               std::unordered_map<int64_t, void*>& tensors, const Workspace& workspace,
+               const Plan& plan) {
     void* scratch = plan.workspace_bytes > 0 ? workspace(plan.workspace_bytes) : nullptr;
     auto status = plan.graph->execute(handle, tensors, scratch);
     CHECK(status.is_good()) << NameOf(kind) << " of " << shape.Name() << ": "
                             << status.get_message();
-    return true;
+  }
+
+  // What a bitwise run pays, measured once a shape: outputs are overwritten by whoever runs last.
+  void ReportCost(const AttentionShape& shape, const Operands& operands,
+                  std::unordered_map<int64_t, void*>& tensors, const Workspace& workspace,
+                  const Plan& plan, cudaStream_t stream) {
+    Plan& ordinary = PlanFor(Kind::kBackward, shape, operands, stream);
+    std::ostringstream text;
+    text << std::fixed << std::setprecision(3) << NameOf(Kind::kDeterministicBackward) << " of "
+         << shape.Name() << " takes ";
+    const auto time = [&](Kind kind, const Plan& timed) {
+      return MillisecondsOf([&] { Execute(kind, shape, tensors, workspace, timed); }, stream);
+    };
+    text << time(Kind::kDeterministicBackward, plan) << " ms";
+    if (ordinary.graph != nullptr) {
+      if (!ordinary.tuned) Tune(tensors, workspace, &ordinary);
+      text << " (the ordinary one " << time(Kind::kBackward, ordinary) << " ms)";
+    }
+    text << " and a workspace of " << (plan.workspace_bytes >> 20) << " MiB";
+    LogInfo(text.str());
   }
 
   // Times all engines on the operands of the first run, which writes the outputs last.

@@ -76,6 +76,10 @@ class CudaBackend final : public Backend {
   void UnitSums(const UnitSumsArgs& args, Stream& stream) override;
   void ScaleUnits(const ScaleUnitsArgs& args, Stream& stream) override;
 
+  void MarkStored(const MarkStoredArgs& args, Stream& stream) override;
+  void ScoreUnits(const ScoreUnitsArgs& args, Stream& stream) override;
+  void SelectHighest(const SelectHighestArgs& args, Stream& stream) override;
+
   // For the operations: device memory of at least `bytes`, free until the next operation on the
   // same stream (whose operands may lie in it if it is a MatMul). Operations of two streams must not use it at once: the
   // trainer computes on one.

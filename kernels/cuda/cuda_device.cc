@@ -1,8 +1,12 @@
 #include "kernels/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <functional>
+#include <map>
 #include <sstream>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "kernels/base/check.h"
 #include "kernels/base/rng.h"
@@ -73,7 +77,24 @@ std::string Megabytes(size_t bytes) {
   return text.str();
 }
 
-// What a person needs to know to make the run fit.
+// The configuration's fields that make a kind of memory smaller.
+struct Knob {
+  std::string_view kind, fields;
+};
+constexpr Knob kKnobs[] = {
+    {"activations", "a smaller batch.micro_batch_sequences or model.recompute: LAYER"},
+    {"moments",
+     "parallel.zero_stage: 1 over more ranks, optimizer.moments: EIGHT_BIT or state_dtype: BF16"},
+    {"master", "parallel.zero_stage: 1 over more ranks or optimizer.state_dtype: BF16"},
+    {"grads", "parallel.grad_dtype: BF16 or optimizer.update: PER_LAYER"},
+    {"compute_copies", "parameterisation: block_sparse, which computes on what is stored"},
+    {"values", "a higher sparsity"},
+    {"layouts", "larger blocks or a higher sparsity"},
+    {"scratch", "a smaller batch.micro_batch_sequences; without parallel.deterministic"},
+};
+
+// What a person needs to know to make the run fit. Knobs of what holds most come first, and of what
+// holds less than a twentieth are not worth a turn; the allocation that failed counts as held.
 std::string OutOfMemory(const CudaDevice& device, size_t bytes, std::string_view kind) {
   size_t free = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
@@ -81,12 +102,23 @@ std::string OutOfMemory(const CudaDevice& device, size_t bytes, std::string_view
   text << "GPU " << device.ordinal() << " (" << device.model()
        << ") is out of memory: " << Megabytes(bytes) << " needed for " << kind << ", "
        << Megabytes(free) << " free of " << Megabytes(total) << "; held by this process:";
-  for (const auto& [held, size] : device.memory_usage().bytes_by_kind) {
-    if (size > 0) text << " " << held << " " << Megabytes(size) << ",";
+  std::map<std::string, size_t> held = device.memory_usage().bytes_by_kind;
+  for (const auto& [name, size] : held) {
+    if (size > 0) text << " " << name << " " << Megabytes(size) << ",";
   }
-  text << " other programs and libraries have the rest. Less is needed with a smaller "
-       << "batch.micro_batch_sequences, model.recompute: LAYER, parallel.zero_stage: 1 over more "
-       << "ranks, or a higher sparsity; `filigree plan` shows the sizes beforehand";
+  text << " other programs and libraries have the rest. At least "
+       << Megabytes(bytes > free ? bytes - free : 0) << " less are needed. What makes it smaller, "
+       << "by what holds most: ";
+  held[std::string(kind)] += bytes;
+  std::vector<std::pair<size_t, const Knob*>> knobs;
+  for (const Knob& knob : kKnobs) {
+    const auto found = held.find(std::string(knob.kind));
+    if (found != held.end() && found->second >= total / 20) knobs.emplace_back(found->second, &knob);
+  }
+  std::ranges::sort(knobs, std::greater<>());
+  if (knobs.empty()) knobs.emplace_back(0, &kKnobs[0]);  // the rest is other programs'
+  for (const auto& [size, knob] : knobs) text << knob->kind << ": " << knob->fields << "; ";
+  text << "`filigree plan` shows the sizes beforehand";
   return text.str();
 }
 

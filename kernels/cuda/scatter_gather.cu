@@ -9,6 +9,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/device_rows.h"
+#include "kernels/cuda/layout_index.cuh"
 #include "kernels/cuda/prepared_layout.h"
 #include "kernels/cuda/vectors.cuh"
 
@@ -18,14 +19,6 @@ namespace {
 constexpr int kThreads = 256;
 // Columns of the weight that a CTA of the scatter assembles in shared memory at a time.
 constexpr int kTileCols = 8192;
-
-template <typename Column>
-struct Index {
-  const uint32_t* row_offsets;
-  const Column* columns;
-  int height, width;  // of a block
-  int64_t out, in;    // of the weight
-};
 
 // The first block of [begin, end) whose column is at least `column`.
 template <typename Column>
@@ -179,23 +172,6 @@ __global__ void __launch_bounds__(kThreads)
     }
   };
   ForEntries<kVec, kRowThreads, kBatch>(index, row, threadIdx.x % kRowThreads, add);
-}
-
-// Calls fn(Index) with the column type of the layout.
-template <typename Fn>
-void WithIndex(const CudaPreparedLayout& prepared, const Fn& fn) {
-  const SparseLayout& layout = prepared.layout();
-  const DeviceLayout& indices = prepared.indices();
-  const auto make = [&](auto column) {
-    using Column = decltype(column);
-    fn(Index<Column>{indices.row_offsets, static_cast<const Column*>(indices.columns),
-                     layout.block_out(), layout.block_in(), layout.out(), layout.in()});
-  };
-  if (indices.short_columns) {
-    make(uint16_t{});
-  } else {
-    make(uint32_t{});
-  }
 }
 
 // Calls fn with kVec and kRowThreads, as types, for entries of single cells or of vectors.

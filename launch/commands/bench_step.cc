@@ -8,6 +8,7 @@
 #include "launch/commands/commands.h"
 #include "launch/commands/load_config.h"
 #include "launch/commands/session.h"
+#include "launch/commands/sparsified_report.h"
 #include "trainer/metrics/numbers.h"
 #include "trainer/peak_flops.h"
 #include "trainer/pruner.h"
@@ -268,8 +269,16 @@ Status BenchStepCommand::Run() const {
   state.InitializeValues(*session.stream);
   const Timing timing = TimeSteps(*this, run, state, teacher->get(), session);
   if (session.communicator->rank() != 0) return OkStatus();
-  const nlohmann::json result = ToJson(run, timing, state.model(), session, peak);
-  json ? void(std::printf("%s\n", result.dump().c_str())) : Print(result);
+  nlohmann::json result = ToJson(run, timing, state.model(), session, peak);
+  const SparsifiedMemory sparsified =
+      CountSparsifiedMemory(state, run, session.communicator->size(), *session.device);
+  result["sparsified_memory_bytes"] = ToJson(sparsified);
+  if (json) {
+    std::printf("%s\n", result.dump().c_str());
+  } else {
+    Print(result);
+    PrintSparsified(sparsified);
+  }
   return OkStatus();
 }
 

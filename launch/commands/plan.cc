@@ -5,6 +5,7 @@
 #include "launch/commands/commands.h"
 #include "launch/commands/load_config.h"
 #include "launch/commands/session.h"
+#include "launch/commands/sparsified_report.h"
 #include "trainer/metrics/numbers.h"
 #include "trainer/planner.h"
 #include "trainer/run_inputs.h"
@@ -49,7 +50,8 @@ nlohmann::json ToJson(const PhasePlan& phase) {
       {"bucket_bytes", phase.bucket_bytes},
       {"buckets", phase.buckets},
       {"dense_control_parameters", static_cast<int64_t>(phase.average_parameters)},
-      {"memory_bytes", memory}};
+      {"memory_bytes", memory},
+      {"sparsified_memory_bytes", ToJson(phase.sparsified)}};
   if (phase.parameters_indexed > 0) {
     json["sltrain_bytes"] = {{"indices_64_bit", phase.SltrainBytes(8)},
                              {"indices_32_bit", phase.SltrainBytes(4)}};
@@ -74,7 +76,9 @@ nlohmann::json ToJson(const RunPlan& plan) {
   json["flops_method"] = flops.method;
   json["flops_executed"] = flops.executed;
   json["dense_control_parameters"] = static_cast<int64_t>(plan.average_parameters());
-  json["memory_bytes"] = ToJson(plan.largest())["memory_bytes"];
+  for (const char* field : {"memory_bytes", "sparsified_memory_bytes"}) {
+    json[field] = ToJson(plan.largest())[field];
+  }
   for (const PhasePlan& phase : plan.phases) json["phases"].push_back(ToJson(phase));
   return json;
 }
@@ -120,6 +124,7 @@ void PrintPhase(const PhasePlan& phase) {
         static_cast<double>(phase.SltrainBytes(8)) / 1e9,
         static_cast<double>(phase.SltrainBytes(4)) / 1e9);
   }
+  PrintSparsified(phase.sparsified);
 }
 
 // At most a dozen moments of a moving topology.

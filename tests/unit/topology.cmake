@@ -1,5 +1,5 @@
 filigree_test(topology_test LABEL quick SOURCES topology_published_test.cc topology_test.cc
-  DEPS filigree_topology)
+  DEPS filigree_topology filigree_kernels_cpu)
 filigree_test(topology_divergence_test LABEL quick SOURCES topology_divergence_test.cc
   DEPS filigree_trainer)
 filigree_test(topology_run_test LABEL quick RANKS 1 2 4 SOURCES topology_run_test.cc

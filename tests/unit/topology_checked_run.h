@@ -191,8 +191,8 @@ class CheckedRun {
       std::vector<int64_t> stored, before;
       for (const LinearSpec& linear : entry.linears) {
         shapes.push_back(ShapeOf(linear, entry.spec));
-        stored.push_back(StoredUnits(next.Layouts().at(linear.name + ".weight")));
-        before.push_back(StoredUnits(state_->Layouts().at(linear.name + ".weight")));
+        stored.push_back(StoredUnitCount(next.Layouts().at(linear.name + ".weight")));
+        before.push_back(StoredUnitCount(state_->Layouts().at(linear.name + ".weight")));
       }
       const double sparsity =
           entry.rule->sparsity(entry.spec, TimelineOf(phase()), step - phase().first_step);

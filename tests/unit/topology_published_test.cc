@@ -175,7 +175,7 @@ TEST(DistributionTest, SparsePlusLowRankKeepsItsOwnCounts) {
             MatchSparsity("layers.0.mlp.up.weight", InitialSparsity(linears, phase));
         const SparseLayout layout = row.draw_layout(linear, drawn, 1);
         const double wanted = (1 - spec.sparsity) * static_cast<double>(units);
-        EXPECT_EQ(StoredUnits(layout),
+        EXPECT_EQ(StoredUnitCount(layout),
                   blocks ? std::llround(wanted) : static_cast<int64_t>(wanted + 1e-9))
             << units << " units at " << spec.sparsity;
         EXPECT_TRUE(SameKind(layout, spec));

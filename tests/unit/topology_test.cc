@@ -10,7 +10,7 @@
 #include "kernels/sparse/random_layout.h"
 #include "tests/unit/topology_testing.h"
 #include "trainer/topology/plan.h"
-#include "trainer/topology/selection.h"
+#include "trainer/topology/criterion.h"
 #include "trainer/topology/units.h"
 #include "trainer/topology/update.h"
 
@@ -19,32 +19,64 @@ namespace {
 
 // -------------------------------------------------------------------------------------- selection
 
+// Units of which some may be chosen (mark 1).
+struct TestPool {
+  uint64_t stream = 0;
+  std::vector<float> scores;
+  std::vector<uint8_t> marks;
+};
+
+// 1 for what is chosen.
+std::vector<std::vector<uint8_t>> SelectHighest(std::vector<TestPool> pools, int64_t count) {
+  CpuDevice device;
+  CpuBackend backend(device);
+  const auto stream = device.NewStream();
+  std::vector<SelectionPool> views;
+  for (TestPool& pool : pools) {
+    const auto units = static_cast<int64_t>(pool.marks.size());
+    views.push_back({.scores = ConstTensorView(pool.scores.data(), DType::kF32, {units}),
+                     .marks = TensorView(pool.marks.data(), DType::kU8, {units}),
+                     .stream = pool.stream});
+  }
+  std::vector<int64_t> counts(pools.size());
+  backend.SelectHighest({.pools = views,
+                         .count = count,
+                         .seed = 1,
+                         .chosen_counts = TensorView(counts.data(), DType::kI64,
+                                                     {static_cast<int64_t>(counts.size())})},
+                        *stream);
+  std::vector<std::vector<uint8_t>> marks;
+  for (size_t i = 0; i < pools.size(); ++i) {
+    EXPECT_EQ(std::count(pools[i].marks.begin(), pools[i].marks.end(), 1), counts[i]);
+    marks.push_back(pools[i].marks);
+  }
+  return marks;
+}
+
 TEST(SelectionTest, ExactCountsWithTiesAndNan) {
   std::vector<float> scores(1000, 1.0f);
   for (int i = 0; i < 100; ++i) scores[i] = 2.0f;
   for (int i = 900; i < 1000; ++i) scores[i] = std::nanf("");
-  const std::vector<uint8_t> all(1000, 1);
-  const Pool pool = {"w", scores, &all};
+  const TestPool pool = {7, scores, std::vector<uint8_t>(1000, 1)};
   for (const int64_t count : {0, 1, 50, 100, 101, 500, 900, 950, 1000, 2000}) {
-    const auto chosen = SelectHighest({&pool, 1}, count, 1, 7).front();
+    const auto chosen = SelectHighest({pool}, count).front();
     EXPECT_EQ(std::count(chosen.begin(), chosen.end(), 1), std::min<int64_t>(count, 1000));
     EXPECT_EQ(std::count(chosen.begin(), chosen.begin() + 100, 1), std::min<int64_t>(count, 100));
     EXPECT_EQ(std::count(chosen.begin() + 900, chosen.end(), 1),
               std::clamp<int64_t>(count - 900, 0, 100));
   }
   // Ties favour no end of the weight, and change with the event.
-  const auto a = SelectHighest({&pool, 1}, 500, 1, 7).front();
-  const auto b = SelectHighest({&pool, 1}, 500, 1, 8).front();
-  EXPECT_NE(a, b);
+  const auto a = SelectHighest({pool}, 500).front();
+  TestPool later = pool;
+  later.stream = 8;
+  EXPECT_NE(a, SelectHighest({later}, 500).front());
   EXPECT_NEAR(static_cast<double>(std::count(a.begin() + 100, a.begin() + 500, 1)), 200, 50);
-  EXPECT_EQ(a, SelectHighest({&pool, 1}, 500, 1, 7).front());
+  EXPECT_EQ(a, SelectHighest({pool}, 500).front());
 }
 
 TEST(SelectionTest, NegativeScoresAndSeveralPools) {
-  const std::vector<float> a = {-1, -2, 3}, b = {0, -0.5f, 5};
-  const std::vector<uint8_t> all(3, 1), some = {1, 1, 0};
-  const Pool pools[] = {{"a", a, &all}, {"b", b, &some}};
-  const auto chosen = SelectHighest(pools, 3, 1, 1);
+  const auto chosen =
+      SelectHighest({{1, {-1, -2, 3}, {1, 1, 1}}, {2, {0, -0.5f, 5}, {1, 1, 0}}}, 3);
   EXPECT_EQ(chosen[0], (std::vector<uint8_t>{0, 0, 1}));
   EXPECT_EQ(chosen[1], (std::vector<uint8_t>{1, 1, 0}));
 }
@@ -58,14 +90,31 @@ class CriterionTest : public ::testing::Test {
     parameter_.shape = {2, 3};
     parameter_.layout = SparseLayout::Unstructured(2, 3, {0, 2, 3}, {0, 2, 1}).value();
   }
-  std::vector<float> Score(const char* name) {
-    return StoredScores(*FindCriterion(name), {.parameter = &parameter_,
-                                               .seed = 3,
-                                               .values = values_,
-                                               .grads = grads_,
-                                               .hessian_grads = hessian_,
-                                               .input_squares = squares_});
+  static ConstTensorView View(const std::vector<float>& array) {
+    return ConstTensorView(array.data(), DType::kF32, {static_cast<int64_t>(array.size())});
   }
+  ConstTensorView Dense(const std::vector<float>& array) const {
+    return View(array).Reshape({parameter_.shape[0], parameter_.shape[1]});
+  }
+  // Units that are not stored get none.
+  std::vector<float> Score(const char* name) {
+    const auto prepared = backend_.PrepareLayout(parameter_.layout);
+    std::vector<float> scores(static_cast<size_t>(UnitCount(parameter_.layout)), 0.0f);
+    const TensorView view(scores.data(), DType::kF32, {static_cast<int64_t>(scores.size())});
+    const ConstTensorView made = ScoreStored(*FindCriterion(name),
+                                             {.parameter = &parameter_,
+                                              .seed = 3,
+                                              .values = View(values_),
+                                              .grads = Dense(grads_),
+                                              .hessian_grads = Dense(hessian_),
+                                              .input_squares = squares_},
+                                             *prepared, view, backend_, *stream_);
+    EXPECT_EQ(made.empty(), std::string_view(name) == "random");
+    return scores;
+  }
+  CpuDevice device_;
+  CpuBackend backend_{device_};
+  std::unique_ptr<Stream> stream_ = device_.NewStream();
   Parameter parameter_;
   std::vector<float> values_ = {-2, 3, 0.5f};             // cells 0, 2, 4
   std::vector<float> grads_ = {10, 20, -30, 40, 50, 60};  // dense
@@ -79,6 +128,7 @@ TEST_F(CriterionTest, Formulas) {
   EXPECT_EQ(Score("taylor"), (std::vector<float>{20, 0, 90, 0, 25, 0}));
   EXPECT_EQ(Score("snip"), Score("taylor"));
   EXPECT_EQ(Score("grasp"), (std::vector<float>{-2, 0, 9, 0, -2.5f, 0}));
+  EXPECT_EQ(Score("random"), std::vector<float>(6, 0.0f));
   EXPECT_EQ(Score("wanda"), (std::vector<float>{4, 0, 12, 0, 1.5f, 0}));
   const double initial = InitialValues(parameter_, 3)[4];
   EXPECT_FLOAT_EQ(Score("movement")[4], static_cast<float>((0.25 - initial * initial) / 2));
@@ -90,8 +140,17 @@ TEST_F(CriterionTest, BlocksSumTheirCells) {
   parameter_.layout = SparseLayout::Blocked(3, 3, 2, 2, {0, 2, 3}, {0, 1, 0}).value();
   values_ = {1, 2, 3, 4, -5, 99, 6, 99, 7, 8, 99, 99};  // 99: padding
   grads_.assign(9, 1);
+  hessian_.assign(9, 1);
   EXPECT_EQ(Score("magnitude"), (std::vector<float>{10, 11, 15, 0}));
-  EXPECT_EQ(GradientScores(parameter_.layout, grads_), (std::vector<float>{4, 2, 2, 1}));
+  EXPECT_EQ(Score("gradient"), (std::vector<float>{4, 2, 2, 0}));
+  const auto prepared = backend_.PrepareLayout(parameter_.layout);
+  std::vector<float> grown(4);
+  backend_.ScoreUnits({.weight = prepared.get(),
+                       .dense = Dense(grads_),
+                       .every_unit = true,
+                       .scores = TensorView(grown.data(), DType::kF32, {4})},
+                      *stream_);
+  EXPECT_EQ(grown, (std::vector<float>{4, 2, 2, 1}));
 }
 
 // ---------------------------------------------------------------------------------------- updates
@@ -99,13 +158,13 @@ TEST_F(CriterionTest, BlocksSumTheirCells) {
 class UpdateTest : public ::testing::Test {
  protected:
   // Unstructured 20 x 30 and 8 x 40, scores from a generator with many ties.
-  std::vector<TopologyWeight> Weights(double density, uint64_t seed = 1) {
-    std::vector<TopologyWeight> weights;
+  std::vector<ScoredWeight> Weights(double density, uint64_t seed = 1) {
+    std::vector<ScoredWeight> weights;
     for (const auto& [out, in] : {std::pair{20, 30}, std::pair{8, 40}}) {
       const std::string name = "w" + std::to_string(out);
-      TopologyWeight weight{.name = name,
-                            .shape = {out, in, out * in},
-                            .layout = RandomUnstructured(out, in, density, seed, name)};
+      ScoredWeight weight{{.name = name,
+                           .shape = {out, in, out * in},
+                           .layout = RandomUnstructured(out, in, density, seed, name)}};
       for (int64_t i = 0; i < out * in; ++i) {
         weight.keep_scores.push_back(static_cast<float>(RandomBelow(seed, 1, i, 5)));
         weight.grow_scores.push_back(static_cast<float>(RandomBelow(seed, 2, i, 5)));
@@ -120,7 +179,7 @@ TEST_F(UpdateTest, DropAndGrowKeepsEveryCountAndGrowsOnlyTheDead) {
   for (const char* rule : {"set", "rigl"}) {
     const auto weights = Weights(0.25);
     const SparsitySpec spec = RuleSpec(rule, 0.75);
-    const auto after = ProposeLayouts(weights, spec, {.sparsity = 0.75, .drop_fraction = 0.3},
+    const auto after = ProposeGiven(weights, spec, {.sparsity = 0.75, .drop_fraction = 0.3},
                                       FindTopologyRule(rule)->growth, 5, 100);
     for (size_t i = 0; i < weights.size(); ++i) {
       EXPECT_EQ(after[i].stored_count(), weights[i].layout.stored_count());
@@ -138,7 +197,7 @@ TEST_F(UpdateTest, GrowthByGradientTakesTheLargest) {
   const auto live = LiveUnits(weights[0].layout);
   for (size_t i = 0; i < live.size(); ++i) weights[0].grow_scores[i] = static_cast<float>(i);
   const auto after =
-      ProposeLayouts({weights.data(), 1}, RuleSpec("rigl", 0.75),
+      ProposeGiven({weights.data(), 1}, RuleSpec("rigl", 0.75),
                      {.sparsity = 0.75, .drop_fraction = 0.2}, Growth::kGradient, 5, 100);
   const auto now = LiveUnits(after[0]);
   bool dead_seen = false;  // from the highest unit down: first all grown, then none
@@ -154,7 +213,7 @@ TEST_F(UpdateTest, GrowthByGradientTakesTheLargest) {
 TEST_F(UpdateTest, NanInDeadPositionsChangesNothing) {
   const auto clean = Weights(0.25);
   auto planted = clean;
-  for (TopologyWeight& weight : planted) {
+  for (ScoredWeight& weight : planted) {
     const auto live = LiveUnits(weight.layout);
     for (size_t i = 0; i < live.size(); ++i) {
       if (!live[i]) weight.keep_scores[i] = std::nanf("");
@@ -163,8 +222,8 @@ TEST_F(UpdateTest, NanInDeadPositionsChangesNothing) {
   for (const char* distribution : {"uniform", "erk", "global"}) {
     SparsitySpec spec = RuleSpec("gradual_magnitude", 0.9);
     spec.distribution = distribution;
-    const auto a = ProposeLayouts(clean, spec, {.sparsity = 0.9}, Growth::kNone, 5, 100);
-    const auto b = ProposeLayouts(planted, spec, {.sparsity = 0.9}, Growth::kNone, 5, 100);
+    const auto a = ProposeGiven(clean, spec, {.sparsity = 0.9}, Growth::kNone, 5, 100);
+    const auto b = ProposeGiven(planted, spec, {.sparsity = 0.9}, Growth::kNone, 5, 100);
     EXPECT_EQ(a, b) << distribution;
   }
   planted = clean;
@@ -172,7 +231,7 @@ TEST_F(UpdateTest, NanInDeadPositionsChangesNothing) {
   const size_t dead = std::find(live.begin(), live.end(), 0) - live.begin();
   planted[0].grow_scores[dead] = std::nanf("");
   const auto after =
-      ProposeLayouts(planted, RuleSpec("rigl", 0.75), {.sparsity = 0.75, .drop_fraction = 0.3},
+      ProposeGiven(planted, RuleSpec("rigl", 0.75), {.sparsity = 0.75, .drop_fraction = 0.3},
                      Growth::kGradient, 5, 100);
   EXPECT_FALSE(LiveUnits(after[0])[dead]);
 }
@@ -183,7 +242,7 @@ TEST_F(UpdateTest, GlobalThresholdKeepsFloorsAndTheTotal) {
   SparsitySpec spec = RuleSpec("global_magnitude", 0.6);
   spec.min_share = 0;
   spec.min_density = 0.05;
-  auto after = ProposeLayouts(weights, spec, {.sparsity = 0.6}, Growth::kNone, 5, 100);
+  auto after = ProposeGiven(weights, spec, {.sparsity = 0.6}, Growth::kNone, 5, 100);
   EXPECT_EQ(after[0].stored_count() + after[1].stored_count(), std::llround(0.4 * 920));
   EXPECT_EQ(after[1].stored_count(), 16);
   spec.min_share = 0.5;  // 460 of 920: more than the smaller weight has, so it stays dense
@@ -198,7 +257,7 @@ TEST_F(UpdateTest, DataFreeRulesDependOnSeedAndStepOnly) {
       weight.keep_scores.assign(weight.keep_scores.size(), 0.0f);
       weight.grow_scores.clear();
     }
-    return ProposeLayouts(equal, RuleSpec("set", 0.75), {.sparsity = 0.75, .drop_fraction = 0.3},
+    return ProposeGiven(equal, RuleSpec("set", 0.75), {.sparsity = 0.75, .drop_fraction = 0.3},
                           Growth::kRandom, seed, step);
   };
   EXPECT_EQ(propose(1, 100), propose(1, 100));
@@ -221,7 +280,7 @@ TEST(RuleTest, CountsAreExactOverWholePhases) {
                                     {.name = "b", .out = 64, .in = 24}};
       const Timeline timeline = {.steps = 300};
       ASSERT_TRUE(rule->validate(spec, timeline).ok()) << rule->validate(spec, timeline).message();
-      std::vector<TopologyWeight> weights;
+      std::vector<ScoredWeight> weights;
       int64_t total = 0;
       const double start = rule->entry == PhaseEntry::kDraw ? spec.sparsity : spec.initial_sparsity;
       for (const LinearSpec& linear : linears) {
@@ -230,14 +289,14 @@ TEST(RuleTest, CountsAreExactOverWholePhases) {
         SparseLayout layout =
             blocked ? RandomBalancedBlocks(linear.out, linear.in, 4, 8, 1 - start, 1, linear.name)
                     : RandomUnstructured(linear.out, linear.in, 1 - start, 1, linear.name);
-        weights.push_back({.name = linear.name, .shape = shape, .layout = std::move(layout)});
+        weights.push_back({{.name = linear.name, .shape = shape, .layout = std::move(layout)}});
       }
       int events = 0;
       for (int64_t step = 0; step <= timeline.steps; ++step) {
         const auto action = rule->action(spec, timeline, step);
         if (!action) continue;
         ++events;
-        for (TopologyWeight& weight : weights) {
+        for (ScoredWeight& weight : weights) {
           weight.keep_scores.clear();
           weight.grow_scores.clear();
           for (int64_t i = 0; i < weight.shape.units; ++i) {
@@ -245,13 +304,13 @@ TEST(RuleTest, CountsAreExactOverWholePhases) {
             weight.grow_scores.push_back(static_cast<float>(RandomBelow(step, 2, i, 9)));
           }
         }
-        const auto after = ProposeLayouts(weights, spec, *action, rule->growth, 11, step);
+        const auto after = ProposeGiven(weights, spec, *action, rule->growth, 11, step);
         const double sparsity = rule->sparsity(spec, timeline, step);
         int64_t stored = 0;
         for (size_t i = 0; i < weights.size(); ++i) {
-          stored += StoredUnits(after[i]);
+          stored += StoredUnitCount(after[i]);
           if (spec.distribution == "uniform") {
-            EXPECT_EQ(StoredUnits(after[i]),
+            EXPECT_EQ(StoredUnitCount(after[i]),
                       std::llround((1 - sparsity) * static_cast<double>(weights[i].shape.units)))
                 << rule->name << " step " << step;
           }

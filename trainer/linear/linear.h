@@ -258,6 +258,8 @@ class LinearGroup {
  private:
   // The parts' weights where all are formed, alike and of one width; else none.
   std::vector<FormedWeight*> FormedWeights() const;
+  // Whether blocked parts would be one product where their values lie one after the other.
+  bool BlocksJoin() const;
   bool JoinBlocked();
   bool JoinFormed(TensorView scratch);
   // Takes the parts' biases for one.

@@ -26,6 +26,10 @@ void AddSquares(ConstTensorView x, std::vector<double>* squares) {
   }
 }
 
+bool Pads(const LinearSpec& spec) {
+  return spec.padded_out() != spec.out || spec.padded_in() != spec.in;
+}
+
 }  // namespace
 
 LinearGroup::LinearGroup(std::vector<std::unique_ptr<Linear>> parts, std::vector<LinearSpec> specs,
@@ -68,12 +72,25 @@ LinearMemory LinearGroup::memory(DType compute_dtype) const {
     sum.scratch_bytes += memory.scratch_bytes;
     largest_scratch = std::max(largest_scratch, memory.scratch_bytes);
   }
-  if (FormedWeights().empty()) {
-    sum.scratch_bytes = largest_scratch;
-  } else if (parts_.size() > 1 && specs_.front().bias) {
+  const bool formed = !FormedWeights().empty();
+  if (!formed) sum.scratch_bytes = largest_scratch;
+  if (parts_.size() > 1 && specs_.front().bias && (formed || BlocksJoin())) {  // joined_bias_
     sum.compute_copy_bytes += out() * static_cast<int64_t>(SizeOf(compute_dtype));
   }
   return sum;
+}
+
+bool LinearGroup::BlocksJoin() const {
+  std::vector<const PreparedLayout*> weights;
+  std::vector<int64_t> value_begin = {0};
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const std::optional<BlockedProduct> product = parts_[i]->blocked_product();
+    if (!product || Pads(specs_[i])) return false;
+    weights.push_back(product->weight);
+    value_begin.push_back(value_begin.back() + product->weight->layout().stored_count());
+  }
+  value_begin.pop_back();
+  return backend_.PrepareGroup(weights, value_begin) != nullptr;
 }
 
 void LinearGroup::JoinParts(TensorView scratch) {
@@ -102,9 +119,7 @@ bool LinearGroup::JoinFormed(TensorView scratch) {
 }
 
 bool LinearGroup::JoinBlocked() {
-  for (const LinearSpec& spec : specs_) {
-    if (spec.padded_out() != spec.out || spec.padded_in() != spec.in) return false;
-  }
+  if (std::ranges::any_of(specs_, Pads)) return false;
   std::vector<const PreparedLayout*> weights;
   std::vector<int64_t> value_begin, grad_begin;
   std::vector<BoundParameter> biases;

@@ -8,28 +8,41 @@
 #include <span>
 #include <string_view>
 
+#include "kernels/backend.h"
 #include "trainer/parameter.h"
 
 namespace filigree {
 
-// What a criterion may read. Arrays that it does not ask for are empty.
+// What a criterion may read, in the device's memory but for `input_squares`. Arrays that it does
+// not ask for are empty.
 struct ScoreInputs {
   const Parameter* parameter = nullptr;
   uint64_t seed = 0;                      // of the run: initial values are functions of it
-  std::span<const float> values;          // in stored order [stored_count]
-  std::span<const float> grads;           // dense, summed over ranks and micro-batches [out * in]
-  std::span<const float> hessian_grads;   // H g, dense [out * in]
-  std::span<const double> input_squares;  // sum over tokens of x_j^2 [in]
+  ConstTensorView values = {};            // F32, in stored order [stored_count]
+  ConstTensorView grads = {};             // F32, summed over ranks and micro-batches [out, in]
+  ConstTensorView hessian_grads = {};     // F32, H g [out, in]
+  std::span<const double> input_squares = {};  // sum over tokens of x_j^2 [in]
+};
+
+// What a cell's score is the product of. Of nothing: all scores are equal, and chance decides.
+struct ScoreFactors {
+  bool value = false, grad = false, hessian_grad = false, input_norm = false;
+  bool absolute = true;
+  bool any() const { return value || grad || hessian_grad || input_norm; }
 };
 
 // A gradient here is of the step's mean loss, before clipping.
 struct Criterion {
   std::string_view name;
   std::string_view summary;
-  bool needs_grads = false, needs_hessian = false, needs_inputs = false;
-  bool needs_statistics() const { return needs_grads || needs_hessian || needs_inputs; }
-  // The score of stored slot `slot`, which is the logical cell `cell`.
-  float (*score)(const ScoreInputs& inputs, int64_t slot, int64_t cell);
+  ScoreFactors factors = {};
+  // Where the score is no such product: of the cell `cell` of a parameter, whose value is `value`.
+  float (*score)(const InitialValues& initial, float value, int64_t cell) = nullptr;
+
+  bool needs_grads() const { return factors.grad || factors.hessian_grad; }
+  bool needs_hessian() const { return factors.hessian_grad; }
+  bool needs_inputs() const { return factors.input_norm; }
+  bool needs_statistics() const { return needs_grads() || needs_inputs(); }
 };
 
 // Rows: magnitude |w|; random; gradient |g|; taylor |w g|; snip |w g| at the phase's start (Lee et
@@ -39,5 +52,12 @@ struct Criterion {
 // to (w^2 - w_0^2) / 2.
 std::span<const Criterion> Criteria();
 const Criterion* FindCriterion(std::string_view name);
+
+// Scores of the stored units of `weight` (the parameter's layout) into `scores` [units] F32; those
+// of others stay as they are. Returns them, or nothing where all are equal. Memory beyond `scores`:
+// the norms of the inputs [in].
+ConstTensorView ScoreStored(const Criterion& criterion, const ScoreInputs& inputs,
+                            const PreparedLayout& weight, TensorView scores, Backend& backend,
+                            Stream& stream);
 
 }  // namespace filigree

@@ -28,9 +28,9 @@ StatisticsNeeds NeedsOf(std::span<const TopologyEntry> entries, const Timeline& 
   for (const TopologyEntry& entry : entries) {
     if (!entry.rule->action(entry.spec, timeline, step)) continue;
     const Criterion& criterion = *FindCriterion(entry.spec.criterion);
-    needs.grads |= criterion.needs_grads || entry.rule->growth == Growth::kGradient;
-    needs.hessian |= criterion.needs_hessian;
-    needs.inputs |= criterion.needs_inputs;
+    needs.grads |= criterion.needs_grads() || entry.rule->growth == Growth::kGradient;
+    needs.hessian |= criterion.needs_hessian();
+    needs.inputs |= criterion.needs_inputs();
   }
   return needs;
 }

@@ -1,8 +1,8 @@
-// The engine: carries out a rule's action on the weights of one sparsity entry.
+// The engine: carries out a rule's action on the weights of one sparsity entry, on the device.
 //
 // A pure function of its arguments: ranks that give the same bits get the same layouts. Counts are
-// exact to the unit, ties included (selection.h). A unit that an event drops is not grown by the
-// same event, so every grown unit starts at zero.
+// exact to the unit, ties included (Backend's SelectHighest). A unit that an event drops is not
+// grown by the same event, so every grown unit starts at zero.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/sparse/layout.h"
+#include "kernels/backend.h"
 #include "trainer/topology/distribution.h"
 #include "trainer/topology/rule.h"
 
@@ -20,17 +20,35 @@ namespace filigree {
 struct TopologyWeight {
   std::string name;
   WeightShape shape;
-  SparseLayout layout;                  // unstructured or blocked
-  std::vector<float> keep_scores = {};  // of all its units; read where they are stored
-  std::vector<float> grow_scores =
-      {};  // of all its units; equal ones (or none at all) grow at random
+  SparseLayout layout;  // unstructured or blocked
+};
+
+// Scores of the units of an entry's weights, in the device's memory: made when the engine asks.
+class ScoreSource {
+ public:
+  virtual ~ScoreSource() = default;
+  // What the stored units of a weight, whose layout `prepared` is, are kept by: written to `memory`
+  // [units] F32, zero beforehand, and returned, or nothing where all are equal.
+  virtual ConstTensorView Keep(size_t weight, const PreparedLayout& prepared,
+                               TensorView memory) = 0;
+  // What its units grow by, the highest magnitude first, [units] F32, valid until the next call;
+  // nothing: at random.
+  virtual ConstTensorView Grow(size_t weight) = 0;
 };
 
 // The layouts after the event, in the order of `weights`. `step` counts over the whole run: it
-// tells one event's tie-breaks from another's.
+// tells one event's tie-breaks from another's. Synchronises `stream`. Keep is asked once for each
+// weight in order, then Grow where something grows: weight by weight, or (one threshold over all)
+// after all of them.
 std::vector<SparseLayout> ProposeLayouts(std::span<const TopologyWeight> weights,
                                          const SparsitySpec& spec, const TopologyAction& action,
-                                         Growth growth, uint64_t seed, int64_t step);
+                                         Growth growth, uint64_t seed, int64_t step,
+                                         ScoreSource& scores, Backend& backend, Stream& stream);
+
+// The device memory that this takes: a score and a mark for each unit of the largest weight, or,
+// under one threshold, of all; and the largest weight's indices.
+int64_t ProposalBytes(std::span<const WeightShape> shapes, const SparsitySpec& spec,
+                      int64_t largest_index_bytes);
 
 struct TopologyChange {
   int64_t dropped = 0, grown = 0;  // cells inside the weights

@@ -64,7 +64,7 @@ class Validator {
     const PhaseSpec& phase = run_.phases[index];
     const SparsitySpec& spec = entry.spec;
     const Criterion& criterion = *FindCriterion(spec.criterion);
-    const bool needs_grads = criterion.needs_grads || entry.rule->growth == Growth::kGradient;
+    const bool needs_grads = criterion.needs_grads() || entry.rule->growth == Growth::kGradient;
     if (needs_grads && phase.schedule.lr == 0) {
       Add("it needs gradients, and the phase is frozen (schedule.lr = 0); set a learning rate or "
           "take a rule and criterion without gradients");
@@ -74,7 +74,7 @@ class Validator {
           "which distribution ", spec.distribution, " has not; leave it out or take global");
     }
     const bool at_start = spec.rule == "one_shot" || spec.rule == "iterative_magnitude";
-    if ((spec.criterion == "snip" || criterion.needs_hessian) && !at_start) {
+    if ((spec.criterion == "snip" || criterion.needs_hessian()) && !at_start) {
       Add("criterion = ", spec.criterion,
           " scores a network at a phase's start; take rule one_shot, ", "or criterion taylor");
     }
