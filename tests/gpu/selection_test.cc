@@ -250,9 +250,10 @@ TEST_F(GpuSelectionTest, MarksAndScoresFollowTheReference) {
       backend.MarkStored({.weight = prepared.get(),
                           .marks = marks.View(DType::kU8, static_cast<int64_t>(units))},
                          on);
-      ScoreUnitsArgs args = {.weight = prepared.get(), .absolute = absolute};
-      args.scores = scores.View(DType::kF32, static_cast<int64_t>(units));
-      args.every_unit = parts == 0;
+      ScoreUnitsArgs args = {.weight = prepared.get(),
+                             .absolute = absolute,
+                             .every_unit = parts == 0,
+                             .scores = scores.View(DType::kF32, static_cast<int64_t>(units))};
       if (parts & 1) args.values = v.View(DType::kF32, layout.stored_count());
       if (parts != 1) {
         args.dense = d.View(DType::kF32, c.out * c.in).Reshape({c.out, c.in});
