@@ -31,7 +31,11 @@ TEST_F(CusparseTest, ComputesTheSameProducts) {
       cpu().SpmmTransposed(
           {.weight = here.get(), .values = values.cpu_flat(), .dy = dy.cpu(), .dx = dx.cpu()},
           cpu_stream());
-      cpu().Sddmm({.weight = here.get(), .dy = dy.cpu(), .x = x.cpu(), .dvalues = grads.cpu_flat()},
+      cpu().Sddmm({.weight = here.get(),
+                   .dy = dy.cpu(),
+                   .x = x.cpu(),
+                   .dvalues = grads.cpu_flat(),
+                   .accumulate = false},
                   cpu_stream());
       std::vector<BFloat16> stored;
       for (const double value : values.Download()) stored.emplace_back(static_cast<float>(value));
