@@ -177,7 +177,9 @@ void AddTimedConfig(CLI::App* sub, Command& c, Runner& run) {
 void AddBenchKernels(CLI::App* bench, BenchKernelsCommand& c, Runner& run) {
   CLI::App* sub = bench->add_subcommand(
       "kernels", "Times the products of blocked weights against dense ones, with their roofs");
-  sub->add_option("--shape", c.shapes, "Weights, OUTxIN,...")->delimiter(',')->capture_default_str();
+  sub->add_option("--shape", c.shapes, "Weights, OUTxIN,...")
+      ->delimiter(',')
+      ->capture_default_str();
   sub->add_option("--block", c.blocks, "Blocks, OUTxIN,...")->delimiter(',')->capture_default_str();
   sub->add_option("--sparsity", c.sparsities, "Percentages of zeros")
       ->delimiter(',')

@@ -37,7 +37,8 @@ void LayerUpdates::Finish(int unit) {
     const int bucket = static_cast<int>(i);
     state_.exchange().WaitGrads(bucket, stream_);
     state_.optimizer().UpdatePiece(bucket, stream_);
-    // Runs are joined over the padding between segments, which must stay zero whichever unit is there.
+    // Runs are joined over the padding between segments, which must stay zero whichever unit is
+    // there.
     if (buffer.slots().count > 0) buffer.device().ZeroAsync(buffer.BucketGrads(bucket), stream_);
   }
 }

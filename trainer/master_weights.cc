@@ -13,8 +13,8 @@ int IndexOf(const std::vector<Parameter>& parameters, const std::string& name) {
   return -1;
 }
 
-std::vector<float> GatherMaster(const TrainingState& state, int parameter, Communicator& communicator,
-                                Stream& stream, int64_t* bytes) {
+std::vector<float> GatherMaster(const TrainingState& state, int parameter,
+                                Communicator& communicator, Stream& stream, int64_t* bytes) {
   const std::vector<std::byte> gathered =
       GatherSegment(state.buffer(), parameter, StateKind::kMaster, communicator, stream);
   if (state.buffer().layout().shards() > 1) *bytes += static_cast<int64_t>(gathered.size());

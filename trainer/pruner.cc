@@ -210,9 +210,8 @@ void Pruner::Compensate(TrainingState& state, Stream& stream) {
 #pragma omp parallel for schedule(dynamic)
     for (size_t b = first; b < end; ++b) {
       const Block& block = blocks_[b];
-      const std::span<const float> gram =
-          std::span(grams).subspan(static_cast<size_t>(block.gram),
-                                   static_cast<size_t>(block.size * block.size));
+      const std::span<const float> gram = std::span(grams).subspan(
+          static_cast<size_t>(block.gram), static_cast<size_t>(block.size * block.size));
       CompensateColumns(weight, layout.out(), layout.row_pitch(), block.begin, gram, block.size,
                         block.gone, spec().update_damping);
     }
@@ -230,9 +229,8 @@ void Pruner::Mark(int64_t step) {
 
 // Whether any unit is on its way out after step `step`, or due to be zero then.
 bool Pruner::AnyShrinks(int64_t step) const {
-  return std::any_of(
-      progress_->zero_at.begin(), progress_->zero_at.end(),
-      [&](int64_t zero_at) { return zero_at >= step && zero_at != kUnitStays; });
+  return std::any_of(progress_->zero_at.begin(), progress_->zero_at.end(),
+                     [&](int64_t zero_at) { return zero_at >= step && zero_at != kUnitStays; });
 }
 
 // Multiplies what is on its way out; at zero_at it becomes zero.

@@ -51,10 +51,9 @@ ModelSpec WithSizesOf(ModelSpec model, const ModelSpec& sizes) {
 
 Status CheckFits(const CheckpointInfo& info, const RunSpec& run, const std::string& path) {
   ModelSpec model = info.model;
-  const bool prunes = info.pruning.has_value() && std::any_of(run.phases.begin(), run.phases.end(),
-                                                              [](const PhaseSpec& phase) {
-                                                                return phase.pruning.has_value();
-                                                              });
+  const bool prunes = info.pruning.has_value() &&
+                      std::any_of(run.phases.begin(), run.phases.end(),
+                                  [](const PhaseSpec& phase) { return phase.pruning.has_value(); });
   if (prunes && MayBePruned(model, run.model)) model = WithSizesOf(model, run.model);
   RETURN_IF_ERROR(CheckSameModel(model, run.model, path,
                                  "use the config it was trained with, or choose another --out"));

@@ -34,16 +34,18 @@ Status CheckUpdates(const RunSpec& run, const Device& device) {
   if (!SumsInTree(run, device)) return OkStatus();
   for (const PhaseSpec& phase : run.phases) {
     if (phase.pruning) {
-      return InvalidInput("phase " + phase.name +
-                          " has pruning, whose scores are summed rank by rank: "
-                          "parallel.deterministic on a CPU cannot promise the same bits at any number "
-                          "of ranks; leave it out");
+      return InvalidInput(
+          "phase " + phase.name +
+          " has pruning, whose scores are summed rank by rank: "
+          "parallel.deterministic on a CPU cannot promise the same bits at any number "
+          "of ranks; leave it out");
     }
     if (!phase.optimizer.per_layer) continue;
-    return InvalidInput("phase " + phase.name +
-                        " has optimizer.update PER_LAYER, which cannot go with "
-                        "parallel.deterministic on a CPU; take update GLOBAL or leave deterministic "
-                        "out");
+    return InvalidInput(
+        "phase " + phase.name +
+        " has optimizer.update PER_LAYER, which cannot go with "
+        "parallel.deterministic on a CPU; take update GLOBAL or leave deterministic "
+        "out");
   }
   return OkStatus();
 }
@@ -63,9 +65,8 @@ StatusOr<RunInputs> OpenRunInputs(const TrainOptions& options, const Communicato
   RETURN_IF_ERROR(CheckDevice(run, device));
   if (communicator.rank() == 0) RETURN_IF_ERROR(CheckWritable(options.run_dir));
   ASSIGN_OR_RETURN(inputs.start, FindStart(run, options.run_dir, options.resume));
-  const bool returns = std::any_of(run.phases.begin(), run.phases.end(), [](const PhaseSpec& phase) {
-    return phase.rewind_step == 0;
-  });
+  const bool returns = std::any_of(run.phases.begin(), run.phases.end(),
+                                   [](const PhaseSpec& phase) { return phase.rewind_step == 0; });
   if (!run.init_from.empty() && (!inputs.start || returns)) {
     ASSIGN_OR_RETURN(inputs.initial, OpenInitialModel(run));
   }

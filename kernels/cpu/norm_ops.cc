@@ -78,12 +78,13 @@ void LayerNormBackwardOf(const LayerNormBackwardArgs& args) {
   T* dbias = AsVector<T>(args.dbias, cols, "dbias");
   // One sum of twice the width holds both gradients.
   T* sums = Scratch<T>(ScratchSlot::kMoreSums, 2 * cols);
-  SumOverRows(rows, 2 * cols, sums, /*accumulate=*/false, [&](int64_t begin, int64_t end, T* partial) {
-    for (int64_t i = begin; i < end; ++i) {
-      Simd<T>().layer_norm_backward(x.row(i), dy.row(i), gain, mean[i], rstd[i], dx.row(i), partial,
-                                    partial + cols, cols);
-    }
-  });
+  SumOverRows(rows, 2 * cols, sums, /*accumulate=*/false,
+              [&](int64_t begin, int64_t end, T* partial) {
+                for (int64_t i = begin; i < end; ++i) {
+                  Simd<T>().layer_norm_backward(x.row(i), dy.row(i), gain, mean[i], rstd[i],
+                                                dx.row(i), partial, partial + cols, cols);
+                }
+              });
   if (!args.accumulate) {
     std::copy(sums, sums + cols, dgain);
     std::copy(sums + cols, sums + 2 * cols, dbias);
@@ -96,8 +97,8 @@ void LayerNormBackwardOf(const LayerNormBackwardArgs& args) {
 template <typename Args>
 void SumOfInputGrads(const Args& args, CpuBackend& backend, Stream& stream) {
   if (args.dx_sums.empty()) return;
-  backend.ColumnSum(
-      {.in = args.dx, .out = args.dx_sums, .accumulate = args.accumulate_dx_sums}, stream);
+  backend.ColumnSum({.in = args.dx, .out = args.dx_sums, .accumulate = args.accumulate_dx_sums},
+                    stream);
 }
 
 }  // namespace

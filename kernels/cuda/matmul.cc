@@ -111,8 +111,7 @@ void CudaBackend::MatMul(const MatMulArgs& args, Stream& stream) {
     if (!args.accumulate && result.dtype() == DType::kBF16) {
       // Rounded once, at the end, as where it is fused.
       const size_t bytes = static_cast<size_t>(result.size()) * sizeof(float);
-      result =
-          TensorView(Reserve(&product_, bytes), DType::kF32, {result.rows(), result.cols()});
+      result = TensorView(Reserve(&product_, bytes), DType::kF32, {result.rows(), result.cols()});
     }
     CHECK(matmul_plans_->Run(CallOf(args, result), tune, native))
         << "cuBLASLt has no algorithm for " << args.out.rows() << " x " << args.out.cols();

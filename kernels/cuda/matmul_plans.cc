@@ -39,14 +39,15 @@ void Prefer(cublasLtMatmulPreferenceOpaque_t* preference,
 
 void SetBatch(cublasLtMatrixLayoutOpaque_t* layout, int64_t count, int64_t stride) {
   const auto products = static_cast<int32_t>(count);
-  CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &products,
-                                                sizeof(products)));
-  CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(
-      layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof(stride)));
+  CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                                                &products, sizeof(products)));
+  CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                &stride, sizeof(stride)));
 }
 
 std::string ShapeText(const MatMulCall& call) {
-  return (call.batch > 1 ? std::to_string(call.batch) + " of " : "") + std::to_string(call.n) + "x" + std::to_string(call.m) + "x" + std::to_string(call.k) +
+  return (call.batch > 1 ? std::to_string(call.batch) + " of " : "") + std::to_string(call.n) +
+         "x" + std::to_string(call.m) + "x" + std::to_string(call.k) +
          (call.transpose_b ? " a^T" : "") + (call.transpose_a ? " b^T" : "") + " to " +
          std::string(NameOf(call.out_dtype)) + (call.c != nullptr ? " with addend" : "") +
          ", epilogue " + std::to_string(call.epilogue);

@@ -56,8 +56,8 @@ void Run(CudaBackend& backend, const Args& args, TensorView dbias, NormBackwardP
   CHECK_EQ(vectors, p.partial_vectors());
   SumColumnPartials(p.partials, rows, {totals, static_cast<size_t>(vectors)}, native);
   if (!args.dx_sums.empty() && !p.sums_dx) {
-    backend.ColumnSum(
-        {.in = args.dx, .out = args.dx_sums, .accumulate = args.accumulate_dx_sums}, stream);
+    backend.ColumnSum({.in = args.dx, .out = args.dx_sums, .accumulate = args.accumulate_dx_sums},
+                      stream);
   }
 }
 

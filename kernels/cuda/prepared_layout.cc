@@ -142,9 +142,9 @@ CudaPreparedLayout::HostPattern CudaPreparedLayout::Pattern() const {
   return pattern;
 }
 
-const DeviceSpmmSchedule& CudaPreparedLayout::SpmmScheduleFor(bool transposed, int64_t tokens,
-                                                              const SpmmTiling& tiling,
-                                                              std::span<const FactorPart> factors) const {
+const DeviceSpmmSchedule& CudaPreparedLayout::SpmmScheduleFor(
+    bool transposed, int64_t tokens, const SpmmTiling& tiling,
+    std::span<const FactorPart> factors) const {
   std::list<DeviceSpmmSchedule>& cache = transposed ? transposed_ : forward_;
   const auto matches = [&](const DeviceSpmmSchedule& entry) {
     return entry.tokens == tokens && entry.tiling.workers == tiling.workers &&

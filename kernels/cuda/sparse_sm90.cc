@@ -53,8 +53,8 @@ struct FactorOperand {
   int64_t rows = 0, cols = 0;  // of the operand, which begins at the first factor
 };
 
-// Nothing where the kernel cannot take them: they must be rows of one matrix, as those of weights of
-// equal rank and neighbouring segments are, and as deep as whole steps.
+// Nothing where the kernel cannot take them: they must be rows of one matrix, as those of weights
+// of equal rank and neighbouring segments are, and as deep as whole steps.
 std::optional<FactorOperand> FactorsOf(const BlockProduct& product) {
   FactorOperand operand;
   if (product.low_rank.factors.empty()) return operand;
@@ -71,8 +71,8 @@ std::optional<FactorOperand> FactorsOf(const BlockProduct& product) {
     part.row_begin = static_cast<int32_t>(begin / operand.cols);
     part.rank = static_cast<int32_t>(product.transposed ? factor.rows() : factor.cols());
     if (part.rank % kChunk != 0) return std::nullopt;
-    part.out_count = static_cast<int32_t>(
-        joined.empty() ? product.layout().out() : joined[i].weight->layout().out());
+    part.out_count = static_cast<int32_t>(joined.empty() ? product.layout().out()
+                                                         : joined[i].weight->layout().out());
     operand.rows = std::max(operand.rows, begin / operand.cols + factor.rows());
     operand.parts.push_back(part);
     part.out_begin += part.out_count;

@@ -37,7 +37,8 @@ CUtensorMap Encode(const void* data, int rank, const cuuint64_t* dims, const cuu
 
 CUtensorMap EncodeChunkMap(const void* data, int64_t rows, int64_t cols, int64_t row_stride,
                            int box_rows) {
-  const cuuint64_t dims[3] = {64, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(cols / 64)};
+  const cuuint64_t dims[3] = {64, static_cast<cuuint64_t>(rows),
+                              static_cast<cuuint64_t>(cols / 64)};
   const cuuint64_t strides[2] = {static_cast<cuuint64_t>(row_stride) * 2, 128};
   const cuuint32_t box[3] = {64, static_cast<cuuint32_t>(box_rows), 1};
   return Encode(data, 3, dims, strides, box);

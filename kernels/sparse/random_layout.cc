@@ -90,9 +90,9 @@ Csr DrawCells(int64_t rows, int64_t cols, int64_t count, uint64_t seed, uint64_t
   }
   std::sort(candidates.begin(), candidates.end());
   candidates.resize(count - below);  // they are drawn, and every cell of a lower bin
-  const DrawnCell end = candidates.empty() ? DrawnCell{bin << 16, 0}
-                                           : DrawnCell{candidates.back().first,
-                                                       candidates.back().second + 1};
+  const DrawnCell end = candidates.empty()
+                            ? DrawnCell{bin << 16, 0}
+                            : DrawnCell{candidates.back().first, candidates.back().second + 1};
 
   std::vector<std::vector<int32_t>> columns(chunks.count());
   Csr csr;
@@ -201,9 +201,9 @@ void DrawRows(int n, int m, WordSequence& words, RowBits& rows) {
   }
 }
 
-// n in every row and column: a circulant whose rows and columns are shuffled, mixed by switches of 2 x 2
-// minors, which reach every such block from any other. Blocks that differ by shuffles are equally likely
-// at every point of the chain, the rest follows within a few switches.
+// n in every row and column: a circulant whose rows and columns are shuffled, mixed by switches of
+// 2 x 2 minors, which reach every such block from any other. Blocks that differ by shuffles are
+// equally likely at every point of the chain, the rest follows within a few switches.
 void DrawTransposable(int n, int m, WordSequence& words, RowBits& rows) {
   std::array<int, 64> column;
   std::iota(column.begin(), column.begin() + m, 0);

@@ -1,4 +1,5 @@
-// `filigree bench kernels`: a line for each shape, block and sparsity and each of the three products.
+// `filigree bench kernels`: a line for each shape, block and sparsity and each of the three
+// products.
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -19,7 +20,8 @@ namespace filigree {
 namespace {
 
 // "4096x1024" as {4096, 1024}.
-StatusOr<std::pair<int64_t, int64_t>> ParsePair(const std::string& option, const std::string& text) {
+StatusOr<std::pair<int64_t, int64_t>> ParsePair(const std::string& option,
+                                                const std::string& text) {
   long long first = 0, second = 0;
   char rest = 0;
   if (std::sscanf(text.c_str(), "%lldx%lld%c", &first, &second, &rest) == 2 && first > 0 &&
@@ -87,18 +89,18 @@ void PrintHeader(const DeviceRates& rates) {
   std::printf("measured here: device memory %.2f TB/s", rates.memory / 1e12);
   if (rates.l2_to_shared > 0) std::printf(", L2 to shared %.2f TB/s", rates.l2_to_shared / 1e12);
   std::printf("\n%-11s %-8s %5s %6s %-11s %9s %8s %9s %9s %7s %7s %9s %-7s\n", "out x in", "block",
-              "%", "tokens", "product", "us", "TFLOP/s", "dense us", "equal us", "x dense", "x equal",
-              "roof us", "bound");
+              "%", "tokens", "product", "us", "TFLOP/s", "dense us", "equal us", "x dense",
+              "x equal", "roof us", "bound");
 }
 
 void Print(const nlohmann::json& r) {
   const double ours = r["ours_ms"], dense = r["dense_ms"], equal = r["equal_ms"];
-  std::printf("%-11s %-8s %5.4g %6ld %-11s %9.1f %8.1f %9.1f %9.1f %7.2f %7.2f %9.1f %-7s\n",
-              r["shape"].get<std::string>().c_str(), r["block"].get<std::string>().c_str(),
-              r["sparsity"].get<double>(), r["tokens"].get<long>(),
-              r["product"].get<std::string>().c_str(), ours * 1e3,
-              r["executed_tflops"].get<double>(), dense * 1e3, equal * 1e3, dense / ours,
-              equal / ours, r["roof_ms"].get<double>() * 1e3, r["bound"].get<std::string>().c_str());
+  std::printf(
+      "%-11s %-8s %5.4g %6ld %-11s %9.1f %8.1f %9.1f %9.1f %7.2f %7.2f %9.1f %-7s\n",
+      r["shape"].get<std::string>().c_str(), r["block"].get<std::string>().c_str(),
+      r["sparsity"].get<double>(), r["tokens"].get<long>(), r["product"].get<std::string>().c_str(),
+      ours * 1e3, r["executed_tflops"].get<double>(), dense * 1e3, equal * 1e3, dense / ours,
+      equal / ours, r["roof_ms"].get<double>() * 1e3, r["bound"].get<std::string>().c_str());
   std::fflush(stdout);
 }
 

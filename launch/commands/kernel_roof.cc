@@ -36,7 +36,8 @@ KernelRoof RoofOf(int product, const KernelCase& c, const KernelTimes& times,
     consider(bytes / rates.l2_to_shared * 1e3, "l2");
   }
   const double activations = 2.0 * static_cast<double>(c.tokens * (c.in + c.out));
-  consider((activations + stored * (product == kWeightGrad ? 4 : 2)) / rates.memory * 1e3, "memory");
+  consider((activations + stored * (product == kWeightGrad ? 4 : 2)) / rates.memory * 1e3,
+           "memory");
   return roof;
 }
 

@@ -124,7 +124,8 @@ class Problem {
             }};
   }
 
-  // With the inputs' width cut to `in` in the first two products, the outputs' to `out` in the last.
+  // With the inputs' width cut to `in` in the first two products, the outputs' to `out` in the
+  // last.
   Products Dense(int64_t out, int64_t in) {
     const int64_t t = case_.tokens, n = case_.out, k = case_.in;
     return {[=, this](int set) {
@@ -215,7 +216,8 @@ KernelTimes TimeKernels(const KernelCase& c, int repeats, Backend& backend, Stre
   const Products contenders[] = {problem.Blocked(), problem.Dense(c.out, c.in),
                                  problem.Dense(PartOf(c.out, c.density), PartOf(c.in, c.density))};
   std::vector<Stopwatch> watches;
-  for (size_t i = 0; i < std::size(contenders); ++i) watches.emplace_back(backend.device(), repeats);
+  for (size_t i = 0; i < std::size(contenders); ++i)
+    watches.emplace_back(backend.device(), repeats);
   for (int i = -kWarmUp; i < repeats; ++i) {
     for (size_t j = 0; j < std::size(contenders); ++j) {
       watches[j].Run(contenders[j], std::max(i, 0), stream);  // warm-up records are overwritten
@@ -230,7 +232,8 @@ double MeasureMemoryBandwidth(Backend& backend, Stream& stream) {
   // Far beyond any cache of the device.
   const int64_t rows = 1024, cols = device.compute_dtype() == DType::kBF16 ? 131072 : 8192;
   const Matrix a(device, device.compute_dtype(), rows * cols),
-      b(device, device.compute_dtype(), rows * cols), out(device, device.compute_dtype(), rows * cols);
+      b(device, device.compute_dtype(), rows * cols),
+      out(device, device.compute_dtype(), rows * cols);
   for (const Matrix* matrix : {&a, &b}) device.ZeroAsync(matrix->flat(rows * cols), stream);
   const auto begin = device.NewTimedEvent(), end = device.NewTimedEvent();
   double best = 1e30;

@@ -1,10 +1,13 @@
-// A library that CUDA loads into any program and that writes down what the GPU ran, at no cost worth naming:
+// A library that CUDA loads into any program and that writes down what the GPU ran, at no cost
+// worth naming:
 //
-//     CUDA_INJECTION64_PATH=build/libfiligree_kernel_trace.so FILIGREE_TRACE_FILE=trace.csv build/filigree ...
+//     CUDA_INJECTION64_PATH=build/libfiligree_kernel_trace.so FILIGREE_TRACE_FILE=trace.csv
+//     build/filigree ...
 //
-// One line an event: start and end in ns of the device's clock, device, stream, kind (kernel, copy, set),
-// bytes, name. %p in the file's name becomes the process id, so that each rank writes its own.
-// tests/bench/step_breakdown.py reads it. CUPTI's activity interface; buffers are written as they fill.
+// One line an event: start and end in ns of the device's clock, device, stream, kind (kernel, copy,
+// set), bytes, name. %p in the file's name becomes the process id, so that each rank writes its
+// own. tests/bench/step_breakdown.py reads it. CUPTI's activity interface; buffers are written as
+// they fill.
 #include <cuda.h>
 #include <cupti.h>
 #include <unistd.h>
@@ -33,11 +36,11 @@ void CUPTIAPI GiveBuffer(uint8_t** buffer, size_t* size, size_t* max_records) {
   *max_records = 0;
 }
 
-void WriteLine(uint64_t start, uint64_t end, uint32_t device, uint32_t stream, const char* kind, uint64_t bytes,
-               const char* name) {
+void WriteLine(uint64_t start, uint64_t end, uint32_t device, uint32_t stream, const char* kind,
+               uint64_t bytes, const char* name) {
   std::fprintf(output, "%llu,%llu,%u,%u,%s,%llu,\"%s\"\n", static_cast<unsigned long long>(start),
-               static_cast<unsigned long long>(end), device, stream, kind, static_cast<unsigned long long>(bytes),
-               name);
+               static_cast<unsigned long long>(end), device, stream, kind,
+               static_cast<unsigned long long>(bytes), name);
 }
 
 void WriteRecord(const CUpti_Activity* record) {
@@ -57,7 +60,8 @@ void WriteRecord(const CUpti_Activity* record) {
       WriteLine(s->start, s->end, s->deviceId, s->streamId, "set", s->bytes, "memset");
       break;
     }
-    default: break;
+    default:
+      break;
   }
 }
 
@@ -78,7 +82,8 @@ void Finish() {
 extern "C" int InitializeInjection() {
   const char* wish = std::getenv("FILIGREE_TRACE_FILE");
   std::string path = wish != nullptr ? wish : "trace_%p.csv";
-  if (const size_t at = path.find("%p"); at != std::string::npos) path.replace(at, 2, std::to_string(getpid()));
+  if (const size_t at = path.find("%p"); at != std::string::npos)
+    path.replace(at, 2, std::to_string(getpid()));
   output = std::fopen(path.c_str(), "w");
   if (output == nullptr) {
     std::fprintf(stderr, "kernel_trace: cannot write %s (set FILIGREE_TRACE_FILE)\n", path.c_str());
@@ -86,8 +91,8 @@ extern "C" int InitializeInjection() {
   }
   std::fprintf(output, "start_ns,end_ns,device,stream,kind,bytes,name\n");
   Require(cuptiActivityRegisterCallbacks(GiveBuffer, TakeBuffer), "registering buffers");
-  for (const CUpti_ActivityKind kind : {CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL, CUPTI_ACTIVITY_KIND_MEMCPY,
-                                        CUPTI_ACTIVITY_KIND_MEMSET}) {
+  for (const CUpti_ActivityKind kind : {CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL,
+                                        CUPTI_ACTIVITY_KIND_MEMCPY, CUPTI_ACTIVITY_KIND_MEMSET}) {
     Require(cuptiActivityEnable(kind), "enabling activity records");
   }
   std::atexit(Finish);

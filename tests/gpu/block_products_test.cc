@@ -18,8 +18,8 @@ constexpr Block kBlocks[] = {{128, 128}, {128, 64}, {64, 64}, {64, 128}};
 
 class BlockProductsTest : public GpuTest {
  protected:
-  // All three products over `layout`; the weight's gradient is overwritten, then added to, in either
-  // dtype.
+  // All three products over `layout`; the weight's gradient is overwritten, then added to, in
+  // either dtype.
   static void CheckAll(const SparseLayout& layout, int64_t tokens, bool integers,
                        const std::string& what) {
     const auto draw = [&](int64_t rows, int64_t cols, uint64_t seed) {
@@ -36,16 +36,10 @@ class BlockProductsTest : public GpuTest {
     Mirror narrow_grads = Mirror::Output(1, stored, DType::kBF16);
     const auto run = [&](Backend& backend, Stream& queue, const PreparedLayout* weight,
                          const auto& view) {
-      backend.Spmm({.weight = weight,
-                    .values = view(values).Flat(),
-                    .x = view(x),
-                    .y = view(y)},
+      backend.Spmm({.weight = weight, .values = view(values).Flat(), .x = view(x), .y = view(y)},
                    queue);
-      backend.SpmmTransposed({.weight = weight,
-                              .values = view(values).Flat(),
-                              .dy = view(dy),
-                              .dx = view(dx)},
-                             queue);
+      backend.SpmmTransposed(
+          {.weight = weight, .values = view(values).Flat(), .dy = view(dy), .dx = view(dx)}, queue);
       for (bool accumulate : {false, true}) {
         for (Mirror* gradient : {&grads, &narrow_grads}) {
           backend.Sddmm({.weight = weight,
@@ -66,7 +60,8 @@ class BlockProductsTest : public GpuTest {
       result[3] = narrow_grads.Download();
     }
     run(cpu(), cpu_stream(), here.get(), [](Mirror& m) { return m.cpu(); });
-    for (int i = 0; i < 4; ++i) EXPECT_EQ(results[0][i], results[1][i]) << what << ", product " << i;
+    for (int i = 0; i < 4; ++i)
+      EXPECT_EQ(results[0][i], results[1][i]) << what << ", product " << i;
     // Tensor cores truncate: an F32 sum loses up to its last bit at each of its 16-deep steps.
     const auto floor = [&](int64_t depth) {
       return integers ? 0 : 1e-4 + static_cast<double>(depth) / 16 / (1 << 24);
@@ -106,7 +101,8 @@ TEST_F(BlockProductsTest, EveryTokenCount) {
   }
 }
 
-// More units than multiprocessors: whole units and slices in passing; and many tokens for few units.
+// More units than multiprocessors: whole units and slices in passing; and many tokens for few
+// units.
 TEST_F(BlockProductsTest, ManyUnitsAndManyTokens) {
   for (const Block& block : kBlocks) {
     const std::string what = std::to_string(block.out) + "x" + std::to_string(block.in);

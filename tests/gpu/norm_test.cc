@@ -176,10 +176,10 @@ TEST_F(GpuNormTest, GradientsOverwriteAndSumsOfInputGradients) {
                      : Mirror::Output(1, s.cols, DType::kF32);
       };
       auto sums = sums_before(), rms_sums = sums_before();
-      gpu().LayerNormBackward({x.gpu(), dy.gpu(), gain.gpu_flat(), mean.gpu_flat(), rstd.gpu_flat(),
-                               dx.gpu(), dgain.gpu_flat(), dbias.gpu_flat(), false,
-                               sums.gpu_flat(), added},
-                              stream());
+      gpu().LayerNormBackward(
+          {x.gpu(), dy.gpu(), gain.gpu_flat(), mean.gpu_flat(), rstd.gpu_flat(), dx.gpu(),
+           dgain.gpu_flat(), dbias.gpu_flat(), false, sums.gpu_flat(), added},
+          stream());
       cpu().LayerNormBackward({x.cpu(), dy.cpu(), gain.cpu_flat(), mean.cpu_flat(), rstd.cpu_flat(),
                                dx.cpu(), dgain.cpu_flat(), dbias.cpu_flat(), false},
                               cpu_stream());

@@ -9,12 +9,9 @@ namespace {
 struct PieceCase {
   int64_t rows, columns, row_extent, column_extent, first, count;
 };
-constexpr PieceCase kCases[] = {{40, 24, 1, 1, 0, 960},
-                                {40, 24, 8, 4, 0, 960},
-                                {300, 70, 4, 10, 513, 13001},
-                                {1000, 1024, 64, 128, 256, 1000000},
-                                {1, 777, 1, 1, 0, 777},
-                                {2048, 2736, 1, 1, 2048, 5000000}};
+constexpr PieceCase kCases[] = {{40, 24, 1, 1, 0, 960},       {40, 24, 8, 4, 0, 960},
+                                {300, 70, 4, 10, 513, 13001}, {1000, 1024, 64, 128, 256, 1000000},
+                                {1, 777, 1, 1, 0, 777},       {2048, 2736, 1, 1, 2048, 5000000}};
 
 class GpuPruningTest : public GpuTest {};
 

@@ -173,10 +173,10 @@ TYPED_TEST(CpuDenseTest, GradientsOverwriteWhatWasThere) {
     auto dx_sums = vector(), rms_dx_sums = vector(), product_sums = vector();
     auto dx = TestMatrix<T>::Random(300, 37, 6), rms_dx = dx;
     this->backend_.ColumnSum({x.view(), sum.flat(), accumulate}, *this->stream_);
-    this->backend_.LayerNormBackward({x.view(), dy.view(), gain.flat(), mean.flat(), rstd.flat(),
-                                      dx.view(), dgain.flat(), dbias.flat(), accumulate,
-                                      dx_sums.flat(), accumulate},
-                                     *this->stream_);
+    this->backend_.LayerNormBackward(
+        {x.view(), dy.view(), gain.flat(), mean.flat(), rstd.flat(), dx.view(), dgain.flat(),
+         dbias.flat(), accumulate, dx_sums.flat(), accumulate},
+        *this->stream_);
     this->backend_.RmsNormBackward({x.view(), dy.view(), gain.flat(), rstd.flat(), rms_dx.view(),
                                     rms_dgain.flat(), accumulate, rms_dx_sums.flat(), accumulate},
                                    *this->stream_);
@@ -190,14 +190,14 @@ TYPED_TEST(CpuDenseTest, GradientsOverwriteWhatWasThere) {
                                         .accumulate_sums = accumulate}},
                           *this->stream_);
     std::vector<T> all;
-    for (const auto* part : {&sum, &dgain, &dbias, &rms_dgain, &dx_sums, &rms_dx_sums,
-                             &product_sums}) {
+    for (const auto* part :
+         {&sum, &dgain, &dbias, &rms_dgain, &dx_sums, &rms_dx_sums, &product_sums}) {
       for (int64_t j = 0; j < 37; ++j) all.push_back((*part)(0, j));
     }
     results.push_back(all);
     // The sums are those of what was written beside them.
-    for (auto [of, sums] : {std::pair{&dx, &dx_sums}, {&rms_dx, &rms_dx_sums},
-                            {&product, &product_sums}}) {
+    for (auto [of, sums] :
+         {std::pair{&dx, &dx_sums}, {&rms_dx, &rms_dx_sums}, {&product, &product_sums}}) {
       TestMatrix<T> expected(1, 37);
       this->backend_.ColumnSum({of->view(), expected.flat()}, *this->stream_);
       EXPECT_EQ(sums->data(), expected.data());

@@ -216,8 +216,8 @@ TEST(SecondOrderTest, TheRestTakesOverByLeastSquares) {
       EXPECT_GE(error(moved), error(updated) * (1 - 1e-9)) << c;
     }
   }
-  EXPECT_FALSE(CompensateColumns(updated, kRows, kPitch, 0,
-                                 std::vector<float>(kColumns * kColumns), kColumns, gone, 0.1));
+  EXPECT_FALSE(CompensateColumns(updated, kRows, kPitch, 0, std::vector<float>(kColumns * kColumns),
+                                 kColumns, gone, 0.1));
 }
 
 TEST(SmoothTest, OutliersCountForNoMoreThanTheirFactor) {
@@ -237,8 +237,7 @@ TEST(SmoothTest, OutliersCountForNoMoreThanTheirFactor) {
   EXPECT_EQ(progress, before);
 }
 
-std::string ProblemsOf(const ModelSpec& model, const PruningSpec& spec,
-                       DType wire = DType::kF32) {
+std::string ProblemsOf(const ModelSpec& model, const PruningSpec& spec, DType wire = DType::kF32) {
   RunSpec run;
   run.model = model;
   PhaseSpec phase;
@@ -272,7 +271,8 @@ TEST(ValidatePruningTest, WhatCannotComeOutIsRefused) {
   late.clock = Clock::kSteps;
   late.begin = 50;
   late.end = 150;
-  EXPECT_THAT(ProblemsOf(model, late), HasSubstr("ends at step 150 and needs 1 more to finish, of a phase of 100"));
+  EXPECT_THAT(ProblemsOf(model, late),
+              HasSubstr("ends at step 150 and needs 1 more to finish, of a phase of 100"));
   late.end = 100;  // no event is left in which to finish
   EXPECT_THAT(ProblemsOf(model, late), HasSubstr("ends at step 100 and needs 1 more"));
   late.end = 99;

@@ -15,8 +15,8 @@
 // say that the model does not invent exposed time, and would show a network that is too slow (the
 // last test), but little about what latency costs at thousands of GPUs. A model that always
 // answered 100 % would miss one of the nine figures. Nobody publishes the jitter: one per cent was
-// set with these curves in view, and of 0, 0.25, 0.5, 1, 1.5, 2 and 3 % only 1 and 1.5 pass. Without it torchtitan's are still
-// within three points; llm-foundry's 1b on 64 GPUs is 3.5 off.
+// set with these curves in view, and of 0, 0.25, 0.5, 1, 1.5, 2 and 3 % only 1 and 1.5 pass.
+// Without it torchtitan's are still within three points; llm-foundry's 1b on 64 GPUs is 3.5 off.
 #include <gtest/gtest.h>
 
 #include <string>

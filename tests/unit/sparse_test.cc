@@ -263,7 +263,8 @@ TEST(RandomNMTest, KeepsNOfEveryM) {
 }
 
 // Every choice is as likely as any other: 6 for a group of 2:4, 90 for a transposable block, within
-// five standard deviations. Switches mix rather than draw, so that blocks may be a little more uneven.
+// five standard deviations. Switches mix rather than draw, so that blocks may be a little more
+// uneven.
 TEST(RandomNMTest, ChoicesAreUniform) {
   constexpr int64_t kWidth = 4 * 256;
   for (const bool transposable : {false, true}) {

@@ -28,8 +28,8 @@ std::vector<TensorSpec> PruningTensors::specs() const {
 
 std::vector<std::span<const std::byte>> PruningTensors::bytes() const {
   const auto bytes = [](const auto& values) { return std::as_bytes(std::span(values)); };
-  return {bytes(progress_.zero_at), bytes(progress_.smoothed),
-          bytes(counters_), std::as_bytes(std::span(&progress_.level, 1))};
+  return {bytes(progress_.zero_at), bytes(progress_.smoothed), bytes(counters_),
+          std::as_bytes(std::span(&progress_.level, 1))};
 }
 
 StatusOr<PruningProgress> ReadPruning(const SafetensorsFile& file) {

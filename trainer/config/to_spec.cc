@@ -121,9 +121,8 @@ SparsitySpec ToSparsitySpec(const SparsityConfig& config, const BatchConfig& bat
 
 PruningSpec ToPruningSpec(const PruningConfig& config) {
   const auto kind = [](const PruningConfig::Kind& from) {
-    return PruningSpec::Kind{.enabled = from.enabled(),
-                             .minimum = from.minimum(),
-                             .alignment = from.alignment()};
+    return PruningSpec::Kind{
+        .enabled = from.enabled(), .minimum = from.minimum(), .alignment = from.alignment()};
   };
   return {.target_parameters = config.target_parameters(),
           .criterion = config.criterion(),

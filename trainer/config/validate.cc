@@ -101,8 +101,8 @@ void Validator::CheckLayerShapes() {
     const std::string path = "model.layer_shape[" + Str(i) + "]";
     if (shape.heads() > 0 && shape.kv_heads() > 0 && shape.feed_forward() > 0) {
       if (shape.heads() % shape.kv_heads() == 0) continue;
-      Add(path, path + ".heads = " + Str(shape.heads()) + " is not a multiple of its kv_heads = " +
-                    Str(shape.kv_heads()));
+      Add(path, path + ".heads = " + Str(shape.heads()) +
+                    " is not a multiple of its kv_heads = " + Str(shape.kv_heads()));
     } else {
       Add(path, path + " must give heads, kv_heads and feed_forward");
     }

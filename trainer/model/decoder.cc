@@ -16,9 +16,9 @@ struct Activations {
       stream;  // the residual stream before each layer, and after the last [T, D]
   std::vector<LayerActivations> layers;  // with shared parts where a recompute level shares them
   NormStatistics final_statistics;
-  TensorView final_norm;  // [T, D]
-  TensorView logits;      // [chunk rows, Vp]
-  TensorView dx, dfinal;  // gradients of the stream and of final_norm [T, D]
+  TensorView final_norm;                  // [T, D]
+  TensorView logits;                      // [chunk rows, Vp]
+  TensorView dx, dfinal;                  // gradients of the stream and of final_norm [T, D]
   std::vector<LayerGradients> gradients;  // one a layer, over the same memory
 };
 
@@ -79,7 +79,7 @@ class Decoder final : public Model {
   Norm final_norm_;
   HeadModule head_;
   ActivationArena arena_;
-  DeviceBuffer scratch_;  // of the linears' backward
+  DeviceBuffer scratch_;               // of the linears' backward
   TensorView hidden_, hidden_logits_;  // of ForwardHidden: [T, D], [chunk rows, Vp]
 };
 
@@ -106,7 +106,8 @@ void Decoder::Bind(FlatBuffer& buffer) {
   const DType dtype = backend_.device().compute_dtype();
   CHECK(buffer.values().dtype() == dtype) << NameOf(buffer.values().dtype());
   table_.Bind(buffer);
-  const int64_t scratch_bytes = buffer.grads().data() != nullptr ? linear_memory().scratch_bytes : 0;
+  const int64_t scratch_bytes =
+      buffer.grads().data() != nullptr ? linear_memory().scratch_bytes : 0;
   TensorView scratch;
   if (scratch_bytes > 0) {
     scratch_ = backend_.device().Allocate(scratch_bytes, "scratch");

@@ -153,13 +153,12 @@ void HeadModule::Loss(ConstTensorView x, const MicroBatch& batch, double loss_sc
     Logits(chunk, chunk_logits, stream);
     ChunkLoss(batch, begin, loss_scale, chunk_logits, losses.Range(begin, rows), stream);
     if (loss_scale == 0) continue;
-    backend_.MatMul(
-        {.a = chunk_logits,
-         .b = chunk,
-         .out = Grads(),
-         .transpose_a = true,
-         .accumulate = begin > 0 || table_.bound(weight_).adds()},
-        stream);
+    backend_.MatMul({.a = chunk_logits,
+                     .b = chunk,
+                     .out = Grads(),
+                     .transpose_a = true,
+                     .accumulate = begin > 0 || table_.bound(weight_).adds()},
+                    stream);
     backend_.MatMul({.a = chunk_logits, .b = Weight(), .out = dx.Rows(begin, rows)}, stream);
   }
   // A tied matrix gets its last contribution from the embedding.

@@ -129,8 +129,7 @@ int64_t CountParameters(const ModelSpec& model) {
   return count;
 }
 
-ModelSpec ModelOf(const ModelSpec& model, const UnitTable& table,
-                  std::span<const int64_t> counts) {
+ModelSpec ModelOf(const ModelSpec& model, const UnitTable& table, std::span<const int64_t> counts) {
   ModelSpec smaller = model;
   smaller.layer_shapes.clear();
   for (int64_t layer = 0; layer < model.layers; ++layer) {

@@ -11,14 +11,12 @@ namespace {
 constexpr SaliencyCriterion kCriteria[] = {
     {.name = "taylor_second",
      .summary = "-E[s] + N E[s^2] / 2: Fisher information of the whole gate",
-     .score = [](const SaliencySums& sums, double, double tokens) {
-       return 0.5 * tokens * sums.gate_squares - sums.gate;
-     }},
+     .score = [](const SaliencySums& sums, double,
+                 double tokens) { return 0.5 * tokens * sums.gate_squares - sums.gate; }},
     {.name = "taylor_diagonal",
      .summary = "|-E[s] + N E[sum (g w)^2] / 2|: EfficientLLM's diagonal Fisher",
-     .score = [](const SaliencySums& sums, double, double tokens) {
-       return std::abs(0.5 * tokens * sums.cell_squares - sums.gate);
-     }},
+     .score = [](const SaliencySums& sums, double,
+                 double tokens) { return std::abs(0.5 * tokens * sums.cell_squares - sums.gate); }},
     {.name = "taylor_first",
      .summary = "|E[s]|",
      .score = [](const SaliencySums& sums, double, double) { return std::abs(sums.gate); }},
@@ -30,9 +28,8 @@ constexpr SaliencyCriterion kCriteria[] = {
      .summary = "norm of w times norm of the inputs",
      .needs_weights = true,
      .needs_inputs = true,
-     .score = [](const SaliencySums& sums, double w_squares, double) {
-       return std::sqrt(w_squares * sums.input_squares);
-     }},
+     .score = [](const SaliencySums& sums, double w_squares,
+                 double) { return std::sqrt(w_squares * sums.input_squares); }},
 };
 
 // The size of a batch's saliency, to tell an outlier by.

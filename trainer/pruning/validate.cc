@@ -68,9 +68,10 @@ class Validator {
       Add("target_parameters = ", target, " is not below the ", parameters,
           " that the model has; lower it");
     } else if (target < floor) {
-      Add("target_parameters = ", target, " is below the floors: with the minima of attention, "
-          "feed_forward and stem the model keeps ", floor,
-          "; raise target_parameters or lower a minimum");
+      Add("target_parameters = ", target,
+          " is below the floors: with the minima of attention, "
+          "feed_forward and stem the model keeps ",
+          floor, "; raise target_parameters or lower a minimum");
     }
   }
 
@@ -91,8 +92,7 @@ class Validator {
       return;
     }
     const int64_t parameters = initial_ > 0 ? initial_ : CountParameters(run_.model);
-    const Ramp ramp(pruning,
-                    {.steps = phase.steps, .tokens_per_step = phase.batch.tokens_per_step},
+    const Ramp ramp(pruning, {.steps = phase.steps, .tokens_per_step = phase.batch.tokens_per_step},
                     parameters);
     // What alignment left to do, what still shrinks and the last compaction need an event after it.
     if (ramp.last_step() + ramp.interval() > phase.steps) {
@@ -120,7 +120,8 @@ class Validator {
         run_.grad_dtype == DType::kF32 && run_.wire_dtype == DType::kF32 && !optimizer.per_layer;
     if (whole && !optimizer.state.bf16 && !optimizer.state.eight_bit_moments) return;
     Add("scores and removes units in whole fp32 gradients and states; leave parallel.grad_dtype, "
-        "parallel.wire_dtype, optimizer.state_dtype, optimizer.moments and optimizer.update at their defaults");
+        "parallel.wire_dtype, optimizer.state_dtype, optimizer.moments and optimizer.update at "
+        "their defaults");
   }
 
   void CheckParameterisations(const PhaseSpec& phase) {
