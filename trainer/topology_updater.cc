@@ -169,14 +169,18 @@ void TopologyUpdater::PerturbValues(TrainingState& state, Stream& stream) {
 }
 
 void TopologyUpdater::FinishHessian(TrainingState& state, Stream& stream) {
+  // Either pass may have been discarded.
+  if (unperturbed_.empty()) statistics_.clear();
   for (auto& [name, before] : unperturbed_) {
-    WeightStatistics& statistics = statistics_.at(name);
-    std::vector<float> hessian = Download(statistics.grads, stream);
-    for (size_t cell = 0; cell < hessian.size(); ++cell) {
-      hessian[cell] = static_cast<float>((hessian[cell] - before.grads[cell]) / perturbation_);
+    if (const auto found = statistics_.find(name); found != statistics_.end()) {
+      WeightStatistics& statistics = found->second;
+      std::vector<float> hessian = Download(statistics.grads, stream);
+      for (size_t cell = 0; cell < hessian.size(); ++cell) {
+        hessian[cell] = static_cast<float>((hessian[cell] - before.grads[cell]) / perturbation_);
+      }
+      Upload(before.grads, &statistics.grads, stream);
+      Upload(hessian, &statistics.hessian_grads, stream);
     }
-    Upload(before.grads, &statistics.grads, stream);
-    Upload(hessian, &statistics.hessian_grads, stream);
     ScatterSegment(state.buffer(), IndexOf(state.parameters(), name), StateKind::kMaster,
                    std::as_bytes(std::span<const float>(before.values)), stream);
   }

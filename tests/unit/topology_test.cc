@@ -265,6 +265,36 @@ TEST_F(UpdateTest, DataFreeRulesDependOnSeedAndStepOnly) {
   EXPECT_NE(propose(1, 100), propose(2, 100));
 }
 
+// Memory of one weight where weights take turns, of all under one threshold; as predicted.
+TEST_F(UpdateTest, TakesTheMemoryThatIsPlanned) {
+  for (const char* distribution : {"uniform", "global"}) {
+    const auto weights = Weights(0.75);
+    SparsitySpec spec = RuleSpec("gradual_magnitude", 0.5);
+    spec.distribution = distribution;
+    CpuDevice device;
+    CpuBackend backend(device);
+    ProposeGiven(weights, spec, {.sparsity = 0.5}, Growth::kNone, 5, 100, backend);
+    const WeightShape shapes[] = {weights[0].shape, weights[1].shape};
+    // The CPU's indices are the host's.
+    EXPECT_EQ(static_cast<int64_t>(device.memory_usage().peak_bytes),
+              ProposalBytes(shapes, spec, /*largest_index_bytes=*/0));
+  }
+}
+
+// What an event grows before it drops has a score of zero: it is the first to go.
+TEST_F(UpdateTest, WhatFillsUpIsDroppedFirst) {
+  auto weights = Weights(0.25);
+  weights.resize(1);
+  for (float& score : weights[0].keep_scores) score += 1;
+  const int64_t units = weights[0].shape.units, stored = StoredUnitCount(weights[0].layout);
+  const auto after = ProposeGiven(weights, RuleSpec("rigl", 0.5),
+                                  {.sparsity = 0.5, .drop_fraction = 0.5}, Growth::kGradient, 5, 1);
+  EXPECT_EQ(StoredUnitCount(after[0]), units / 2);
+  // Half of half of the units go, which are all that were grown: the stored ones stay.
+  EXPECT_EQ(stored, units / 4);
+  EXPECT_EQ(CountChange(weights[0].layout, after[0]).dropped, 0);
+}
+
 // Every rule over a whole phase: after each event the stored count is the target to the unit, and
 // pruning rules never let a unit back.
 TEST(RuleTest, CountsAreExactOverWholePhases) {
