@@ -39,7 +39,9 @@ ExchangedBytes PredictExchangedBytes(const FlatLayout& layout, int world_size, D
 int64_t LandingBytes(const FlatLayout& layout, DType wire_dtype) {
   if (layout.shards() == 1) return 0;
   int64_t largest = 0;
-  for (const Bucket& bucket : layout.buckets()) largest = std::max(largest, bucket.count);
+  for (size_t bucket = 1; bucket < layout.buckets().size(); ++bucket) {
+    largest = std::max(largest, layout.buckets()[bucket].count);
+  }
   return largest * static_cast<int64_t>(SizeOf(wire_dtype));
 }
 
@@ -123,14 +125,18 @@ void GradientExchange::Launch(int bucket, const Event& ready) {
   } else {
     const FlatLayout::Slice own = layout.slice(bucket, buffer_.shard());
     const TensorView slice = whole.Range(own.flat_offset - b.offset, own.count);
-    grad_work_[bucket] = ReduceScatter(whole, slice, start);
+    grad_work_[bucket] =
+        bucket == 0 ? communicator_.ReduceScatter(whole, slice, ReduceOp::kSum, start)
+                    : ReduceScatter(whole, slice, start);
   }
   CountGrads(b, whole.dtype(), &bytes_);
 }
 
 std::unique_ptr<Work> GradientExchange::ReduceScatter(TensorView whole, TensorView own,
                                                       const Event& ready) {
-  if (landing_.bytes() == 0) return communicator_.ReduceScatter(whole, own, ReduceOp::kSum, ready);
+  if (landing_.bytes() < whole.bytes()) {
+    return communicator_.ReduceScatter(whole, own, ReduceOp::kSum, ready);
+  }
   const TensorView landing = landing_.View(whole.dtype(), whole.size());
   return communicator_.ReduceScatterThrough(landing, whole, own, ready);
 }

@@ -44,7 +44,9 @@ ExchangedBytes PredictExchangedBytes(const FlatLayout& layout, int world_size, D
                                      DType wire_dtype);
 
 // Bytes of a landing for buckets of this layout: where copy engines carry gradients, the ranks'
-// slices of one bucket at a time come to rest in it before they are summed. Nothing under ZeRO-0.
+// slices of one bucket at a time come to rest in it before they are summed. The first bucket leaves
+// last, when nothing computes beside it: kernels carry it, which are quicker alone. Nothing under
+// ZeRO-0.
 int64_t LandingBytes(const FlatLayout& layout, DType wire_dtype);
 
 // The dtype in which gradients travel where it is not their own, and the operation that rounds to
@@ -99,7 +101,7 @@ class GradientExchange {
   double ReduceOverShards(double value);
 
   // Sums `whole`, part of summed_grads(), over the ranks into this rank's slice of it as a step
-  // does: by copies where the communicator has them. Counts nothing. Launch and benchmarks use it.
+  // does: by copies where it fits the landing. Counts nothing. Launch and benchmarks use it.
   std::unique_ptr<Work> ReduceScatter(TensorView whole, TensorView own, const Event& ready);
 
   // From now on `timer` (nullptr: none) learns how long streams wait for gradients and values.

@@ -150,6 +150,7 @@ def ours_series(options, model, variant, keep):
             "exchange_alone_ms": round(exchange["alone_ms"], 3),
             "exposed_grads_ms": round(exchange["exposed_grads_ms"], 3),
             "exposed_values_ms": round(exchange["exposed_values_ms"], 3),
+            "exposed_least_ms": round(exchange["exposed_least_ms"], 3),
             "hidden_share": round(exchange["hidden_share"], 4),
             "memory_peak_bytes": r["memory_peak_bytes"]}
         if variant != "dense":
