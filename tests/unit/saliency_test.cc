@@ -1,5 +1,7 @@
 // Saliency against brute force: on small trained models every unit is removed in turn, and the
 // order of the true changes of the loss is compared with that of the scores.
+#include "trainer/pruning/saliency.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,7 +14,6 @@
 
 #include "comm/bootstrap.h"
 #include "tests/unit/pruning_testing.h"
-#include "trainer/pruning/saliency.h"
 #include "trainer/pruning/second_order.h"
 #include "trainer/unit_arrays.h"
 
@@ -249,9 +250,9 @@ double CorrelationOf(UnitKind kind, const UnitTable& table, const std::vector<do
   return RankCorrelation(of_kind, true_change);
 }
 
-// What is claimed is a statement over seeds (docs/results/pruning_saliency.md). By chance a mean over
-// five seeds has a standard deviation of 0.12 for 16 heads, 0.04 for 128 channels, 0.08 for the
-// stem's 32. For stem channels magnitude does about as well here: nothing is claimed beside it.
+// What is claimed is a statement over seeds (docs/results/pruning_saliency.md). By chance a mean
+// over five seeds has a standard deviation of 0.12 for 16 heads, 0.04 for 128 channels, 0.08 for
+// the stem's 32. For stem channels magnitude does about as well here: nothing is claimed beside it.
 TEST(SaliencyTest, ScoresFollowTheTrueLossBetterThanMagnitude) {
   std::map<std::pair<std::string, UnitKind>, std::vector<double>> found;  // by seed
   for (const uint64_t seed : kSeeds) {
@@ -275,7 +276,7 @@ TEST(SaliencyTest, ScoresFollowTheTrueLossBetterThanMagnitude) {
   for (const UnitKind kind : kKinds) {
     SCOPED_TRACE(NameOf(kind));
     const std::vector<double>&taylor = found[{"taylor_second", kind}],
-                        &magnitude = found[{"magnitude", kind}];
+          &magnitude = found[{"magnitude", kind}];
     int wins = 0;
     for (size_t i = 0; i < taylor.size(); ++i) wins += taylor[i] > magnitude[i];
     std::printf("taylor_second beats magnitude for %s with %d of %zu seeds\n", NameOf(kind), wins,
