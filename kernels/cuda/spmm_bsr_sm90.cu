@@ -59,12 +59,10 @@ void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const Spm
   }
   params.output = store_map(args.output, args.output_stride);
   if (HasOperand(desc.finish)) {
-    params.operand_map = EncodeChunkMap(args.operand, desc.tokens, desc.output_width(),
-                                        args.operand_stride, 256);
+    params.operand = EncodeChunkMap(args.operand, desc.tokens, desc.output_width(),
+                                    args.operand_stride, store_tokens);
   }
   params.bias = args.bias;
-  params.operand = args.operand;
-  params.operand_stride = args.operand_stride;
   params.tokens = static_cast<int32_t>(desc.tokens);
   params.steps = args.steps;
   params.tiles = args.tiles;
@@ -83,7 +81,7 @@ void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const Spm
       params.pre_activation = store_map(args.pre_activation, args.pre_activation_stride);
       return LaunchSpmmGelu(features, config.cluster, params, workers, stream);
     case SpmmFinish::kGeluBackward:
-      CHECK(desc.transposed);
+      CHECK(desc.transposed && args.bias == nullptr);
       params.sums = args.sums;
       params.features = static_cast<int32_t>(desc.output_width());
       return LaunchSpmmTransposedGeluBackward(features, config.cluster, params, workers, stream);

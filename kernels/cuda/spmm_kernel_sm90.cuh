@@ -8,10 +8,11 @@
 //   kFeatures =  64: they share the 64 features and take 256 tokens each.
 // Grid: one CTA per multiprocessor, persistent, in clusters of kCluster along the tokens; all CTAs of
 //   a cluster walk the same block row, load kFeatures / kCluster rows of each weight slice and
-//   multicast them. Block: 384 threads: warpgroup 0 issues the copies, 1 and 2 multiply.
+//   multicast them. Block: 384 threads: warpgroups 1 and 2 multiply; of warpgroup 0, warp 0 issues the
+//   copies into the ring, warps 1 and 2 those to and from the buffers of a consumer warpgroup each.
 // Shared memory: a ring of stages {weight kFeatures x 128 B, input tokens x 128 B}, one reduction
-//   step of 64 each; then two store buffers per consumer warpgroup (spmm_epilogue_sm90.cuh); then barriers. The warpgroups
-//   share stages but never wait for each other, so one's epilogue hides behind the other's products.
+//   step of 64 each; then each consumer warpgroup's buffers (spmm_ship_sm90.cuh); then barriers. The
+//   warpgroups share stages but never wait for each other.
 // Bytes from L2 per step: (kFeatures / kCluster + tokens) * 128. FLOPs per step: 2 * 64 * kFeatures *
 //   tokens. Device memory: X and Y once each, W once per token group.
 #pragma once
@@ -22,16 +23,18 @@
 #include "kernels/cuda/sm90_wgmma.cuh"
 #include "kernels/cuda/spmm_epilogue_sm90.cuh"
 #include "kernels/cuda/spmm_shape_sm90.cuh"
+#include "kernels/cuda/spmm_ship_sm90.cuh"
 
 namespace filigree::sm90 {
 
-__device__ __forceinline__ SpmmTile LoadTile(const SpmmTile* tiles, int index) {
-  const int4 raw = __ldg(reinterpret_cast<const int4*>(tiles) + index);
-  return {raw.x, raw.y, raw.z, raw.w};
-}
+// An empty row takes one step of zeros: both slices lie outside their operands, where the copy engine
+// reads nothing and writes zeros. (Clearing the accumulators instead costs every tile 128 selects.)
+__device__ __forceinline__ int StepsOf(const SpmmTile& tile) { return max(tile.step_count, 1); }
 
-__device__ __forceinline__ SpmmStep LoadStep(const SpmmStep* steps, int index) {
-  const int2 raw = __ldg(reinterpret_cast<const int2*>(steps) + index);
+__device__ __forceinline__ SpmmStep LoadStep(const SpmmParams& params, const SpmmTile& tile, int i) {
+  constexpr int kOutside = 0x7FFF;  // chunk; more than any input has
+  if (tile.step_count == 0) return {kOutside << 15, 0, kOutside};
+  const int2 raw = __ldg(reinterpret_cast<const int2*>(params.steps) + tile.step_begin + i);
   return {raw.x, static_cast<int16_t>(raw.y), static_cast<int16_t>(raw.y >> 16)};
 }
 
@@ -59,32 +62,27 @@ __device__ __forceinline__ void LoadWeight(const CUtensorMap* map, uint8_t* dest
   }
 }
 
-// One thread issues every copy of the CTA.
-template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish>
+// One thread issues every copy into the ring. It knows the next step, of the next tile too, before it
+// needs it: a look into a list takes as long as a step.
+template <bool kTransposed, int kFeatures, int kCluster>
 __device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
                                         RingBarriers<SpmmShape<kFeatures>::kStages>& barriers,
                                         uint32_t rank, int tile_begin, int tile_end) {
   using Shape = SpmmShape<kFeatures>;
+  if (tile_begin == tile_end) return;
   const uint64_t weight_policy = PolicyEvictLast();
   const uint64_t input_policy = PolicyEvictLast();
   RingPosition<Shape::kStages> position;
   position.parity = 1;
+  SpmmTile tile = LoadTile(params.tiles, tile_begin);
+  SpmmStep step = LoadStep(params, tile, 0);
   for (int index = tile_begin; index < tile_end; ++index) {
-    const SpmmTile tile = LoadTile(params.tiles, index);
+    const SpmmTile next_tile = LoadTile(params.tiles, min(index + 1, tile_end - 1));
     const int token = tile.token_begin + static_cast<int>(rank) * Shape::kTokens;
-    if constexpr (HasOperand(kFinish)) {
-#pragma unroll
-      for (int t = 0; t < Shape::kTokens; t += 256) {
-#pragma unroll
-        for (int f = 0; f < kFeatures; f += 64) {
-          TmaPrefetch3D(&params.operand_map, 0, token + t, (tile.feature_begin + f) / 64);
-        }
-      }
-    }
-    if (tile.step_count == 0) continue;
-    SpmmStep step = LoadStep(params.steps, tile.step_begin);
-    for (int i = 0; i < tile.step_count; ++i) {
-      const SpmmStep next = LoadStep(params.steps, tile.step_begin + min(i + 1, tile.step_count - 1));
+    const int steps = StepsOf(tile);
+    for (int i = 0; i < steps; ++i) {
+      const SpmmStep next =
+          i + 1 < steps ? LoadStep(params, tile, i + 1) : LoadStep(params, next_tile, 0);
       uint64_t* full = &barriers.full[position.slot];
       uint8_t* weight = ring + position.slot * Shape::kStageBytes;
       uint8_t* input = weight + Shape::kWeightBytes;
@@ -103,6 +101,7 @@ __device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
       step = next;
       position.Advance();
     }
+    tile = next_tile;
   }
 }
 
@@ -149,34 +148,27 @@ __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, ui
     position.Advance();
   }
   WgmmaWait<0>();
-  if (step_count > 0) Release<kCluster>(&barriers.empty[previous]);
+  Release<kCluster>(&barriers.empty[previous]);
 }
 
 template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish>
-__device__ __forceinline__ void Consume(const SpmmParams& params, uint8_t* ring,
-                                        RingBarriers<SpmmShape<kFeatures>::kStages>& barriers,
-                                        uint32_t rank, int group, int tile_begin, int tile_end) {
-  using Shape = SpmmShape<kFeatures>;
-  uint8_t* buffers = ring + Shape::kRingBytes + group * 2 * Shape::kStoreBytes;
-  const uint64_t policy = PolicyEvictFirst();
-  RingPosition<Shape::kStages> position;
+__device__ __forceinline__ void Consume(const SpmmParams& params, uint8_t* ring, uint8_t* buffers,
+                                        SpmmBarriers<kFeatures>& barriers, uint32_t rank, int group,
+                                        int tile_begin, int tile_end) {
+  if (tile_begin == tile_end) return;
+  RingPosition<SpmmShape<kFeatures>::kStages> position;
+  SpmmTile tile = LoadTile(params.tiles, tile_begin);
   float acc[128];
   for (int index = tile_begin; index < tile_end; ++index) {
-    const SpmmTile tile = LoadTile(params.tiles, index);
-    const int feature = tile.feature_begin + (kFeatures == 128 ? group * 64 : 0);
-    const int token = tile.token_begin + static_cast<int>(rank) * Shape::kTokens +
-                      (kFeatures == 128 ? 0 : group * 256);
-    OperandChunks<Shape::kStoreTokens> operand;
-    if constexpr (HasOperand(kFinish)) operand.LoadFirst(params, feature, token);
-    if (tile.step_count == 0) {
-#pragma unroll
-      for (int i = 0; i < 128; ++i) acc[i] = 0;
-    }
-    Accumulate<kTransposed, kFeatures, kCluster>(acc, tile.step_count, SharedAddress(ring), barriers,
-                                                 position, group);
-    StoreTile<kFeatures, kFinish>(params, acc, operand, buffers, policy, group, feature, token);
+    // What is needed after the products is loaded before them.
+    const SpmmTile next = LoadTile(params.tiles, min(index + 1, tile_end - 1));
+    const SpmmPart part = PartOf<kFeatures>(tile, rank, group);
+    const FeatureBias<kFinish> bias(params, part);
+    Accumulate<kTransposed, kFeatures, kCluster>(acc, StepsOf(tile), SharedAddress(ring),
+                                                 barriers.ring, position, group);
+    WriteTile<kFeatures, kFinish>(params, acc, bias, buffers, barriers.store[group], part);
+    tile = next;
   }
-  if (threadIdx.x % kWarpgroup == 0) TmaStoreWaitRead<0>();
 }
 
 template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish>
@@ -185,8 +177,10 @@ __global__ void __launch_bounds__(kSpmmThreads, 1)
   using Shape = SpmmShape<kFeatures>;
   extern __shared__ uint8_t shared[];
   uint8_t* ring = shared + (1024 - SharedAddress(shared) % 1024) % 1024;
-  auto& barriers =
-      *reinterpret_cast<RingBarriers<Shape::kStages>*>(ring + Shape::kBarrierOffset);
+  auto& barriers = *reinterpret_cast<SpmmBarriers<kFeatures>*>(ring + Shape::kBarrierOffset);
+  const auto buffers = [ring](int group) {
+    return ring + Shape::kRingBytes + group * Shape::kBuffers * Shape::kStoreBytes;
+  };
   const int warpgroup = threadIdx.x / kWarpgroup;
   const uint32_t rank = kCluster == 1 ? 0 : ClusterCtaRank();
   const int worker = blockIdx.x / kCluster;
@@ -197,7 +191,8 @@ __global__ void __launch_bounds__(kSpmmThreads, 1)
     PrefetchTensorMap(&params.weight);
     PrefetchTensorMap(&params.input);
     PrefetchTensorMap(&params.output);
-    barriers.Init(8 * kCluster);  // eight consumer warps in each CTA
+    barriers.ring.Init(8 * kCluster);  // eight consumer warps in each CTA
+    for (int group = 0; group < 2; ++group) barriers.store[group].Init();
   }
   if constexpr (kCluster > 1) {
     ClusterSync();
@@ -207,14 +202,21 @@ __global__ void __launch_bounds__(kSpmmThreads, 1)
 
   if (warpgroup == 0) {
     ReleaseRegisters<40>();
+    const int warp = threadIdx.x / 32;
     if (threadIdx.x == 0) {
-      Produce<kTransposed, kFeatures, kCluster, kFinish>(params, ring, barriers, rank, tile_begin, tile_end);
+      Produce<kTransposed, kFeatures, kCluster>(params, ring, barriers.ring, rank, tile_begin,
+                                                tile_end);
+    } else if (threadIdx.x % 32 == 0 && warp <= 2) {
+      const int group = warp - 1;
+      Ship<kFeatures, kFinish>(params, buffers(group), barriers.store[group], rank, group,
+                               tile_begin, tile_end);
     }
     __syncwarp();
   } else {
     ClaimRegisters<232>();
-    Consume<kTransposed, kFeatures, kCluster, kFinish>(params, ring, barriers, rank, warpgroup - 1,
-                                              tile_begin, tile_end);
+    const int group = warpgroup - 1;
+    Consume<kTransposed, kFeatures, kCluster, kFinish>(params, ring, buffers(group), barriers, rank,
+                                                       group, tile_begin, tile_end);
   }
   // A CTA must not leave while another may still signal its barriers.
   if constexpr (kCluster > 1) ClusterSync();

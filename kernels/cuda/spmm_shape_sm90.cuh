@@ -15,6 +15,22 @@ constexpr int kSpmmThreads = 384;
 constexpr int kWarpgroup = 128;
 constexpr int kLineBytes = 128;  // one swizzled row of 64 bf16
 
+// The buffers of a consumer warpgroup's results. `ready`: free, and holding the operand's chunk where there
+// is one; `written`: the chunk's results are in it.
+template <int kBuffers>
+struct StoreBarriers {
+  uint64_t ready[kBuffers];
+  uint64_t written[kBuffers];
+
+  __device__ __forceinline__ void Init() {
+    for (int i = 0; i < kBuffers; ++i) {
+      BarrierInit(&ready[i], 1);
+      BarrierInit(&written[i], kWarpgroup / 32);
+    }
+    FenceBarrierInit();
+  }
+};
+
 // Sizes that follow from the tile.
 template <int kFeatures>
 struct SpmmShape {
@@ -23,19 +39,34 @@ struct SpmmShape {
   static constexpr int kWeightBytes = kFeatures * kLineBytes;
   static constexpr int kInputBytes = kTokens * kLineBytes;
   static constexpr int kStageBytes = kWeightBytes + kInputBytes;
-  static constexpr int kStoreTokens = kFeatures == 128 ? 64 : 16;
+  // A consumer warpgroup's 64 features x 256 tokens leave in chunks, each through one of its buffers.
+  static constexpr int kStoreTokens = kFeatures == 128 ? 32 : 16;
   static constexpr int kStoreBytes = kStoreTokens * kLineBytes;
+  static constexpr int kBuffers = kFeatures == 128 ? 4 : 2;
+  static constexpr int kChunks = 256 / kStoreTokens;
   static constexpr int kRingBytes = kStages * kStageBytes;
-  static constexpr int kBarrierOffset = kRingBytes + 2 * 2 * kStoreBytes;
+  static constexpr int kBarrierOffset = kRingBytes + 2 * kBuffers * kStoreBytes;
+  static constexpr int kBarrierBytes =
+      static_cast<int>(sizeof(RingBarriers<kStages>) + 2 * sizeof(StoreBarriers<kBuffers>));
   // 1024 more: the swizzle needs 1024-byte alignment, which the launch does not promise.
-  static constexpr int kSharedBytes =
-      kBarrierOffset + static_cast<int>(sizeof(RingBarriers<kStages>)) + 1024;
+  static constexpr int kSharedBytes = kBarrierOffset + kBarrierBytes + 1024;
   static_assert(kSharedBytes <= 227 * 1024);
+};
+
+template <int kFeatures>
+struct SpmmBarriers {
+  RingBarriers<SpmmShape<kFeatures>::kStages> ring;
+  StoreBarriers<SpmmShape<kFeatures>::kBuffers> store[2];  // by consumer warpgroup
 };
 
 // Whether a finish reads an operand of the output's shape.
 __host__ __device__ constexpr bool HasOperand(SpmmFinish finish) {
   return finish == SpmmFinish::kResidual || finish == SpmmFinish::kGeluBackward;
+}
+
+// How often a chunk is stored: with GELU the sum, then its activation.
+__host__ __device__ constexpr int StoresPerChunk(SpmmFinish finish) {
+  return finish == SpmmFinish::kGelu ? 2 : 1;
 }
 
 struct SpmmParams {
@@ -44,11 +75,9 @@ struct SpmmParams {
   CUtensorMap factors; // as `weight`, of the factors' operand; `weight` itself where there is none
   CUtensorMap inner;   // as `input`, of what is between the factors; `input` itself
   CUtensorMap output;  // [tokens][features]
-  CUtensorMap operand_map;  // the operand as [chunks][tokens][64], to bring it into the L2
+  CUtensorMap operand;      // as `input`, where the finish has one: the residual or gelu's input
   CUtensorMap pre_activation;   // [tokens][features], kGelu only
   const __nv_bfloat16* bias;    // [features] or nullptr
-  const __nv_bfloat16* operand; // [tokens, features]: the residual or gelu's input
-  int64_t operand_stride;
   float* sums;  // [ceil(tokens / 256), features], kGeluBackward only, or nullptr
   int32_t tokens;
   int32_t features;  // of the output
@@ -56,5 +85,22 @@ struct SpmmParams {
   const SpmmTile* tiles;
   const int32_t* worker_begin;
 };
+
+__device__ __forceinline__ SpmmTile LoadTile(const SpmmTile* tiles, int index) {
+  const int4 raw = __ldg(reinterpret_cast<const int4*>(tiles) + index);
+  return {raw.x, raw.y, raw.z, raw.w};
+}
+
+// The first feature and token of a consumer warpgroup's part of a tile.
+struct SpmmPart {
+  int feature, token;
+};
+
+template <int kFeatures>
+__device__ __forceinline__ SpmmPart PartOf(const SpmmTile& tile, uint32_t rank, int group) {
+  const int token = tile.token_begin + static_cast<int>(rank) * SpmmShape<kFeatures>::kTokens;
+  return kFeatures == 128 ? SpmmPart{tile.feature_begin + group * 64, token}
+                          : SpmmPart{tile.feature_begin, token + group * 256};
+}
 
 }  // namespace filigree::sm90

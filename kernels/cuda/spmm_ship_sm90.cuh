@@ -1,0 +1,85 @@
+// The way of SpmmBsrKernel's results out, and of an operand of their shape in: one thread for each consumer
+// warpgroup, beside the products.
+//
+// A buffer goes round: Prime loads the operand's chunk into it, or just declares it ready; the warpgroup
+// puts its results over it (spmm_epilogue_sm90.cuh); it is stored, and once the copy engine has read it, primed for
+// the pass kBuffers later. So the first kBuffers chunks of a tile's operand arrive while the tile is being
+// multiplied, and the consumers never wait for memory themselves. (Loading the operand into their
+// registers did worse than it looked: the fence before a store waits for every load in flight.)
+// The copy engine drops tokens beyond the end, and reads zeros there.
+#pragma once
+
+#include "kernels/cuda/sm90_tma.cuh"
+#include "kernels/cuda/spmm_shape_sm90.cuh"
+
+namespace filigree::sm90 {
+
+// `pass` is of a tile: its chunks, each as often as it is stored.
+template <int kFeatures, SpmmFinish kFinish>
+__device__ __forceinline__ void Prime(const SpmmParams& params, uint8_t* buffers,
+                                      StoreBarriers<SpmmShape<kFeatures>::kBuffers>& barriers,
+                                      const SpmmPart& part, int pass, uint64_t policy) {
+  using Shape = SpmmShape<kFeatures>;
+  const int buffer = pass % Shape::kBuffers;
+  uint64_t* ready = &barriers.ready[buffer];
+  if constexpr (!HasOperand(kFinish)) {
+    BarrierArrive(ready);
+  } else {
+    static_assert(StoresPerChunk(kFinish) == 1);
+    BarrierExpectBytes(ready, Shape::kStoreBytes);
+    TmaLoad3D(buffers + buffer * Shape::kStoreBytes, &params.operand, ready, policy, 0,
+              part.token + pass * Shape::kStoreTokens, part.feature / 64);
+    if (pass > 0) return;
+    // The chunks that have no buffer yet come into the L2.
+    for (int chunk = Shape::kBuffers; chunk < Shape::kChunks; ++chunk) {
+      TmaPrefetch3D(&params.operand, 0, part.token + chunk * Shape::kStoreTokens, part.feature / 64);
+    }
+  }
+}
+
+template <int kFeatures, SpmmFinish kFinish>
+__device__ __forceinline__ void Ship(const SpmmParams& params, uint8_t* buffers,
+                                     StoreBarriers<SpmmShape<kFeatures>::kBuffers>& barriers,
+                                     uint32_t rank, int group, int tile_begin, int tile_end) {
+  using Shape = SpmmShape<kFeatures>;
+  constexpr int kBuffers = Shape::kBuffers, kStores = StoresPerChunk(kFinish);
+  constexpr int kPasses = Shape::kChunks * kStores;
+  // A tile uses each buffer an even number of times: a pass has the same parity in all tiles.
+  static_assert(kPasses % (2 * kBuffers) == 0);
+  if (tile_begin == tile_end) return;
+  const uint64_t policy = PolicyEvictFirst();
+  SpmmPart part = PartOf<kFeatures>(LoadTile(params.tiles, tile_begin), rank, group), next = part;
+  const auto prime = [&](const SpmmPart& of, int pass) {
+    Prime<kFeatures, kFinish>(params, buffers, barriers, of, pass, policy);
+  };
+  for (int pass = 0; pass < kBuffers; ++pass) prime(part, pass);
+  for (int index = tile_begin; index < tile_end; ++index) {
+    const bool last = index + 1 == tile_end;
+    if (!last) next = PartOf<kFeatures>(LoadTile(params.tiles, index + 1), rank, group);
+    // Once the store of `pass` has been read.
+    const auto reuse = [&](int pass) {
+      if (pass + kBuffers < kPasses) {
+        prime(part, pass + kBuffers);
+      } else if (!last) {
+        prime(next, pass + kBuffers - kPasses);
+      }
+    };
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int buffer = pass % kBuffers;
+      const bool first_of_two = kStores == 2 && pass % 2 == 0;
+      BarrierWait(&barriers.written[buffer], pass / kBuffers % 2);
+      TmaStore2D(first_of_two ? &params.pre_activation : &params.output,
+                 buffers + buffer * Shape::kStoreBytes, policy, part.feature,
+                 part.token + pass / kStores * Shape::kStoreTokens);
+      TmaStoreCommit();
+      if (pass == 0) continue;
+      TmaStoreWaitRead<1>();
+      reuse(pass - 1);
+    }
+    TmaStoreWaitRead<0>();
+    reuse(kPasses - 1);
+    part = next;
+  }
+}
+
+}  // namespace filigree::sm90
