@@ -1,18 +1,19 @@
-// How SpmmBsrKernel finishes a tile: bias, residual, GELU or its gradient on the fp32 sums, then bf16 to
-// device memory.
+// How SpmmBsrKernel finishes a tile: bias, residual, GELU or its gradient on the fp32 sums, then
+// bf16 to device memory.
 //
-// A warpgroup holds 64 features x 256 tokens: in thread `warp`, `lane`, acc[4j .. 4j + 3] are features
-// 16 * warp + lane / 4 (+ 8 for the upper two) and tokens 8j + 2 * (lane % 4) (+ 1 for the odd ones).
-// stmatrix transposes 8x8 tiles on the way to shared memory, so that a row there is one token's 64
-// features, swizzled as the copy engine expects. The tile passes through small buffers in chunks of
-// kStoreTokens tokens, which another warp stores (spmm_ship_sm90.cuh).
+// A warpgroup holds 64 features x 256 tokens: in thread `warp`, `lane`, acc[4j .. 4j + 3] are
+// features 16 * warp + lane / 4 (+ 8 for the upper two) and tokens 8j + 2 * (lane % 4) (+ 1 for the
+// odd ones). stmatrix transposes 8x8 tiles on the way to shared memory, so that a row there is one
+// token's 64 features, swizzled as the copy engine expects. The tile passes through small buffers
+// in chunks of kStoreTokens tokens, which another warp stores (spmm_ship_sm90.cuh).
 //
-// An operand of the output's shape (residual, gelu's input) comes the same way back: the other warp has
-// loaded it into the very buffer, and ldmatrix hands each thread the elements whose place it is to write.
+// An operand of the output's shape (residual, gelu's input) comes the same way back: the other warp
+// has loaded it into the very buffer, and ldmatrix hands each thread the elements whose place it is
+// to write.
 //
-// The gradient of a bias is the column sums of GELU's gradient: each thread has the sums of two features
-// over the tile's tokens as they are stored, and one lane of the four that share them writes them; the
-// tiles' numbers are added up in order afterwards (SumColumnPartials).
+// The gradient of a bias is the column sums of GELU's gradient: each thread has the sums of two
+// features over the tile's tokens as they are stored, and one lane of the four that share them
+// writes them; the tiles' numbers are added up in order afterwards (SumColumnPartials).
 #pragma once
 
 #include "kernels/cuda/sm90_tma.cuh"
@@ -41,8 +42,8 @@ __device__ __forceinline__ float ApproximateTanh(float x) {
 constexpr float kGeluScale = 0.7978845608028654f;  // sqrt(2 / pi)
 constexpr float kGeluCubic = 0.044715f;
 
-// tanh's argument is x * (k + k c x^2); the fewest instructions, since an epilogue runs them for every
-// element on few warps.
+// tanh's argument is x * (k + k c x^2); the fewest instructions, since an epilogue runs them for
+// every element on few warps.
 __device__ __forceinline__ float GeluTanh(float x, float x2) {
   return ApproximateTanh(x * fmaf(kGeluScale * kGeluCubic, x2, kGeluScale));
 }
@@ -60,9 +61,10 @@ __device__ __forceinline__ float GeluDerivative(float x) {
 }
 
 __device__ __forceinline__ void StoreMatrixTransposed(uint32_t address, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+      : "memory");
 }
 __device__ __forceinline__ void LoadMatrixTransposed(uint32_t address, uint32_t (&r)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -87,9 +89,10 @@ __device__ __forceinline__ void Combine(float (&value)[8], const uint32_t (&oper
   }
 }
 
-// Sums over the tokens of a tile, for a thread's features f and f + 8. Results as StoreMatrixTransposed
-// takes them are the A operand of m16n8k16, rows features and columns tokens: with ones as B the tensor
-// core adds them up, one instruction for what would be 16 and a shuffle; every column has the sums.
+// Sums over the tokens of a tile, for a thread's features f and f + 8. Results as
+// StoreMatrixTransposed takes them are the A operand of m16n8k16, rows features and columns tokens:
+// with ones as B the tensor core adds them up, one instruction for what would be 16 and a shuffle;
+// every column has the sums.
 struct FeatureSums {
   float sum[4] = {0, 0, 0, 0};
 
@@ -133,12 +136,13 @@ struct FeatureBias {
   }
 };
 
-// One warpgroup's part of a tile: pass by pass into its next buffer, from which Ship stores it. Warps wait
-// for nobody but the buffer.
+// One warpgroup's part of a tile: pass by pass into its next buffer, from which Ship stores it.
+// Warps wait for nobody but the buffer.
 template <int kFeatures, SpmmFinish kFinish>
-__device__ __forceinline__ void WriteTile(
-    const SpmmParams& params, float (&acc)[128], const FeatureBias<kFinish>& bias, uint8_t* buffers,
-    StoreBarriers<SpmmShape<kFeatures>::kBuffers>& barriers, const SpmmPart& part) {
+__device__ __forceinline__ void WriteTile(const SpmmParams& params, float (&acc)[128],
+                                          const FeatureBias<kFinish>& bias, uint8_t* buffers,
+                                          StoreBarriers<SpmmShape<kFeatures>::kBuffers>& barriers,
+                                          const SpmmPart& part) {
   using Shape = SpmmShape<kFeatures>;
   constexpr int kStores = StoresPerChunk(kFinish);
   const int warp = threadIdx.x % kWarpgroup / 32;

@@ -1,19 +1,22 @@
-// SpmmBsrKernel: Y = X W^T (kTransposed = 0) or dX = dY W (kTransposed = 1), W in stored blocks. Thin
-// factors beside W, Y += U B^T or dX += U A, are more steps of the same sums, from other maps.
+// SpmmBsrKernel: Y = X W^T (kTransposed = 0) or dX = dY W (kTransposed = 1), W in stored blocks.
+// Thin factors beside W, Y += U B^T or dX += U A, are more steps of the same sums, from other maps.
 //
-// It computes the transposed tile D^T = A B^T with A a slice of a weight block (M = output features)
-// and B rows of the input (N = tokens): sparsity then lies on M, where a warpgroup is 64 wide, and
-// the instruction is m64n256k16, the one that reads the least shared memory per product.
+// It computes the transposed tile D^T = A B^T with A a slice of a weight block (M = output
+// features) and B rows of the input (N = tokens): sparsity then lies on M, where a warpgroup is 64
+// wide, and the instruction is m64n256k16, the one that reads the least shared memory per product.
 //   kFeatures = 128: the two consumer warpgroups take 64 features each and share 256 tokens.
 //   kFeatures =  64: they share the 64 features and take 256 tokens each.
-// Grid: one CTA per multiprocessor, persistent, in clusters of kCluster along the tokens; all CTAs of
+// Grid: one CTA per multiprocessor, persistent, in clusters of kCluster along the tokens; all CTAs
+// of
 //   a cluster walk the same block row, load kFeatures / kCluster rows of each weight slice and
-//   multicast them. Block: 384 threads: warpgroups 1 and 2 multiply; of warpgroup 0, warp 0 issues the
-//   copies into the ring, warps 1 and 2 those to and from the buffers of a consumer warpgroup each.
+//   multicast them. Block: 384 threads: warpgroups 1 and 2 multiply; of warpgroup 0, warp 0 issues
+//   the copies into the ring, warps 1 and 2 those to and from the buffers of a consumer warpgroup
+//   each.
 // Shared memory: a ring of stages {weight kFeatures x 128 B, input tokens x 128 B}, one reduction
-//   step of 64 each; then each consumer warpgroup's buffers (spmm_ship_sm90.cuh); then barriers. The
-//   warpgroups share stages but never wait for each other.
-// Bytes from L2 per step: (kFeatures / kCluster + tokens) * 128. FLOPs per step: 2 * 64 * kFeatures *
+//   step of 64 each; then each consumer warpgroup's buffers (spmm_ship_sm90.cuh); then barriers.
+//   The warpgroups share stages but never wait for each other.
+// Bytes from L2 per step: (kFeatures / kCluster + tokens) * 128. FLOPs per step: 2 * 64 * kFeatures
+// *
 //   tokens. Device memory: X and Y once each, W once per token group.
 #pragma once
 
@@ -27,11 +30,13 @@
 
 namespace filigree::sm90 {
 
-// An empty row takes one step of zeros: both slices lie outside their operands, where the copy engine
-// reads nothing and writes zeros. (Clearing the accumulators instead costs every tile 128 selects.)
+// An empty row takes one step of zeros: both slices lie outside their operands, where the copy
+// engine reads nothing and writes zeros. (Clearing the accumulators instead costs every tile 128
+// selects.)
 __device__ __forceinline__ int StepsOf(const SpmmTile& tile) { return max(tile.step_count, 1); }
 
-__device__ __forceinline__ SpmmStep LoadStep(const SpmmParams& params, const SpmmTile& tile, int i) {
+__device__ __forceinline__ SpmmStep LoadStep(const SpmmParams& params, const SpmmTile& tile,
+                                             int i) {
   constexpr int kOutside = 0x7FFF;  // chunk; more than any input has
   if (tile.step_count == 0) return {kOutside << 15, 0, kOutside};
   const int2 raw = __ldg(reinterpret_cast<const int2*>(params.steps) + tile.step_begin + i);
@@ -62,8 +67,8 @@ __device__ __forceinline__ void LoadWeight(const CUtensorMap* map, uint8_t* dest
   }
 }
 
-// One thread issues every copy into the ring. It knows the next step, of the next tile too, before it
-// needs it: a look into a list takes as long as a step.
+// One thread issues every copy into the ring. It knows the next step, of the next tile too, before
+// it needs it: a look into a list takes as long as a step.
 template <bool kTransposed, int kFeatures, int kCluster>
 __device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
                                         RingBarriers<SpmmShape<kFeatures>::kStages>& barriers,
@@ -91,12 +96,11 @@ __device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
       const int input_chunk = factor ? ~step.input_chunk : step.input_chunk;
       BarrierWait(&barriers.empty[position.slot], position.parity);
       BarrierExpectBytes(full, Shape::kStageBytes);
-      LoadWeight<kTransposed, kFeatures, kCluster>(factor ? &params.factors : &params.weight, weight,
-                                                   full, weight_policy, rank, step);
+      LoadWeight<kTransposed, kFeatures, kCluster>(factor ? &params.factors : &params.weight,
+                                                   weight, full, weight_policy, rank, step);
 #pragma unroll
       for (int t = 0; t < Shape::kTokens; t += 256) {
-        TmaLoad3D(input + t * kLineBytes, input_map, full, input_policy, 0, token + t,
-                  input_chunk);
+        TmaLoad3D(input + t * kLineBytes, input_map, full, input_policy, 0, token + t, input_chunk);
       }
       step = next;
       position.Advance();
@@ -227,8 +231,8 @@ void LaunchKernel(const SpmmParams& params, int workers, cudaStream_t stream) {
   constexpr int kSharedBytes = SpmmShape<kFeatures>::kSharedBytes;
   const auto kernel = SpmmBsrKernel<kTransposed, kFeatures, kCluster, kFinish>;
   static const bool configured = [&] {
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    kSharedBytes));
+    CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
     return true;
   }();
   static_cast<void>(configured);

@@ -15,8 +15,8 @@ constexpr int kSpmmThreads = 384;
 constexpr int kWarpgroup = 128;
 constexpr int kLineBytes = 128;  // one swizzled row of 64 bf16
 
-// The buffers of a consumer warpgroup's results. `ready`: free, and holding the operand's chunk where there
-// is one; `written`: the chunk's results are in it.
+// The buffers of a consumer warpgroup's results. `ready`: free, and holding the operand's chunk
+// where there is one; `written`: the chunk's results are in it.
 template <int kBuffers>
 struct StoreBarriers {
   uint64_t ready[kBuffers];
@@ -39,7 +39,8 @@ struct SpmmShape {
   static constexpr int kWeightBytes = kFeatures * kLineBytes;
   static constexpr int kInputBytes = kTokens * kLineBytes;
   static constexpr int kStageBytes = kWeightBytes + kInputBytes;
-  // A consumer warpgroup's 64 features x 256 tokens leave in chunks, each through one of its buffers.
+  // A consumer warpgroup's 64 features x 256 tokens leave in chunks, each through one of its
+  // buffers.
   static constexpr int kStoreTokens = kFeatures == 128 ? 32 : 16;
   static constexpr int kStoreBytes = kStoreTokens * kLineBytes;
   static constexpr int kBuffers = kFeatures == 128 ? 4 : 2;
@@ -70,15 +71,15 @@ __host__ __device__ constexpr int StoresPerChunk(SpmmFinish finish) {
 }
 
 struct SpmmParams {
-  CUtensorMap weight;  // [chunks of 64 block columns][stored rows][64]
-  CUtensorMap input;   // [chunks][tokens][64]
-  CUtensorMap factors; // as `weight`, of the factors' operand; `weight` itself where there is none
-  CUtensorMap inner;   // as `input`, of what is between the factors; `input` itself
-  CUtensorMap output;  // [tokens][features]
-  CUtensorMap operand;      // as `input`, where the finish has one: the residual or gelu's input
-  CUtensorMap pre_activation;   // [tokens][features], kGelu only
-  const __nv_bfloat16* bias;    // [features] or nullptr
-  float* sums;  // [ceil(tokens / 256), features], kGeluBackward only, or nullptr
+  CUtensorMap weight;   // [chunks of 64 block columns][stored rows][64]
+  CUtensorMap input;    // [chunks][tokens][64]
+  CUtensorMap factors;  // as `weight`, of the factors' operand; `weight` itself where there is none
+  CUtensorMap inner;    // as `input`, of what is between the factors; `input` itself
+  CUtensorMap output;   // [tokens][features]
+  CUtensorMap operand;  // as `input`, where the finish has one: the residual or gelu's input
+  CUtensorMap pre_activation;  // [tokens][features], kGelu only
+  const __nv_bfloat16* bias;   // [features] or nullptr
+  float* sums;                 // [ceil(tokens / 256), features], kGeluBackward only, or nullptr
   int32_t tokens;
   int32_t features;  // of the output
   const SpmmStep* steps;

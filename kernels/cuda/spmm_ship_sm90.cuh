@@ -1,12 +1,13 @@
-// The way of SpmmBsrKernel's results out, and of an operand of their shape in: one thread for each consumer
-// warpgroup, beside the products.
+// The way of SpmmBsrKernel's results out, and of an operand of their shape in: one thread for each
+// consumer warpgroup, beside the products.
 //
-// A buffer goes round: Prime loads the operand's chunk into it, or just declares it ready; the warpgroup
-// puts its results over it (spmm_epilogue_sm90.cuh); it is stored, and once the copy engine has read it, primed for
-// the pass kBuffers later. So the first kBuffers chunks of a tile's operand arrive while the tile is being
-// multiplied, and the consumers never wait for memory themselves. (Loading the operand into their
-// registers did worse than it looked: the fence before a store waits for every load in flight.)
-// The copy engine drops tokens beyond the end, and reads zeros there.
+// A buffer goes round: Prime loads the operand's chunk into it, or just declares it ready; the
+// warpgroup puts its results over it (spmm_epilogue_sm90.cuh); it is stored, and once the copy
+// engine has read it, primed for the pass kBuffers later. So the first kBuffers chunks of a tile's
+// operand arrive while the tile is being multiplied, and the consumers never wait for memory
+// themselves. (Loading the operand into their registers did worse than it looked: the fence before
+// a store waits for every load in flight.) The copy engine drops tokens beyond the end, and reads
+// zeros there.
 #pragma once
 
 #include "kernels/cuda/sm90_tma.cuh"
@@ -32,7 +33,8 @@ __device__ __forceinline__ void Prime(const SpmmParams& params, uint8_t* buffers
     if (pass > 0) return;
     // The chunks that have no buffer yet come into the L2.
     for (int chunk = Shape::kBuffers; chunk < Shape::kChunks; ++chunk) {
-      TmaPrefetch3D(&params.operand, 0, part.token + chunk * Shape::kStoreTokens, part.feature / 64);
+      TmaPrefetch3D(&params.operand, 0, part.token + chunk * Shape::kStoreTokens,
+                    part.feature / 64);
     }
   }
 }
