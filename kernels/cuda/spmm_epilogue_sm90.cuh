@@ -137,12 +137,12 @@ struct FeatureBias {
 };
 
 // One warpgroup's part of a tile: pass by pass into its next buffer, from which Ship stores it.
-// Warps wait for nobody but the buffer.
+// Warps wait for nobody but the buffer. `tile` counts the worker's.
 template <int kFeatures, SpmmFinish kFinish>
 __device__ __forceinline__ void WriteTile(const SpmmParams& params, float (&acc)[128],
                                           const FeatureBias<kFinish>& bias, uint8_t* buffers,
                                           StoreBarriers<SpmmShape<kFeatures>::kBuffers>& barriers,
-                                          const SpmmPart& part) {
+                                          int tile, const SpmmPart& part) {
   using Shape = SpmmShape<kFeatures>;
   constexpr int kStores = StoresPerChunk(kFinish);
   const int warp = threadIdx.x % kWarpgroup / 32;
@@ -155,9 +155,8 @@ __device__ __forceinline__ void WriteTile(const SpmmParams& params, float (&acc)
   FeatureSums sums;
 #pragma unroll
   for (int pass = 0; pass < Shape::kChunks * kStores; ++pass) {
-    constexpr int kBuffers = Shape::kBuffers;
-    const int chunk = pass / kStores, buffer = pass % kBuffers;
-    BarrierWait(&barriers.ready[buffer], pass / kBuffers % 2);
+    const int chunk = pass / kStores, buffer = pass % Shape::kBuffers;
+    BarrierWait(&barriers.ready[buffer], (tile * kStores + pass / Shape::kBuffers) % 2);
 #pragma unroll
     for (int t = 0; t < Shape::kStoreTokens; t += 16) {
       const uint32_t address = lane_address + buffer * Shape::kStoreBytes + t * kLineBytes;

@@ -120,8 +120,8 @@ __device__ __forceinline__ void Release(uint64_t* empty) {
   }
 }
 
-// Sums one tile into the accumulators. One group of products stays in flight while the next slot is
-// awaited; a slot is released when the group that read it has ended, one step late.
+// Sums one tile into the accumulators. A slot is released as soon as its products have ended; what the
+// tensor cores miss by that, the other warpgroup's products fill.
 template <bool kTransposed, int kFeatures, int kCluster>
 __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, uint32_t ring,
                                            RingBarriers<SpmmShape<kFeatures>::kStages>& barriers,
@@ -133,7 +133,6 @@ __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, ui
   const uint32_t weight_offset = kFeatures == 128 ? group * 64 * kLineBytes : 0;
   const uint32_t input_offset =
       Shape::kWeightBytes + (kFeatures == 128 ? 0 : group * 256 * kLineBytes);
-  int previous = 0;
   for (int step = 0; step < step_count; ++step) {
     BarrierWait(&barriers.full[position.slot], position.parity);
     const uint32_t stage = ring + position.slot * Shape::kStageBytes;
@@ -146,13 +145,10 @@ __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, ui
                                  step > 0 || k > 0);
     }
     WgmmaCommit();
-    WgmmaWait<1>();
-    if (step > 0) Release<kCluster>(&barriers.empty[previous]);
-    previous = position.slot;
+    WgmmaWait<0>();
+    Release<kCluster>(&barriers.empty[position.slot]);
     position.Advance();
   }
-  WgmmaWait<0>();
-  Release<kCluster>(&barriers.empty[previous]);
 }
 
 template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish>
@@ -170,7 +166,8 @@ __device__ __forceinline__ void Consume(const SpmmParams& params, uint8_t* ring,
     const FeatureBias<kFinish> bias(params, part);
     Accumulate<kTransposed, kFeatures, kCluster>(acc, StepsOf(tile), SharedAddress(ring),
                                                  barriers.ring, position, group);
-    WriteTile<kFeatures, kFinish>(params, acc, bias, buffers, barriers.store[group], part);
+    WriteTile<kFeatures, kFinish>(params, acc, bias, buffers, barriers.store[group],
+                                  index - tile_begin, part);
     tile = next;
   }
 }

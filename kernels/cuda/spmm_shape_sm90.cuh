@@ -35,16 +35,16 @@ struct StoreBarriers {
 template <int kFeatures>
 struct SpmmShape {
   static constexpr int kTokens = kFeatures == 128 ? 256 : 512;
-  static constexpr int kStages = kFeatures == 128 ? 4 : 3;
+  static constexpr int kStages = kFeatures == 128 ? 3 : 2;
   static constexpr int kWeightBytes = kFeatures * kLineBytes;
   static constexpr int kInputBytes = kTokens * kLineBytes;
   static constexpr int kStageBytes = kWeightBytes + kInputBytes;
-  // A consumer warpgroup's 64 features x 256 tokens leave in chunks, each through one of its
-  // buffers.
-  static constexpr int kStoreTokens = kFeatures == 128 ? 32 : 16;
+  // A consumer warpgroup's 64 features x 256 tokens leave in chunks, for each of which it has a
+  // buffer.
+  static constexpr int kStoreTokens = 32;
   static constexpr int kStoreBytes = kStoreTokens * kLineBytes;
-  static constexpr int kBuffers = kFeatures == 128 ? 4 : 2;
   static constexpr int kChunks = 256 / kStoreTokens;
+  static constexpr int kBuffers = kChunks;
   static constexpr int kRingBytes = kStages * kStageBytes;
   static constexpr int kBarrierOffset = kRingBytes + 2 * kBuffers * kStoreBytes;
   static constexpr int kBarrierBytes =

@@ -30,12 +30,6 @@ __device__ __forceinline__ void Prime(const SpmmParams& params, uint8_t* buffers
     BarrierExpectBytes(ready, Shape::kStoreBytes);
     TmaLoad3D(buffers + buffer * Shape::kStoreBytes, &params.operand, ready, policy, 0,
               part.token + pass * Shape::kStoreTokens, part.feature / 64);
-    if (pass > 0) return;
-    // The chunks that have no buffer yet come into the L2.
-    for (int chunk = Shape::kBuffers; chunk < Shape::kChunks; ++chunk) {
-      TmaPrefetch3D(&params.operand, 0, part.token + chunk * Shape::kStoreTokens,
-                    part.feature / 64);
-    }
   }
 }
 
@@ -46,8 +40,7 @@ __device__ __forceinline__ void Ship(const SpmmParams& params, uint8_t* buffers,
   using Shape = SpmmShape<kFeatures>;
   constexpr int kBuffers = Shape::kBuffers, kStores = StoresPerChunk(kFinish);
   constexpr int kPasses = Shape::kChunks * kStores;
-  // A tile uses each buffer an even number of times: a pass has the same parity in all tiles.
-  static_assert(kPasses % (2 * kBuffers) == 0);
+  static_assert(kPasses == kStores * kBuffers);
   if (tile_begin == tile_end) return;
   const uint64_t policy = PolicyEvictFirst();
   SpmmPart part = PartOf<kFeatures>(LoadTile(params.tiles, tile_begin), rank, group), next = part;
@@ -69,7 +62,8 @@ __device__ __forceinline__ void Ship(const SpmmParams& params, uint8_t* buffers,
     for (int pass = 0; pass < kPasses; ++pass) {
       const int buffer = pass % kBuffers;
       const bool first_of_two = kStores == 2 && pass % 2 == 0;
-      BarrierWait(&barriers.written[buffer], pass / kBuffers % 2);
+      const int round = (index - tile_begin) * kStores + pass / kBuffers;
+      BarrierWait(&barriers.written[buffer], round % 2);
       TmaStore2D(first_of_two ? &params.pre_activation : &params.output,
                  buffers + buffer * Shape::kStoreBytes, policy, part.feature,
                  part.token + pass / kStores * Shape::kStoreTokens);

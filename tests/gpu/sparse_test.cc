@@ -236,11 +236,11 @@ TEST_F(GpuProductTest, BiasAndEpilogues) {
 TEST_F(GpuProductTest, EpiloguesOverManyTiles) {
   for (int block_out : {128, 64}) {
     for (int block_in : {128, 64}) {
-      const ProductCase wide = {2048, 256, block_out, block_in, 0.3, 5000};
+      const ProductCase wide = {2048, 256, block_out, block_in, 0.3, 2600};
       Run(wide, false, {.integers = true});
       Run(wide, false, {.bias = true, .epilogue = Epilogue::kResidual});
       Run(wide, false, {.bias = true, .epilogue = Epilogue::kGelu});
-      const ProductCase deep = {256, 2048, block_out, block_in, 0.3, 5000};
+      const ProductCase deep = {256, 2048, block_out, block_in, 0.3, 2600};
       Run(deep, true, {.integers = true});
       Run(deep, true, {.sums = true, .epilogue = Epilogue::kGeluBackward});
     }
