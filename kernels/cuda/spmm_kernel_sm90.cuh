@@ -120,8 +120,8 @@ __device__ __forceinline__ void Release(uint64_t* empty) {
   }
 }
 
-// Sums one tile into the accumulators. A slot is released as soon as its products have ended; what the
-// tensor cores miss by that, the other warpgroup's products fill.
+// Sums one tile into the accumulators. A slot is released as soon as its products have ended; what
+// the tensor cores miss by that, the other warpgroup's products fill.
 template <bool kTransposed, int kFeatures, int kCluster>
 __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, uint32_t ring,
                                            RingBarriers<SpmmShape<kFeatures>::kStages>& barriers,
