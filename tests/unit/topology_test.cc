@@ -281,18 +281,42 @@ TEST_F(UpdateTest, TakesTheMemoryThatIsPlanned) {
   }
 }
 
+// Scores stored units by their magnitude, 1 each, and writes no others; grows at random.
+class StoredOnes final : public ScoreSource {
+ public:
+  StoredOnes(Backend& backend, Stream& stream) : backend_(backend), stream_(stream) {}
+  ConstTensorView Keep(size_t, const PreparedLayout& prepared, TensorView memory) override {
+    const int64_t count = prepared.layout().stored_count();
+    const std::vector<float> ones(static_cast<size_t>(count), 1.0f);
+    backend_.ScoreUnits({.weight = &prepared,
+                         .values = ConstTensorView(ones.data(), DType::kF32, {count}),
+                         .scores = memory},
+                        stream_);
+    return memory;
+  }
+  ConstTensorView Grow(size_t) override { return {}; }
+
+ private:
+  Backend& backend_;
+  Stream& stream_;
+};
+
 // What an event grows before it drops has a score of zero: it is the first to go.
 TEST_F(UpdateTest, WhatFillsUpIsDroppedFirst) {
-  auto weights = Weights(0.25);
-  weights.resize(1);
-  for (float& score : weights[0].keep_scores) score += 1;
-  const int64_t units = weights[0].shape.units, stored = StoredUnitCount(weights[0].layout);
-  const auto after = ProposeGiven(weights, RuleSpec("rigl", 0.5),
-                                  {.sparsity = 0.5, .drop_fraction = 0.5}, Growth::kGradient, 5, 1);
+  const ScoredWeight weight = Weights(0.25).front();
+  const TopologyWeight plain = weight;
+  CpuDevice device;
+  CpuBackend backend(device);
+  const auto stream = device.NewStream();
+  StoredOnes scores(backend, *stream);
+  const int64_t units = plain.shape.units;
+  ASSERT_EQ(StoredUnitCount(plain.layout), units / 4);
+  const auto after = ProposeLayouts({&plain, 1}, RuleSpec("set", 0.5),
+                                    {.sparsity = 0.5, .drop_fraction = 0.5}, Growth::kRandom, 5, 1,
+                                    scores, backend, *stream);
   EXPECT_EQ(StoredUnitCount(after[0]), units / 2);
-  // Half of half of the units go, which are all that were grown: the stored ones stay.
-  EXPECT_EQ(stored, units / 4);
-  EXPECT_EQ(CountChange(weights[0].layout, after[0]).dropped, 0);
+  // A quarter of the units go, which are all that were grown: those stored before stay.
+  EXPECT_EQ(CountChange(plain.layout, after[0]).dropped, 0);
 }
 
 // Every rule over a whole phase: after each event the stored count is the target to the unit, and
