@@ -1,5 +1,6 @@
 #include "trainer/sparsified_memory.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -80,7 +81,8 @@ SparsifiedMemory CountSparsifiedMemory(TrainingState& state, const RunSpec& run,
   }
   const MemoryUsage usage = device.memory_usage();
   memory.compute_copies = BytesOf(usage, "compute_copies");
-  memory.indices = BytesOf(usage, "layouts");
+  // A CPU's indices are in no device's account; a GPU's holds those of joined weights too.
+  memory.indices = std::max(memory.indices, BytesOf(usage, "layouts"));
   return memory;
 }
 
