@@ -1,6 +1,6 @@
 filigree_test(compaction_test LABEL quick RANKS 1 2 4 SOURCES compaction_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)
-filigree_test(saliency_test LABEL quick SOURCES saliency_test.cc
+filigree_test(saliency_test LABEL full SOURCES saliency_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)
 filigree_test(pruning_test LABEL quick SOURCES pruning_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)
