@@ -155,6 +155,11 @@ class Structure:
                            f"--seeds {','.join(map(str, arguments.seeds))}"}
 
 
+def shown(value, digits):
+    """Nothing for what a record copied from a console lacks."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
 def structure_of(item):
     return "/".join(item["name"].split("/")[3:-1])
 
@@ -194,9 +199,9 @@ def table(records):
         gap = "" if not wide else f"| {item['value'] - narrow:+.4f} " if narrow else "| "
         lines.append(
             f"| {name} | {item['value']:.4f} | {item['value'] - dense['value']:+.4f} {gap}"
-            f"| {s['lr']:g} | {s['train_loss']:.4f} | {s['parameters_stored'] / 1e6:.2f}M "
+            f"| {s['lr']:g} | {shown(s['train_loss'], 4)} | {s['parameters_stored'] / 1e6:.2f}M "
             f"| {s['flops_executed'] / dense['settings']['flops_executed']:.3f} "
-            f"| {item['ours_ms']:.2f} |")
+            f"| {shown(item['ours_ms'], 2)} |")
     if wide:
         lines += [""] + [
             f"{family}: the widest blocks within 0.01 nats of 64 are {verdict(losses, family)}."
