@@ -185,8 +185,8 @@ def table(records):
         f"## {settings['preset']}: a llama of {LAYERS} layers of width {preset['width']}", "",
         f"After {settings['tokens']:,} tokens, {settings['tokens_per_step']:,} a step; each structure at "
         f"the best of the learning rates {', '.join(settings['losses_by_lr'])} (with the first seed); "
-        f"mean over {seeds} seeds; no weight decay. Device {first['device']}, {first['date']}, commit "
-        f"{first['commit']}. " + (
+        + (f"mean over {seeds} seeds" if seeds > 1 else "one seed")
+        + f"; no weight decay. Device {first['device']}, {first['date']}, commit {first['commit']}. " + (
             f"The seeds of one structure are up to {spread:.4f} apart." if seeds > 1 else
             "One seed: differences of a hundredth mean little."), "",
         f"`{first['command']}`", "",
