@@ -45,3 +45,7 @@ if(FILIGREE_CUDNN)
   endif()
 endif()
 message(STATUS "Filigree: attention through cuDNN ${FILIGREE_CUDNN_FOUND}")
+if(FILIGREE_CUDNN AND NOT FILIGREE_CUDNN_FOUND)
+  message(WARNING "no cuDNN or no front end of it (CUDNN_FRONTEND_ROOT): attention on GPUs will be "
+    "several times slower; run launch/setup.sh, or set FILIGREE_CUDNN=OFF to build so on purpose")
+endif()

@@ -1,5 +1,6 @@
 #include "kernels/cuda/cuda_backend.h"
 
+#include "kernels/base/log.h"
 #include "kernels/cuda/attention_plans.h"
 #include "kernels/cuda/cuda_factory.h"
 #include "kernels/cuda/matmul_plans.h"
@@ -20,6 +21,10 @@ CudaBackend::CudaBackend(CudaDevice& device)
   const std::unique_ptr<Stream> stream = device.NewStream();
   device.ZeroAsync(sum_counter_.View(DType::kU32, 1), *stream);
   stream->Synchronize();
+  if (!AttentionPlans::Available()) {
+    LogWarning("built without cuDNN: attention takes plain kernels, which are several times slower; "
+               "launch/setup.sh brings what is missing, then configure and build again");
+  }
 }
 
 CudaBackend::~CudaBackend() = default;
