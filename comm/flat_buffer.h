@@ -131,10 +131,10 @@ std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, Stat
 bool HoldsWholeMaster(const FlatBuffer& buffer, int segment);
 ConstTensorView GatherMasterOnDevice(const FlatBuffer& buffer, int segment, TensorView memory,
                                      Communicator& communicator, Stream& stream);
-// The inverse of GatherSegment, without traffic: every rank is given the whole array and keeps the pieces it owns,
-// rounded (to nearest) or quantised as they are held. Scattering what was gathered changes nothing.
-// Scattering the master also writes the segment's values, all of them on every rank, rounded to
-// their dtype. Synchronises `stream`.
+// The inverse of GatherSegment, without traffic: every rank is given the whole array and keeps the
+// pieces it owns, rounded (to nearest) or quantised as they are held. Scattering what was gathered
+// changes nothing. Scattering the master also writes the segment's values, all of them on every
+// rank, rounded to their dtype. Synchronises `stream`.
 void ScatterSegment(FlatBuffer& buffer, int segment, StateKind kind,
                     std::span<const std::byte> whole, Stream& stream);
 

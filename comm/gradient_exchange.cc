@@ -114,22 +114,22 @@ const Event& GradientExchange::Round(int bucket, const Event& ready) {
 }
 
 void GradientExchange::Launch(int bucket, const Event& ready) {
+  CHECK(!grad_work_[bucket]) << "the last step's gradients of bucket " << bucket
+                             << " were never waited for";
+  grad_work_[bucket] = Reduce(bucket, wire_ ? Round(bucket, ready) : ready);
+  CountGrads(buffer_.layout().buckets()[bucket], wire_ ? wire_->dtype : buffer_.grads().dtype(),
+             &bytes_);
+}
+
+std::unique_ptr<Work> GradientExchange::Reduce(int bucket, const Event& ready) {
   const FlatLayout& layout = buffer_.layout();
   const Bucket& b = layout.buckets()[bucket];
   const TensorView whole = SummedGrads(bucket, 0, b.count);
-  CHECK(!grad_work_[bucket]) << "the last step's gradients of bucket " << bucket
-                             << " were never waited for";
-  const Event& start = wire_ ? Round(bucket, ready) : ready;
-  if (layout.shards() == 1) {
-    grad_work_[bucket] = communicator_.AllReduce(whole, ReduceOp::kSum, start);
-  } else {
-    const FlatLayout::Slice own = layout.slice(bucket, buffer_.shard());
-    const TensorView slice = whole.Range(own.flat_offset - b.offset, own.count);
-    grad_work_[bucket] =
-        bucket == 0 ? communicator_.ReduceScatter(whole, slice, ReduceOp::kSum, start)
-                    : ReduceScatter(whole, slice, start);
-  }
-  CountGrads(b, whole.dtype(), &bytes_);
+  if (layout.shards() == 1) return communicator_.AllReduce(whole, ReduceOp::kSum, ready);
+  const FlatLayout::Slice own = layout.slice(bucket, buffer_.shard());
+  const TensorView slice = whole.Range(own.flat_offset - b.offset, own.count);
+  if (bucket == 0) return communicator_.ReduceScatter(whole, slice, ReduceOp::kSum, ready);
+  return ReduceScatter(whole, slice, ready);
 }
 
 std::unique_ptr<Work> GradientExchange::ReduceScatter(TensorView whole, TensorView own,

@@ -100,8 +100,11 @@ class GradientExchange {
   // Blocking; counted as control.
   double ReduceOverShards(double value);
 
-  // Sums `whole`, part of summed_grads(), over the ranks into this rank's slice of it as a step
-  // does: by copies where it fits the landing. Counts nothing. Launch and benchmarks use it.
+  // The collective over the gradients of `bucket`, as summed_grads() has them at `ready`. A step's
+  // buckets leave by it; benchmarks time it. Counts nothing.
+  std::unique_ptr<Work> Reduce(int bucket, const Event& ready);
+  // Sums `whole`, part of summed_grads(), over the ranks into this rank's slice of it: by copies
+  // where it fits the landing. Reduce does so with all buckets but the first.
   std::unique_ptr<Work> ReduceScatter(TensorView whole, TensorView own, const Event& ready);
 
   // From now on `timer` (nullptr: none) learns how long streams wait for gradients and values.

@@ -24,8 +24,8 @@ namespace {
 
 using std::chrono::steady_clock;
 
-// ncclCommAbort and ncclCommDestroy wait for NCCL's own threads, and for peers that may be gone; a process
-// that is about to end does not wait for ever.
+// ncclCommAbort and ncclCommDestroy wait for NCCL's own threads, and for peers that may be gone; a
+// process that is about to end does not wait for ever.
 template <typename Action>
 bool EndsWithin(steady_clock::duration limit, Action action) {
   std::promise<void> done;
@@ -312,9 +312,9 @@ class NcclCommunicator final : public Communicator {
   const steady_clock::duration deadline_;  // for meeting and parting
   std::unique_ptr<Stream> stream_;
   EventPool events_;
-  // Ranks meet in `parent_`, which does not block, so that a peer that is missing ends in a message. Its
-  // collectives would be started by a thread each, 0.1 ms of the host a piece: they go through `comm_`,
-  // which shares all that the parent has connected and submits them in place.
+  // Ranks meet in `parent_`, which does not block, so that a peer that is missing ends in a message.
+  // Its collectives would be started by a thread each, 0.1 ms of the host a piece: they go through
+  // `comm_`, which shares all that the parent has connected and submits them in place.
   ncclComm_t parent_ = nullptr;
   ncclComm_t comm_ = nullptr;
   NcclWindows windows_;

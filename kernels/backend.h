@@ -461,9 +461,9 @@ struct SelectionPool {
 };
 
 // Of the units marked `from` in all pools together, exactly `count` (at most all) become `chosen`:
-// those of highest score; the others become `rest`. -0 is 0 and NaN ranks lowest. Equal scores go by
-// RandomBits(seed, stream, unit), lowest first, so that no row is favoured, and equal draws by pool
-// and unit: the same units on every backend, for the same scores.
+// those of highest score; the others become `rest`. -0 is 0 and NaN ranks lowest. Equal scores go
+// by RandomBits(seed, stream, unit), lowest first, so that no row is favoured, and equal draws by
+// pool and unit: the same units on every backend, for the same scores.
 struct SelectHighestArgs {
   std::span<const SelectionPool> pools;  // read during the call only
   int64_t count = 0;

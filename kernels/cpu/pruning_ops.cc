@@ -8,8 +8,8 @@
 namespace filigree {
 namespace {
 
-constexpr int64_t kColumnTile =
-    64;  // columns whose sums a thread keeps while it goes down the rows
+// Columns whose sums a thread keeps while it goes down the rows.
+constexpr int64_t kColumnTile = 64;
 
 struct Sums {
   double gw = 0, gw_squares = 0, w_squares = 0;
@@ -77,8 +77,9 @@ class UnitSummer {
           Add(row, begin * extent, std::min(end * extent, units_.columns),
               [&](int64_t column) { return &tile_sums[column / extent - begin]; });
         }
-        for (int64_t unit = begin; unit < end; ++unit)
+        for (int64_t unit = begin; unit < end; ++unit) {
           tile_sums[unit - begin].AddTo(out + 3 * unit);
+        }
       }
     });
   }

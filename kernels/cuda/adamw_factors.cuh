@@ -47,8 +47,8 @@ __device__ __forceinline__ AdamWFactors AtAge(AdamWFactors f, float born) {
   return f;
 }
 
-// `g`: the gradient, scaled. Which product of a sum is rounded is written out: left to the compiler it
-// differs between kernels, and so would the bits of an element that is another launch's tail.
+// `g`: the gradient, scaled. Which product of a sum is rounded is written out: left to the compiler
+// it differs between kernels, and so would the bits of an element that is another launch's tail.
 __device__ __forceinline__ void UpdateElement(const AdamWFactors& f, float g, float* w, float* m,
                                               float* v) {
   *m = fmaf(f.beta1, *m, f.rest1 * g);

@@ -10,6 +10,7 @@
 #include "kernels/base/log.h"
 #include "kernels/cuda/attention_plans.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/timed_runs.h"
 #include "kernels/cuda/trace.h"
 
 namespace filigree {
@@ -170,31 +171,13 @@ struct Plan {
   bool ran = false;
 };
 
-// Of a few runs of `run` on the stream, after one that warms up.
-template <typename Fn>
-double MillisecondsOf(const Fn& run, cudaStream_t stream) {
-  constexpr int kRuns = 3;
-  cudaEvent_t begin, end;
-  CUDA_CHECK(cudaEventCreate(&begin));
-  CUDA_CHECK(cudaEventCreate(&end));
-  run();
-  CUDA_CHECK(cudaEventRecord(begin, stream));
-  for (int i = 0; i < kRuns; ++i) run();
-  CUDA_CHECK(cudaEventRecord(end, stream));
-  CUDA_CHECK(cudaEventSynchronize(end));
-  float milliseconds = 0;
-  CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
-  CUDA_CHECK(cudaEventDestroy(begin));
-  CUDA_CHECK(cudaEventDestroy(end));
-  return milliseconds / kRuns;
-}
-
-// Scores of one head times heads times sequences, beyond which the fastest engine is worth the seconds
-// that building and timing all of them takes: at GPT-2 small's 32 x 1024 tokens a step, say.
+// Scores of one head times heads times sequences, beyond which the fastest engine is worth the
+// seconds that building and timing all of them takes: at GPT-2 small's 32 x 1024 tokens a step,
+// say.
 constexpr int64_t kWorthTuning = int64_t{1} << 28;
 
-// Engines may order sums in different ways, so that what must give the same bits every time keeps the
-// one that the heuristics name.
+// Engines may order sums in different ways, so that what must give the same bits every time keeps
+// the one that the heuristics name.
 bool IsTuned(Kind kind, const AttentionShape& shape) {
   return kind == Kind::kBackward &&
          shape.sequences * shape.heads * shape.seq_len * shape.seq_len >= kWorthTuning;
@@ -206,9 +189,9 @@ Plan Build(Kind kind, const AttentionShape& shape, const Operands& operands, cud
                    ? ForwardGraph(shape, operands)
                    : BackwardGraph(shape, operands, kind == Kind::kDeterministicBackward);
   plan.tuned = !IsTuned(kind, shape);
-  auto built = plan.graph->build(handle, {fe::HeurMode_t::A},
-                                 plan.tuned ? fe::BuildPlanPolicy_t::HEURISTICS_CHOICE
-                                            : fe::BuildPlanPolicy_t::ALL);
+  auto built = plan.graph->build(
+      handle, {fe::HeurMode_t::A},
+      plan.tuned ? fe::BuildPlanPolicy_t::HEURISTICS_CHOICE : fe::BuildPlanPolicy_t::ALL);
   if (built.is_bad()) {
     if (TraceKernels()) {
       TraceChoice(NameOf(kind), shape.Name(), "cuDNN declines: " + built.get_message());
@@ -227,7 +210,7 @@ struct AttentionPlans::Graphs {
   ~Graphs() { cudnnDestroy(handle); }
 
   Plan& PlanFor(Kind kind, const AttentionShape& shape, const Operands& operands,
-                      cudaStream_t stream) {
+                cudaStream_t stream) {
     const std::vector<int64_t> key = KeyOf(kind, shape, operands);
     if (const auto found = plans.find(key); found != plans.end()) return found->second;
     cudaStreamCaptureStatus capturing;
@@ -261,9 +244,8 @@ struct AttentionPlans::Graphs {
     return true;
   }
 
-  void Execute(Kind kind, const AttentionShape& shape,
-               std::unordered_map<int64_t, void*>& tensors, const Workspace& workspace,
-               const Plan& plan) {
+  void Execute(Kind kind, const AttentionShape& shape, std::unordered_map<int64_t, void*>& tensors,
+               const Workspace& workspace, const Plan& plan) {
     void* scratch = plan.workspace_bytes > 0 ? workspace(plan.workspace_bytes) : nullptr;
     auto status = plan.graph->execute(handle, tensors, scratch);
     CHECK(status.is_good()) << NameOf(kind) << " of " << shape.Name() << ": "
@@ -279,7 +261,9 @@ struct AttentionPlans::Graphs {
     text << std::fixed << std::setprecision(3) << NameOf(Kind::kDeterministicBackward) << " of "
          << shape.Name() << " takes ";
     const auto time = [&](Kind kind, const Plan& timed) {
-      return MillisecondsOf([&] { Execute(kind, shape, tensors, workspace, timed); }, stream);
+      const auto run = [&] { Execute(kind, shape, tensors, workspace, timed); };
+      run();  // warms up
+      return MeanMilliseconds(/*runs=*/3, run, stream);
     };
     text << time(Kind::kDeterministicBackward, plan) << " ms";
     if (ordinary.graph != nullptr) {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/timed_runs.h"
 #include "kernels/cuda/trace.h"
 
 namespace filigree {
@@ -146,18 +147,8 @@ float MatMulPlans::Time(const MatMulCall& call, const Plan& plan,
   if (Submit(call, plan, algorithm, d, stream) != CUBLAS_STATUS_SUCCESS) {
     return std::numeric_limits<float>::infinity();
   }
-  cudaEvent_t begin = nullptr, end = nullptr;
-  CUDA_CHECK(cudaEventCreate(&begin));
-  CUDA_CHECK(cudaEventCreate(&end));
-  CUDA_CHECK(cudaEventRecord(begin, stream));
-  for (int i = 0; i < kTimedRuns; ++i) CUBLAS_CHECK(Submit(call, plan, algorithm, d, stream));
-  CUDA_CHECK(cudaEventRecord(end, stream));
-  CUDA_CHECK(cudaEventSynchronize(end));
-  float milliseconds = 0;
-  CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
-  CUDA_CHECK(cudaEventDestroy(begin));
-  CUDA_CHECK(cudaEventDestroy(end));
-  return milliseconds / kTimedRuns;
+  return MeanMilliseconds(
+      kTimedRuns, [&] { CUBLAS_CHECK(Submit(call, plan, algorithm, d, stream)); }, stream);
 }
 
 void MatMulPlans::Choose(const MatMulCall& call, bool tune, Plan* plan, cudaStream_t stream) {

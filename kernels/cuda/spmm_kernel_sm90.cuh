@@ -7,17 +7,15 @@
 //   kFeatures = 128: the two consumer warpgroups take 64 features each and share 256 tokens.
 //   kFeatures =  64: they share the 64 features and take 256 tokens each.
 // Grid: one CTA per multiprocessor, persistent, in clusters of kCluster along the tokens; all CTAs
-// of
-//   a cluster walk the same block row, load kFeatures / kCluster rows of each weight slice and
+//   of a cluster walk the same block row, load kFeatures / kCluster rows of each weight slice and
 //   multicast them. Block: 384 threads: warpgroups 1 and 2 multiply; of warpgroup 0, warp 0 issues
 //   the copies into the ring, warps 1 and 2 those to and from the buffers of a consumer warpgroup
 //   each.
 // Shared memory: a ring of stages {weight kFeatures x 128 B, input tokens x 128 B}, one reduction
 //   step of 64 each; then each consumer warpgroup's buffers (spmm_ship_sm90.cuh); then barriers.
 //   The warpgroups share stages but never wait for each other.
-// Bytes from L2 per step: (kFeatures / kCluster + tokens) * 128. FLOPs per step: 2 * 64 * kFeatures
-// *
-//   tokens. Device memory: X and Y once each, W once per token group.
+// Bytes from L2 per step: (kFeatures / kCluster + tokens) * 128. FLOPs per step:
+//   2 * 64 * kFeatures * tokens. Device memory: X and Y once each, W once per token group.
 #pragma once
 
 #include "kernels/cuda/cuda_check.h"

@@ -83,18 +83,19 @@ class Replay {
 
   // The buckets of one kind alone: gradients, then ZeRO-1's values.
   void ExchangeKind(TrafficKind kind) {
-    const bool sharded = layout().shards() > 1;
+    const std::vector<Bucket>& buckets = layout().buckets();
     std::vector<std::unique_ptr<Work>> works;
-    const auto start = [&](Collective collective) {
-      for (const Bucket& bucket : layout().buckets()) {
-        if (bucket.kind == kind) works.push_back(Start(collective, bucket.offset, bucket.count));
+    const auto all = [&](const auto& start) {
+      for (size_t i = 0; i < buckets.size(); ++i) {
+        if (buckets[i].kind == kind) works.push_back(start(static_cast<int>(i)));
       }
       for (const auto& work : works) work->Wait(*session_.stream);
       works.clear();
       session_.stream->Synchronize();
     };
-    start(sharded ? Collective::kReduceScatter : Collective::kAllReduce);
-    if (sharded) start(Collective::kAllGather);
+    all([&](int i) { return exchange_.Reduce(i, *ready_); });
+    if (layout().shards() == 1) return;
+    all([&](int i) { return Start(Collective::kAllGather, buckets[i].offset, buckets[i].count); });
   }
 
   // One collective over the first `count` elements, a multiple of the number of ranks.

@@ -216,8 +216,9 @@ KernelTimes TimeKernels(const KernelCase& c, int repeats, Backend& backend, Stre
   const Products contenders[] = {problem.Blocked(), problem.Dense(c.out, c.in),
                                  problem.Dense(PartOf(c.out, c.density), PartOf(c.in, c.density))};
   std::vector<Stopwatch> watches;
-  for (size_t i = 0; i < std::size(contenders); ++i)
+  for (size_t i = 0; i < std::size(contenders); ++i) {
     watches.emplace_back(backend.device(), repeats);
+  }
   for (int i = -kWarmUp; i < repeats; ++i) {
     for (size_t j = 0; j < std::size(contenders); ++j) {
       watches[j].Run(contenders[j], std::max(i, 0), stream);  // warm-up records are overwritten

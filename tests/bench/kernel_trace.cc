@@ -82,8 +82,9 @@ void Finish() {
 extern "C" int InitializeInjection() {
   const char* wish = std::getenv("FILIGREE_TRACE_FILE");
   std::string path = wish != nullptr ? wish : "trace_%p.csv";
-  if (const size_t at = path.find("%p"); at != std::string::npos)
+  if (const size_t at = path.find("%p"); at != std::string::npos) {
     path.replace(at, 2, std::to_string(getpid()));
+  }
   output = std::fopen(path.c_str(), "w");
   if (output == nullptr) {
     std::fprintf(stderr, "kernel_trace: cannot write %s (set FILIGREE_TRACE_FILE)\n", path.c_str());

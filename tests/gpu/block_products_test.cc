@@ -60,8 +60,9 @@ class BlockProductsTest : public GpuTest {
       result[3] = narrow_grads.Download();
     }
     run(cpu(), cpu_stream(), here.get(), [](Mirror& m) { return m.cpu(); });
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < 4; ++i) {
       EXPECT_EQ(results[0][i], results[1][i]) << what << ", product " << i;
+    }
     // Tensor cores truncate: an F32 sum loses up to its last bit at each of its 16-deep steps.
     const auto floor = [&](int64_t depth) {
       return integers ? 0 : 1e-4 + static_cast<double>(depth) / 16 / (1 << 24);

@@ -41,8 +41,9 @@ class Side {
         stream_(device.NewStream()),
         model_(Model::Create(spec, sparsity, /*seed=*/3, {}, backend)) {
     std::vector<SegmentSpec> segments;
-    for (const Parameter& p : model_->parameters())
+    for (const Parameter& p : model_->parameters()) {
       segments.push_back({.count = p.segment_count()});
+    }
     buffer_ = FlatBuffer(device_, FlatLayout::Build(segments, 1, 1 << 20), 0,
                          device.compute_dtype(), DType::kF32, *stream_);
     model_->Bind(buffer_);

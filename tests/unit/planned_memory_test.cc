@@ -1,11 +1,15 @@
-// What `plan` says of bytes and memory against what states, updates and teachers hold.
+// What `plan` says of parameters, bytes and memory: against what states, updates and teachers hold,
+// and of phases after one that prunes.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
+#include <utility>
 #include <vector>
 
 #include "tests/unit/training_state_testing.h"
 #include "trainer/planner.h"
+#include "trainer/pruning/ramp.h"
 #include "trainer/state_succession.h"
 #include "trainer/teacher.h"
 #include "trainer/topology_updater.h"
@@ -99,6 +103,21 @@ TEST_F(TrainerTest, PlannedMemoryOfAPhaseChangeIsItsPeak) {
   }
 }
 
+// Expanded weights, and the copies of biases that joined parts read as one.
+TEST_F(TrainerTest, PlannedCopiesAreWhatAStateHolds) {
+  RunSpec run = OddRun();
+  run.model.family = ModelFamily::kGpt2;  // with biases
+  run.model.kv_heads = run.model.heads;
+  SparsitySpec& spec = run.phases[0].sparsity[0];
+  spec.parameterisation = "masked";
+  spec.block_out = spec.block_in = 1;
+  const RunPlan plan = PlanRun(run, 1, backend_);
+  auto state = MakeState(run, 0);
+  TrainStep(run.phases[0].batch, backend_, *stream_).Gradients(*state, RepeatingText().samples());
+  EXPECT_EQ(static_cast<int64_t>(device_.memory_usage().bytes_by_kind.at("compute_copies")),
+            plan.phases[0].memory_bytes.at("compute_copies"));
+}
+
 TEST_F(TrainerTest, PlannedMemoryOfCompactStateIsWhatItHolds) {
   std::vector<int64_t> moments;
   for (const RunSpec& run : CompactRuns()) {
@@ -113,6 +132,35 @@ TEST_F(TrainerTest, PlannedMemoryOfCompactStateIsWhatItHolds) {
   EXPECT_EQ(moments[1] * 2, moments[0]);
   EXPECT_LT(moments[2], moments[1]);
   EXPECT_LT(moments[3], moments[2]);
+}
+
+// A phase after one that prunes trains what is left, a sparse one its density's share of that.
+TEST_F(TrainerTest, AfterPruningASparsePhaseIsPlannedAtItsDensity) {
+  RunSpec run = OddRun();
+  std::swap(run.phases[0].sparsity, run.phases[1].sparsity);
+  const RunPlan whole = PlanRun(run, 1, backend_);
+  const int64_t all = CountParameters(run.model);
+  EXPECT_EQ(whole.phases[0].parameters_stored, all);
+  // Fewer than the sparse phase has: taking what is pruned off its own count would leave nothing.
+  const int64_t target = all / 5;
+  ASSERT_GT(all - target, whole.phases[1].parameters_stored);
+  run.phases[0].pruning = PruningSpec{.target_parameters = target};
+  const RunPlan pruned = PlanRun(run, 1, backend_);
+  EXPECT_EQ(pruned.phases[0].parameters_final, target);
+  EXPECT_GT(pruned.phases[0].average_parameters, target);
+  EXPECT_LT(pruned.phases[0].average_parameters, all);
+  const PhasePlan &before = whole.phases[1], &after = pruned.phases[1];
+  const double left = static_cast<double>(target) / static_cast<double>(all);
+  const auto stored = static_cast<double>(before.parameters_stored);
+  EXPECT_DOUBLE_EQ(after.average_parameters, left * stored);
+  EXPECT_EQ(after.parameters_final, std::llround(left * stored));
+  // 6 operations a token and parameter that is gone, of the dense model's; the same share of
+  // others.
+  const double fewer = 6.0 * static_cast<double>(all - target) * static_cast<double>(after.tokens);
+  EXPECT_NEAR(after.flops.dense_equivalent, before.flops.dense_equivalent - fewer, 1e-6 * fewer);
+  const double share = after.flops.dense_equivalent / before.flops.dense_equivalent;
+  EXPECT_DOUBLE_EQ(after.flops.method, share * before.flops.method);
+  EXPECT_DOUBLE_EQ(after.flops.executed, share * before.flops.executed);
 }
 
 TEST_F(TrainerTest, PlannedTeacherIsWhatItHolds) {

@@ -5,8 +5,8 @@
 //                          and xxh64 checksums
 //   config.textproto       the effective configuration
 //   model.safetensors      NAME: the parameter's values (F32 master), unpadded: dense ones in
-//   logical shape,
-//                          sparse ones as their nonzeros [nonzero_count] in stored order
+//                          logical shape, sparse ones as their nonzeros [nonzero_count] in stored
+//                          order
 //   optimizer.safetensors  NAME.m, NAME.v in the same form, and NAME.born where the topology moves
 //   layouts.safetensors    NAME.row_offsets (I64) and NAME.columns (I32) of each sparse parameter
 //   pruning.safetensors    where the run prunes: zero_at (I64) and smoothed (F64) by unit, and counters

@@ -195,8 +195,8 @@ const Parameterisation& RowOf(const SparsitySpec& sparsity);
 // does.
 SparsitySpec MatchSparsity(std::string_view weight_name, const std::vector<SparsitySpec>& sparsity);
 
-// The inputs' second moments in some columns: gram [n, n] F32 += x^T x of columns [begin, begin +
-// n).
+// The inputs' second moments in some columns: gram [n, n] F32 += x^T x of columns
+// [begin, begin + n).
 struct InputGram {
   int64_t begin = 0;
   TensorView gram;

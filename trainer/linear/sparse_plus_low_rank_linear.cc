@@ -4,14 +4,12 @@
 // As published: S holds floor(density * cells) single weights, uniform without replacement; A and S
 // start as U(+-1/sqrt(in)), B as zeros. Two forms compute the same function:
 //   rebuilt   W is formed by one product, and S is added to it in place, at its cells alone, while
-//   W
-//             is in the cache (a scatter first, with the product adding to it, moves three times
+//             it is in the cache (a scatter first, with the product adding to it, moves three times
 //             the bytes); then it is used as a dense weight. The dense gradient G lives in the
 //             scratch for one linear: dV is gathered from it, dB = scale G A^T, dA = scale B^T G.
 //             Without keep_rebuilt W is formed in the scratch too, for each use.
-//   factored  y = (scale x A^T) B^T + x S^T, both products summed into one output, where the
-//   backend
-//             can in one kernel; needs S in blocks. Nothing dense is formed.
+//   factored  y = (scale x A^T) B^T + x S^T, both products summed into one output, by one kernel
+//             where the backend has it; needs S in blocks. Nothing dense is formed.
 #include <algorithm>
 #include <optional>
 #include <string>
