@@ -237,6 +237,12 @@ double TrainedModel::LossWithout(const std::vector<int64_t>& units,
 constexpr UnitKind kKinds[] = {UnitKind::kAttention, UnitKind::kFeedForward, UnitKind::kStem};
 
 // Over the units of one kind.
+// Trained at its first use; what the tests do to a model they undo.
+TrainedModel& Trained(uint64_t seed) {
+  static auto& models = *new std::map<uint64_t, TrainedModel>;
+  return models.try_emplace(seed, seed).first->second;
+}
+
 double CorrelationOf(UnitKind kind, const UnitTable& table, const std::vector<double>& scores,
                      const std::vector<double>& changes) {
   std::vector<double> of_kind, true_change;
@@ -256,7 +262,7 @@ double CorrelationOf(UnitKind kind, const UnitTable& table, const std::vector<do
 TEST(SaliencyTest, ScoresFollowTheTrueLossBetterThanMagnitude) {
   std::map<std::pair<std::string, UnitKind>, std::vector<double>> found;  // by seed
   for (const uint64_t seed : kSeeds) {
-    TrainedModel model(seed);
+    TrainedModel& model = Trained(seed);
     const std::vector<double> changes = model.BruteForce();
     for (const SaliencyCriterion& criterion : SaliencyCriteria()) {
       const std::vector<double> scores = model.Scores(criterion);
@@ -301,7 +307,7 @@ TEST(SaliencyTest, TheSecondOrderUpdateLowersTheLossOfRemoval) {
     SCOPED_TRACE(NameOf(removal.kind));
     std::vector<double> without, with;  // what removal costs, by seed
     for (const uint64_t seed : kSeeds) {
-      TrainedModel model(seed);
+      TrainedModel& model = Trained(seed);
       std::vector<int64_t> units;
       std::vector<std::string> updated;
       for (const UnitSet& set : model.table().sets()) {
