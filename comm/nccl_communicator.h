@@ -24,10 +24,10 @@ namespace filigree {
 // fp32 gradients are the choice where that matters. Sums depend on the number of ranks, the size
 // and the algorithm that NCCL chooses, and are the same in every run of one topology.
 //
-// Meeting and parting never block for longer than the deadline. A collective is submitted in place; one
-// that fails is fatal, one that a lost peer keeps from starting is the watchdog's to end. The fatal path
-// aborts NCCL (in a bounded time) and then `inner`. AsyncError() tells a
-// watchdog what failed meanwhile. Destruction finalises in order, for which all ranks must come.
+// Meeting and parting never block for longer than the deadline. A collective is submitted in place;
+// one that fails is fatal, one that a lost peer keeps from starting is the watchdog's to end. The
+// fatal path aborts NCCL (in a bounded time) and then `inner`. AsyncError() tells a watchdog what
+// failed meanwhile. Destruction finalises in order, for which all ranks must come.
 //
 // NCCL's environment is the user's: nothing is set or changed here, and what is found (NCCL_ALGO,
 // NCCL_NVLS_ENABLE, NCCL_SOCKET_IFNAME, ...) is logged with the version.

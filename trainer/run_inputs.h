@@ -18,11 +18,12 @@ struct RunInputs {
   // init_from's model, where its values are wanted still: at the beginning, and where a later phase
   // goes back to it.
   std::unique_ptr<CheckpointReader> initial;
-  std::unique_ptr<Tokenizer> tokenizer;     // nullptr where the data has none
+  std::unique_ptr<Tokenizer> tokenizer;  // nullptr where the data has none
   std::string tokenizer_dir;
 };
 
-// What this kind of device cannot train: gradients or updates that a deterministic sum does not know.
+// What this kind of device cannot train: gradients or updates that a deterministic sum does not
+// know.
 Status CheckDevice(const RunSpec& run, const Device& device);
 
 // Everything that can be wrong outside is found here, before the run directory is touched. The

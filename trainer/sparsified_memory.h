@@ -1,5 +1,5 @@
-// What the sparsified weights of a phase hold on one rank, and what computing with them takes beside:
-// planned from sizes, or counted on a state's own arrays.
+// What the sparsified weights of a phase hold on one rank, and what computing with them takes
+// beside: planned from sizes, or counted on a state's own arrays.
 #pragma once
 
 #include <cstdint>

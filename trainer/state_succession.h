@@ -40,8 +40,8 @@ class StateSuccession {
   // Moves onto other layouts (by parameter name) within a phase, after `step` steps of the run.
   // Returns the bytes exchanged.
   int64_t ChangeLayouts(const std::map<std::string, SparseLayout>& layouts, int64_t step);
-  // Moves into the smaller model that the run's has become, by `compaction` (of `table`). Returns the
-  // bytes exchanged.
+  // Moves into the smaller model that the run's has become, by `compaction` (of `table`). Returns
+  // the bytes exchanged.
   int64_t Compact(const UnitTable& table, const Compaction& compaction);
   // Survivors go back to where they were after the current phase's rewind_step steps of the run.
   Status Rewind(const std::string& run_dir);

@@ -60,8 +60,7 @@ ConstTensorView StateScores::Keep(size_t weight, const PreparedLayout& prepared,
     gathered = gathered_.View(DType::kF32, parameter.segment_count());
   }
   ScoreInputs inputs = {.parameter = &parameter, .seed = seed_};
-  inputs.values =
-      GatherMasterOnDevice(state_.buffer(), index, gathered, communicator_, stream_);
+  inputs.values = GatherMasterOnDevice(state_.buffer(), index, gathered, communicator_, stream_);
   if (state_.buffer().layout().shards() > 1) *bytes_ += parameter.segment_count() * kFloat;
   if (const WeightStatistics* statistics = weights_[weight].statistics) {
     inputs.grads = Dense(statistics->grads, parameter.layout);
@@ -96,7 +95,8 @@ int64_t SelectionBytes(const TopologyEntry& entry, const std::vector<int64_t>& e
     const int64_t column_bytes = cols <= int64_t{1} << 16 ? 2 : 4;
     largest = std::max(largest, elements[i]);
     units = std::max(units, shapes[i].units);
-    indices = std::max(indices, (rows + 1) * kFloat + elements[i] / (height * width) * column_bytes);
+    indices =
+        std::max(indices, (rows + 1) * kFloat + elements[i] / (height * width) * column_bytes);
     inputs = std::max(inputs, shapes[i].in);
   }
   int64_t bytes = ProposalBytes(shapes, entry.spec, indices);

@@ -161,8 +161,9 @@ GradientSlots SlotsOf(const RunSpec& run, int phase, int world_size) {
   const PhaseSpec& spec = run.phases[phase];
   const int64_t sequences = CeilDiv(spec.batch.sequences_per_step(), world_size);
   if (!spec.optimizer.per_layer) return {};
-  // A tied embedding's gradient is begun by the head and ended by the embedding; GPT-2's norms also sum
-  // the gradient of the bias before them, which belongs to the layer below: neither is one layer's.
+  // A tied embedding's gradient is begun by the head and ended by the embedding; GPT-2's norms also
+  // sum the gradient of the bias before them, which belongs to the layer below: neither is one
+  // layer's.
   if (run.model.tied_head || run.model.family == ModelFamily::kGpt2) return {};
   if (sequences > spec.batch.micro_batch_sequences) return {};
   return {.count = world_size > 1 ? 2 : 1};

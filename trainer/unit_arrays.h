@@ -12,8 +12,8 @@
 namespace filigree {
 
 // Multiplies all cells of unit i by factors[i]: values, here and on every shard, and master; at a
-// factor of zero the moments become zero too, so that the unit stays at zero. Call when no gather of
-// values is under way. Weights must be dense, states and gradients whole and in fp32.
+// factor of zero the moments become zero too, so that the unit stays at zero. Call when no gather
+// of values is under way. Weights must be dense, states and gradients whole and in fp32.
 void ScaleUnits(TrainingState& state, const UnitTable& table, const std::vector<float>& factors,
                 Backend& backend, Stream& stream);
 

@@ -11,9 +11,9 @@
 
 namespace filigree {
 
-// Threads that operations use, and OpenMP's loops elsewhere. The default is OMP_NUM_THREADS or else the cores that this process
-// may run on. OpenBLAS always runs on one thread: products are split before they reach it, so that
-// two pools of threads do not compete for the cores.
+// Threads that operations use, and OpenMP's loops elsewhere. The default is OMP_NUM_THREADS or else
+// the cores that this process may run on. OpenBLAS always runs on one thread: products are split
+// before they reach it, so that two pools of threads do not compete for the cores.
 void SetCpuThreads(int threads);
 int CpuThreads();
 

@@ -1,15 +1,15 @@
 // Work lists for the block-sparse products: which CTA computes what, in which order.
 //
-// Built on the host from plain BSR arrays whenever a topology or a token count changes, and uploaded
-// as they are; the kernels only walk them. Static lists rather than an atomic counter: the order of
-// every sum is then a function of (layout, tokens, tiling), so results are bit-for-bit repeatable.
-// Pure host C++; the structs are read by the device, so their layout is fixed.
+// Built on the host from plain BSR arrays whenever a topology or a token count changes, and
+// uploaded as they are; the kernels only walk them. Static lists rather than an atomic counter: the
+// order of every sum is then a function of (layout, tokens, tiling), so results are bit-for-bit
+// repeatable. Pure host C++; the structs are read by the device, so their layout is fixed.
 //
 // A weight is [out, in] = [block_row_count * rows, block_col_count * cols]; its nonzero blocks are
 // stored each row-major inside, in block-row-major order or wherever `value_begin` says: several
-// weights that share their input are one pattern, their block rows one under the other. A block is 64
-// or 128 elements in either direction; a shape that is no multiple of the block must be padded by the
-// caller.
+// weights that share their input are one pattern, their block rows one under the other. A block is
+// 64 or 128 elements in either direction; a shape that is no multiple of the block must be padded
+// by the caller.
 #pragma once
 
 #include <cstdint>
@@ -46,17 +46,19 @@ struct BsrPattern {
   }
   // Elements from the first value to the end of the last block.
   int64_t value_extent() const {
-    return block_count() == 0 ? 0 : ValueBegin(block_count() - 1) + int64_t{block.rows} * block.cols;
+    return block_count() == 0 ? 0
+                              : ValueBegin(block_count() - 1) + int64_t{block.rows} * block.cols;
   }
 };
 
 // ---- Forward product and input gradient ----
 
-// One 64-deep reduction step: an operand slice of one block times 64 columns of the input; or a slice
-// of a thin factor beside the weight times 64 columns of what lies between the factors ("inner").
+// One 64-deep reduction step: an operand slice of one block times 64 columns of the input; or a
+// slice of a thin factor beside the weight times 64 columns of what lies between the factors
+// ("inner").
 struct SpmmStep {
-  int32_t weight_row;  // first row of the slice among the stored rows of block.cols values, or of the
-                       // factors' rows
+  int32_t weight_row;  // first row of the slice among the stored rows of block.cols values, or of
+                       // the factors' rows
   // Of the slice's 64 columns, the first (transposed: of all its columns): within the block, or the
   // factor.
   int16_t weight_chunk;
@@ -65,9 +67,9 @@ struct SpmmStep {
   static int16_t InnerChunk(int64_t chunk) { return static_cast<int16_t>(~chunk); }
 };
 
-// The factors beside the weight: B [out_count, rank] of output features out_begin .. (forward), or A
-// [rank, in_features] (transposed; the sum takes every part's). One operand holds all of them, as rows
-// of `rank` (B) or `in_features` (A) values.
+// The factors beside the weight: B [out_count, rank] of output features out_begin .. (forward), or
+// A [rank, in_features] (transposed; the sum takes every part's). One operand holds all of them, as
+// rows of `rank` (B) or `in_features` (A) values.
 struct FactorPart {
   int32_t out_begin = 0, out_count = 0;  // multiples of block.rows
   int32_t row_begin = 0;                 // the factor's first row in the operand
@@ -86,7 +88,7 @@ struct SpmmTile {
 
 struct SpmmSchedule {
   std::vector<SpmmStep> steps;
-  std::vector<SpmmTile> tiles;         // grouped by worker
+  std::vector<SpmmTile> tiles;        // grouped by worker
   std::vector<int32_t> worker_begin;  // workers + 1 offsets into `tiles`
 };
 
@@ -104,13 +106,13 @@ SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64
 
 // ---- Weight gradient ----
 
-// The gradient's tile is A^T B over the tokens, where A is a slice of the output gradient, one block
-// row wide, and B any chunks of 64 columns of the input (kRows), or the other way round (kColumns).
-// Either works; one leaves fewer odd ends.
+// The gradient's tile is A^T B over the tokens, where A is a slice of the output gradient, one
+// block row wide, and B any chunks of 64 columns of the input (kRows), or the other way round
+// (kColumns). Either works; one leaves fewer odd ends.
 enum class SddmmOrientation : int { kRows, kColumns };
 
-// Up to four (A slices of 128) or eight chunks (slices of 64) that share an A slice, computed by one
-// CTA. With slices of 64, slots 0-3 belong to one warpgroup and 4-7 to the other.
+// Up to four (A slices of 128) or eight chunks (slices of 64) that share an A slice, computed by
+// one CTA. With slices of 64, slots 0-3 belong to one warpgroup and 4-7 to the other.
 struct SddmmUnit {
   int32_t a_chunk;            // first 64 columns of the A slice
   int32_t chunk_count[2];     // slots in use in each group of four
@@ -145,14 +147,15 @@ struct SddmmSchedule {
   int slot_count = 0;
 };
 
-// All workers sweep the tokens in the same direction at the same pace, so that both operands are read
-// from device memory about once: on an H100 that alignment is worth more than perfect balance. Units
-// are divided into equal token ranges where that shortens the longest worker's list; when a few units
-// are left over after every worker has its own, they are cut into slices that workers take up in
-// passing, as their own sweep reaches the slice's tokens.
+// All workers sweep the tokens in the same direction at the same pace, so that both operands are
+// read from device memory about once: on an H100 that alignment is worth more than perfect balance.
+// Units are divided into equal token ranges where that shortens the longest worker's list; when a
+// few units are left over after every worker has its own, they are cut into slices that workers
+// take up in passing, as their own sweep reaches the slice's tokens.
 //
-// With `whole_sums` no segment adds to a gradient that another has written: every segment of a divided
-// unit writes a partial sum, in the order of its tokens, and the reduction alone writes the gradient.
+// With `whole_sums` no segment adds to a gradient that another has written: every segment of a
+// divided unit writes a partial sum, in the order of its tokens, and the reduction alone writes the
+// gradient.
 SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers,
                                  bool whole_sums = false);
 

@@ -1,7 +1,7 @@
 // SumPartialsKernel: out[c] (+)= the partial sums of column c.
-// Grid: (one block for 32 columns, vectors); block: 32 columns x 16 ranges of partial rows. A thread
-// sums its range, then the first sixteenth adds the ranges up in order. Bytes: 4 a partial, 4 to 8 a
-// column.
+// Grid: (one block for 32 columns, vectors); block: 32 columns x 16 ranges of partial rows. A
+// thread sums its range, then the first sixteenth adds the ranges up in order. Bytes: 4 a partial,
+// 4 to 8 a column.
 #include "kernels/base/check.h"
 #include "kernels/base/math.h"
 #include "kernels/cuda/column_partials.h"
@@ -58,8 +58,8 @@ void Launch(const float* partials, int64_t count, std::span<const ColumnTotal> t
   }
   const dim3 grid(static_cast<unsigned>(CeilDiv(cols, kCols)),
                   static_cast<unsigned>(totals.size()));
-  SumPartialsKernel<<<grid, dim3(kCols, kRanges), 0, stream>>>(
-      partials, static_cast<int>(count), static_cast<int>(cols), to);
+  SumPartialsKernel<<<grid, dim3(kCols, kRanges), 0, stream>>>(partials, static_cast<int>(count),
+                                                               static_cast<int>(cols), to);
   CUDA_CHECK(cudaGetLastError());
 }
 

@@ -81,8 +81,8 @@ class CudaBackend final : public Backend {
   void SelectHighest(const SelectHighestArgs& args, Stream& stream) override;
 
   // For the operations: device memory of at least `bytes`, free until the next operation on the
-  // same stream (whose operands may lie in it if it is a MatMul). Operations of two streams must not use it at once: the
-  // trainer computes on one.
+  // same stream (whose operands may lie in it if it is a MatMul). Operations of two streams must
+  // not use it at once: the trainer computes on one.
   std::byte* Workspace(size_t bytes) { return Reserve(&workspace_, bytes); }
   CudaDevice& cuda_device() { return device_; }
 
@@ -91,7 +91,7 @@ class CudaBackend final : public Backend {
 
   CudaDevice& device_;
   DeviceBuffer workspace_;
-  DeviceBuffer product_;  // MatMul's own: its operands may lie in the workspace
+  DeviceBuffer product_;      // MatMul's own: its operands may lie in the workspace
   DeviceBuffer sum_counter_;  // one U32 of SumOfSquares, zero between its launches
   std::unique_ptr<MatMulPlans> matmul_plans_;
   std::unique_ptr<AttentionPlans> attention_plans_;

@@ -113,7 +113,8 @@ std::string OutOfMemory(const CudaDevice& device, size_t bytes, std::string_view
   std::vector<std::pair<size_t, const Knob*>> knobs;
   for (const Knob& knob : kKnobs) {
     const auto found = held.find(std::string(knob.kind));
-    if (found != held.end() && found->second >= total / 20) knobs.emplace_back(found->second, &knob);
+    if (found == held.end() || found->second < total / 20) continue;
+    knobs.emplace_back(found->second, &knob);
   }
   std::ranges::sort(knobs, std::greater<>());
   if (knobs.empty()) knobs.emplace_back(0, &kKnobs[0]);  // the rest is other programs'

@@ -4,8 +4,8 @@
 
 namespace filigree {
 
-// Bytes a second that the forward product's copies land, for 4096x4096 in 128-blocks at 75 % and 16,384
-// tokens, without products; the best of ten runs. 0 on cards that are not Hopper.
+// Bytes a second that the forward product's copies land, for 4096x4096 in 128-blocks at 75 % and
+// 16,384 tokens, without products; the best of ten runs. 0 on cards that are not Hopper.
 double MeasureL2ToSharedBandwidth();
 
 }  // namespace filigree

@@ -12,8 +12,8 @@
 
 namespace filigree {
 
-// D = scale op(A) op(B) + beta C, column-major, as cuBLASLt sees it: D is m x n. A and B are BF16; C and
-// D have one dtype. What is not filled in is not there.
+// D = scale op(A) op(B) + beta C, column-major, as cuBLASLt sees it: D is m x n. A and B are BF16;
+// C and D have one dtype. What is not filled in is not there.
 struct MatMulCall {
   int64_t m = 0, n = 0, k = 0;
   bool transpose_a = false, transpose_b = false;
@@ -42,7 +42,8 @@ class MatMulPlans {
   MatMulPlans& operator=(const MatMulPlans&) = delete;
 
   // Submits the product and returns true; false, and nothing done, where cuBLASLt has no algorithm
-  // for it, or a batch is faster one by one. Products of two streams must not overlap: they share a workspace.
+  // for it, or a batch is faster one by one. Products of two streams must not overlap: they share a
+  // workspace.
   //
   // A problem is shapes, strides, dtypes, epilogue and the pointers' alignment. At its first call,
   // if `tune`, the algorithms that the heuristics propose are timed, which waits for the device;

@@ -15,8 +15,8 @@ struct NormBackwardParams {
   Rows<__nv_bfloat16> dx;
   const __nv_bfloat16* gain;
   const float *mean, *rstd;  // mean of LayerNorm, else null
-  // [partial rows, partial_vectors() * cols]: sums of some rows of dgain, then of dbias in LayerNorm,
-  // then of dx if `sums_dx`.
+  // [partial rows, partial_vectors() * cols]: sums of some rows of dgain, then of dbias in
+  // LayerNorm, then of dx if `sums_dx`.
   float* partials;
   int64_t rows;
   int cols;

@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Calls fn(columns, slots, count) for a thread's entries of row `row`, up to kBatch at a time so that
-// their loads overlap. kRowThreads threads share the row, of which this is number `thread`.
+// Calls fn(columns, slots, count) for a thread's entries of row `row`, up to kBatch at a time so
+// that their loads overlap. kRowThreads threads share the row, of which this is number `thread`.
 template <int kVec, int kRowThreads, int kBatch, typename Column, typename Fn>
 __device__ __forceinline__ void ForEntries(const Index<Column>& index, int64_t row, int thread,
                                            const Fn& fn) {
@@ -146,9 +146,9 @@ __global__ void __launch_bounds__(kThreads)
   ForEntries<kVec, kRowThreads, kBatch>(index, row, threadIdx.x % kRowThreads, gather);
 }
 
-// Adds the stored cells to a dense weight in place, kRowThreads threads a row. Bytes: 2 a stored cell
-// and its index, and two sectors of 32 for each that holds one; of a weight that a product has just
-// written, most are hits in the L2.
+// Adds the stored cells to a dense weight in place, kRowThreads threads a row. Bytes: 2 a stored
+// cell and its index, and two sectors of 32 for each that holds one; of a weight that a product has
+// just written, most are hits in the L2.
 template <typename Column, int kVec, int kRowThreads>
 __global__ void __launch_bounds__(kThreads)
     AddKernel(Index<Column> index, const bf16* values, Rows<bf16> dense) {

@@ -34,8 +34,8 @@ inline void CheckPattern(const BsrPattern& pattern) {
   }
 }
 
-// Deals items in order, each to the worker that is free first (lowest index on a tie). `longest`, if
-// given, receives the time at which the last worker is done.
+// Deals items in order, each to the worker that is free first (lowest index on a tie). `longest`,
+// if given, receives the time at which the last worker is done.
 template <typename Item, typename Cost>
 std::pair<std::vector<Item>, std::vector<int32_t>> Deal(const std::vector<Item>& items, int workers,
                                                         Cost cost, double* longest = nullptr) {

@@ -55,7 +55,7 @@ inline int64_t SddmmPartialBytes(int slot_count) { return slot_count * kSddmmPar
 
 bool CanImplementSddmmBsrSm90(const SddmmDesc& desc);
 SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& desc, int multiprocessors);
-void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelArgs& args,
-                        cudaStream_t stream);
+void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config,
+                        const SddmmKernelArgs& args, cudaStream_t stream);
 
 }  // namespace filigree

@@ -26,7 +26,8 @@ struct Chunk {
   int gradient_chunk;
 };
 
-std::vector<std::vector<Chunk>> ListChunks(const BsrPattern& pattern, SddmmOrientation orientation) {
+std::vector<std::vector<Chunk>> ListChunks(const BsrPattern& pattern,
+                                           SddmmOrientation orientation) {
   const auto [rows, cols] = pattern.block;
   const bool by_rows = orientation == SddmmOrientation::kRows;
   std::vector<std::vector<Chunk>> lists(by_rows ? pattern.block_row_count
@@ -85,8 +86,8 @@ constexpr double kReductionSteps = 6;
 
 double SlotCost(int slots) { return slots == 0 ? 0 : kReductionSteps + kSlotSteps * slots; }
 
-// A full unit's token range is divided into `parts`, a cheaper one's into fewer; ranges are dealt in
-// the order of their tokens. Returns the estimated time in steps.
+// A full unit's token range is divided into `parts`, a cheaper one's into fewer; ranges are dealt
+// in the order of their tokens. Returns the estimated time in steps.
 double DivideUnits(int total_steps, int workers, const std::vector<double>& cost, int parts,
                    SddmmSchedule* schedule) {
   std::vector<SddmmSegment> segments;
@@ -182,8 +183,8 @@ double OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
     own_until(total_steps);
     schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
   }
-  // NOTE: a worker that pauses for a slice falls behind the others' sweep by the slice; measured on an
-  // H100, the misses this causes cost about twice the slice.
+  // NOTE: a worker that pauses for a slice falls behind the others' sweep by the slice; measured on
+  // an H100, the misses this causes cost about twice the slice.
   const double own_steps = std::accumulate(own[0].begin(), own[0].end(), 0.0,
                                            [&](double sum, int u) { return sum + cost[u]; }) *
                            total_steps;

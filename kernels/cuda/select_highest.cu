@@ -9,8 +9,8 @@
 // after three or four of the draws. (A device-wide sort would need twelve bytes a unit and more;
 // CUB's selection leaves open which of equal keys it takes.)
 //
-// Counts are integers, so the order of atomics does not show. Bytes: 5 a unit and pass, 6 in the one
-// that marks. Scratch: two kilobytes.
+// Counts are integers, so the order of atomics does not show. Bytes: 5 a unit and pass, 6 in the
+// one that marks. Scratch: two kilobytes.
 #include <algorithm>
 #include <cub/block/block_scan.cuh>
 #include <type_traits>
@@ -242,7 +242,8 @@ void CudaBackend::SelectHighest(const SelectHighestArgs& args, Stream& stream) {
   Count* counts = nullptr;
   if (!args.chosen_counts.empty()) {
     const auto size = static_cast<int64_t>(pools.size());
-    counts = reinterpret_cast<Count*>(AsElements<int64_t>(args.chosen_counts, size, "chosen_counts"));
+    counts =
+        reinterpret_cast<Count*>(AsElements<int64_t>(args.chosen_counts, size, "chosen_counts"));
     device_.ZeroAsync(args.chosen_counts, stream);
   }
   for (size_t p = 0; p < pools.size(); ++p) {

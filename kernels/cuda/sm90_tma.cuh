@@ -1,7 +1,7 @@
 // Bulk tensor copies (TMA) between global and shared memory, sm_90a.
 //
-// Coordinates count elements, innermost dimension first. A box that reaches outside the tensor reads
-// zeros there (and still counts its whole size in bytes) and writes nothing there.
+// Coordinates count elements, innermost dimension first. A box that reaches outside the tensor
+// reads zeros there (and still counts its whole size in bytes) and writes nothing there.
 #pragma once
 
 #include <cuda.h>

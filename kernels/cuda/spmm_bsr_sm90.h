@@ -1,5 +1,5 @@
-// Block-sparse products Y = X W^T and dX = dY W on Hopper, from the same stored blocks; thin factors
-// beside the weight are summed into the same accumulators: Y += U B^T, dX += U A.
+// Block-sparse products Y = X W^T and dX = dY W on Hopper, from the same stored blocks; thin
+// factors beside the weight are summed into the same accumulators: Y += U B^T, dX += U A.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -63,7 +63,8 @@ struct SpmmKernelArgs {
   // [SpmmSumRows(tokens), output_width] or none, kGeluBackward only: sums of the output as it is
   // stored over 256 tokens each.
   float* sums = nullptr;
-  const SpmmStep* steps = nullptr;  // BuildSpmmSchedule(pattern, transposed, tokens, tiling, factors)
+  // BuildSpmmSchedule(pattern, transposed, tokens, tiling, factors)
+  const SpmmStep* steps = nullptr;
   const SpmmTile* tiles = nullptr;
   const int32_t* worker_begin = nullptr;
 };

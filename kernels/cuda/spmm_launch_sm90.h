@@ -15,7 +15,7 @@ void LaunchSpmmGelu(int features, int cluster, const SpmmParams& params, int wor
                     cudaStream_t stream);
 void LaunchSpmmTransposedStore(int features, int cluster, const SpmmParams& params, int workers,
                                cudaStream_t stream);
-void LaunchSpmmTransposedGeluBackward(int features, int cluster, const SpmmParams& params, int workers,
-                                      cudaStream_t stream);
+void LaunchSpmmTransposedGeluBackward(int features, int cluster, const SpmmParams& params,
+                                      int workers, cudaStream_t stream);
 
 }  // namespace filigree::sm90

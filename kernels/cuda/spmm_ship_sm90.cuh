@@ -4,9 +4,9 @@
 // A buffer goes round: Prime loads the operand's chunk into it, or just declares it ready; the
 // warpgroup puts its results over it (spmm_epilogue_sm90.cuh); it is stored, and once the copy
 // engine has read it, primed for the pass kBuffers later. So a tile's operand arrives, and the
-// results of the one before leave, while it is being multiplied. (Loading the operand into registers
-// did worse than it looked: the fence before a store waits for every load in flight.) The copy
-// engine drops tokens beyond the end, and reads zeros there.
+// results of the one before leave, while it is being multiplied. (Loading the operand into
+// registers did worse than it looked: the fence before a store waits for every load in flight.) The
+// copy engine drops tokens beyond the end, and reads zeros there.
 #pragma once
 
 #include "kernels/cuda/sm90_tma.cuh"

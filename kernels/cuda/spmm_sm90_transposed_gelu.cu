@@ -3,8 +3,8 @@
 
 namespace filigree::sm90 {
 
-void LaunchSpmmTransposedGeluBackward(int features, int cluster, const SpmmParams& params, int workers,
-                                      cudaStream_t stream) {
+void LaunchSpmmTransposedGeluBackward(int features, int cluster, const SpmmParams& params,
+                                      int workers, cudaStream_t stream) {
   LaunchSpmmKernel<true, SpmmFinish::kGeluBackward>(features, cluster, params, workers, stream);
 }
 

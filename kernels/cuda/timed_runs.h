@@ -7,7 +7,7 @@
 
 namespace filigree {
 
-// Milliseconds of one of `runs` calls of `run`, which submits to `stream`; the mean. Waits for them.
+// Milliseconds of a call of `run`, which submits to `stream`: the mean of `runs`. Waits for them.
 template <typename Fn>
 float MeanMilliseconds(int runs, const Fn& run, cudaStream_t stream) {
   cudaEvent_t begin = nullptr, end = nullptr;

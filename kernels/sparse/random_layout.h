@@ -23,10 +23,10 @@ SparseLayout RandomUnstructuredCells(int64_t out, int64_t in, int64_t count, uin
 SparseLayout RandomBalancedBlocks(int64_t out, int64_t in, int block_out, int block_in,
                                   double density, uint64_t seed, std::string_view name);
 
-// n of every m consecutive cells of a row, each choice as likely as any other (SLoPe, arXiv 2405.16325:
-// a mask drawn at the start and kept). `transposable`: each aligned m x m block has n in every row and in
-// every column (arXiv 2102.08124), so that the transposed weight is n:m too; out is then a multiple of m.
-// 1 <= n < m <= 64, m divides in.
+// n of every m consecutive cells of a row, each choice as likely as any other (SLoPe, arXiv
+// 2405.16325: a mask drawn at the start and kept). `transposable`: each aligned m x m block has n
+// in every row and in every column (arXiv 2102.08124), so that the transposed weight is n:m too;
+// out is then a multiple of m. 1 <= n < m <= 64, m divides in.
 SparseLayout RandomNM(int64_t out, int64_t in, int n, int m, bool transposable, uint64_t seed,
                       std::string_view name);
 

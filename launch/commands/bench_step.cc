@@ -262,7 +262,9 @@ Status BenchStepCommand::Run() const {
                    OpenSession(checked.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
   if (!checked.ok()) return ForThisRank(checked, session);
   const RunSpec& run = loaded->spec;
-  if (Status fits = CheckDevice(run, *session.device); !fits.ok()) return ForThisRank(fits, session);
+  if (const Status fits = CheckDevice(run, *session.device); !fits.ok()) {
+    return ForThisRank(fits, session);
+  }
   session.backend->set_deterministic(run.deterministic);
   StatusOr<std::unique_ptr<Teacher>> teacher = std::unique_ptr<Teacher>();  // none
   if (run.phases.front().distillation.on()) {

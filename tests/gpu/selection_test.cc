@@ -144,8 +144,8 @@ TEST_F(GpuSelectionTest, ChoosesWhatTheCpuChooses) {
     for (const int64_t units : {1, 37, 5000, 70001}) {
       for (const bool all : {true, false}) {
         const std::vector<HostPool> pools = {MakePool(kind, units, all, 5)};
-        const std::string what = std::to_string(units) + " units of kind " +
-                                 std::to_string(static_cast<int>(kind));
+        const std::string what =
+            std::to_string(units) + " units of kind " + std::to_string(static_cast<int>(kind));
         SelectHighestArgs args;
         args.seed = 11;
         ExpectSameAtAllCounts(pools, args, what);
@@ -161,8 +161,9 @@ TEST_F(GpuSelectionTest, ChoosesWhatTheCpuChooses) {
 
 TEST_F(GpuSelectionTest, SeveralPoolsShareOneThreshold) {
   for (const Kind kind : {Kind::kNormal, Kind::kTies, Kind::kNone}) {
-    const std::vector<HostPool> pools = {MakePool(kind, 3001, false, 1), MakePool(kind, 64, false, 2),
-                                         MakePool(kind, 20000, true, 3), MakePool(kind, 1, true, 4)};
+    const std::vector<HostPool> pools = {
+        MakePool(kind, 3001, false, 1), MakePool(kind, 64, false, 2),
+        MakePool(kind, 20000, true, 3), MakePool(kind, 1, true, 4)};
     SelectHighestArgs args;
     args.seed = 3;
     args.chosen = 3;
@@ -247,9 +248,9 @@ TEST_F(GpuSelectionTest, MarksAndScoresFollowTheReference) {
       const DeviceBuffer f = Upload(columns, device, on);
       const DeviceBuffer marks = Upload(std::vector<uint8_t>(units, 7), device, on);
       const DeviceBuffer scores = Upload(std::vector<float>(units, 99.0f), device, on);
-      backend.MarkStored({.weight = prepared.get(),
-                          .marks = marks.View(DType::kU8, static_cast<int64_t>(units))},
-                         on);
+      backend.MarkStored(
+          {.weight = prepared.get(), .marks = marks.View(DType::kU8, static_cast<int64_t>(units))},
+          on);
       ScoreUnitsArgs args = {.weight = prepared.get(),
                              .absolute = absolute,
                              .every_unit = parts == 0,

@@ -62,8 +62,9 @@ class DecoderLayer {
                Stream& stream);
   // Fills what Part::kRecomputed lays out again, from x and what was kept.
   void Recompute(ConstTensorView x, const LayerActivations& a, Stream& stream);
-  // `dx` [T, D] comes as the gradient of the output and leaves as that of the input; in the same pass
-  // its sums become the gradient of `bias_of_x`, the bias in the last product that made x (or empty).
+  // `dx` [T, D] comes as the gradient of the output and leaves as that of the input; in the same
+  // pass its sums become the gradient of `bias_of_x`, the bias in the last product that made x (or
+  // empty).
   void Backward(ConstTensorView x, TensorView dx, const LayerActivations& a,
                 const LayerGradients& g, int64_t seq_len, const BoundParameter& bias_of_x,
                 Stream& stream);
@@ -80,8 +81,8 @@ class DecoderLayer {
   void BackwardMlp(TensorView dx, const LayerActivations& a, const LayerGradients& g,
                    Stream& stream);
   void BackwardAttention(ConstTensorView x, TensorView dx, const LayerActivations& a,
-                         const LayerGradients& g, int64_t seq_len,
-                         const BoundParameter& bias_of_x, Stream& stream);
+                         const LayerGradients& g, int64_t seq_len, const BoundParameter& bias_of_x,
+                         Stream& stream);
   void Rope(TensorView qkv, int64_t seq_len, bool inverse, Stream& stream);
   // The columns of `inner` that belong to one of the four groups.
   TensorView InnerOf(const TableLinear& linear, TensorView inner) const;

@@ -1,8 +1,8 @@
 // A decoder-only language model with explicit forward and backward passes (no autograd).
 //
 // Order of use: Create, lay parameters() out in a FlatBuffer, Bind, ReserveActivations, then per
-// micro-batch ForwardLoss or ForwardBackward. Gradients add into the flat buffer's grads, those of the
-// first micro-batch after StartGradients overwrite them.
+// micro-batch ForwardLoss or ForwardBackward. Gradients add into the flat buffer's grads, those of
+// the first micro-batch after StartGradients overwrite them.
 #pragma once
 
 #include <cstdint>
@@ -94,7 +94,8 @@ class Model {
 
   // Per-token losses [B * S] of the batch.
   virtual void ForwardLoss(const MicroBatch& batch, TensorView losses, Stream& stream) = 0;
-  // The next ForwardBackward overwrites grads, whatever they hold: no pass is spent on zeroing them.
+  // The next ForwardBackward overwrites grads, whatever they hold: no pass is spent on zeroing
+  // them.
   virtual void StartGradients() = 0;
   // As ForwardLoss, then gradients of loss_scale * sum of losses are added into grads.
   virtual void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,

@@ -23,8 +23,8 @@ class Norm {
   NormStatistics LayOut(ActivationArena& arena, int64_t tokens) const;
   // y [T, D] from x [T, D].
   void Forward(ConstTensorView x, TensorView y, const NormStatistics& statistics, Stream& stream);
-  // Adds to dx and makes the parameters' gradients, which are then final for the micro-batch, as well
-  // as those of a bias that was added to x, if one is given: the sums of dx over rows.
+  // Adds to dx and makes the parameters' gradients, which are then final for the micro-batch, as
+  // well as those of a bias that was added to x, if one is given: the sums of dx over rows.
   void Backward(ConstTensorView x, ConstTensorView dy, TensorView dx,
                 const NormStatistics& statistics, const BoundParameter& bias_of_x, Stream& stream);
 
