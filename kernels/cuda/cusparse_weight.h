@@ -1,6 +1,5 @@
-// A sparse weight in cuSPARSE's formats: a peer for benchmarks, no kernel that trains. cuSPARSE
-// runs CSR without tensor cores and BSR at a fraction of what its blocks allow (kernels/README.md
-// has the figures), so neither is a row of the variant tables.
+// A sparse weight in cuSPARSE's formats: a peer for benchmarks, no kernel that trains, and so no row
+// of the variant tables (kernels/README.md says why).
 //
 // W and, for the input's gradient, W^T are held apart: BSR has no transposed product, and CSR's
 // takes atomic additions.
