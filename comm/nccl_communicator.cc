@@ -332,7 +332,10 @@ bool NcclCommunicator::CopyEnginesServe() {
   const int ordinal = static_cast<CudaDevice&>(device_).ordinal();
   const bool answered = EndsWithin(
       deadline_, [comm = comm_, ordinal, found] { *found = HasSymmetricMemory(comm, ordinal); });
-  return all(answered && *found);
+  // The thread that still asks has the communicator: nothing else may use it.
+  CHECK(answered) << "rank " << rank() << " on " << host()
+                  << ": NCCL did not register memory in time; NCCL_CTA_POLICY=0 goes without";
+  return all(*found);
 }
 
 Status NcclCommunicator::Connect() {
