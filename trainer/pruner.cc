@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "kernels/base/math.h"
@@ -44,20 +45,15 @@ std::vector<bool> Pruner::UnitsThatStay() const {
 
 std::array<int64_t, kUnitKinds> Pruner::LiveUnits() const {
   std::array<int64_t, kUnitKinds> live = {};
-  for (const UnitSet& set : table_->sets()) {
-    const auto begin = progress_->zero_at.begin() + set.first;
-    live[static_cast<size_t>(set.kind)] += std::count(begin, begin + set.count, kUnitStays);
+  const std::vector<int64_t> counts = LiveCounts(*table_, progress_->zero_at);
+  for (size_t i = 0; i < counts.size(); ++i) {
+    live[static_cast<size_t>(table_->sets()[i].kind)] += counts[i];
   }
   return live;
 }
 
 int64_t Pruner::LiveParameters() const {
-  std::vector<int64_t> counts;
-  for (const UnitSet& set : table_->sets()) {
-    const auto begin = progress_->zero_at.begin() + set.first;
-    counts.push_back(std::count(begin, begin + set.count, kUnitStays));
-  }
-  return CountParameters(ModelOf(run_.model, *table_, counts));
+  return CountParameters(ModelOf(run_.model, *table_, LiveCounts(*table_, progress_->zero_at)));
 }
 
 // From a few lengths of the moving average before the first removal.
@@ -84,26 +80,31 @@ void Pruner::Choose(const TrainingState& state, int64_t step, Stream& stream) {
   done_ = finishing && chosen_.empty();
 }
 
-// The blocks of one matrix's columns that chosen units are in.
+// The blocks of one matrix's columns that chosen units are in. They are counted in units that stay
+// until this event: the same ones whether or not those before have been compacted away.
 void Pruner::AddBlocks(const std::string& weight, const ParameterUnits& units) {
   const UnitSet& set = table_->sets()[units.columns.set];
   const int64_t extent = units.columns.extent;
-  const int64_t whole = spec().update_block / extent * extent;
-  const int64_t size = std::max(whole, 2 * extent);
-  std::map<int64_t, std::vector<int64_t>> gone;  // by block
-  for (const int64_t unit : chosen_) {
-    if (unit < set.first || unit >= set.first + set.count) continue;
-    const int64_t column = (unit - set.first) * extent;
-    for (int64_t i = 0; i < extent; ++i) {
-      gone[(column + i) / size].push_back((column + i) % size);
-    }
+  const int64_t units_a_block = std::max<int64_t>(spec().update_block / extent, 2);
+  std::vector<int64_t> starts;  // the first unit of each block, by its index in the set
+  for (int64_t i = 0, live = 0; i < set.count; ++i) {
+    if (progress_->zero_at[static_cast<size_t>(set.first + i)] != kUnitStays) continue;
+    if (live++ % units_a_block == 0) starts.push_back(i);
   }
-  for (auto& [block, columns] : gone) {
+  std::map<int64_t, std::vector<int64_t>> gone;  // by the first unit of their block
+  for (const int64_t unit : chosen_) {
+    const int64_t i = unit - set.first;
+    if (i < 0 || i >= set.count) continue;
+    const int64_t start = *std::prev(std::upper_bound(starts.begin(), starts.end(), i));
+    for (int64_t c = 0; c < extent; ++c) gone[start].push_back((i - start) * extent + c);
+  }
+  for (auto& [start, columns] : gone) {
     std::sort(columns.begin(), columns.end());
-    const int64_t begin = block * size;
+    const auto next = std::upper_bound(starts.begin(), starts.end(), start);
+    const int64_t end = next == starts.end() ? set.count : *next;
     blocks_.push_back({.weight = weight,
-                       .begin = begin,
-                       .size = std::min(size, set.count * extent - begin),
+                       .begin = start * extent,
+                       .size = (end - start) * extent,
                        .gone = std::move(columns)});
   }
 }

@@ -108,6 +108,21 @@ class PruningTest(SystemTest):
                     # Rounding may turn two scores that nearly tie, so later losses are near only.
                     self.assert_close(losses(run), losses(uncut), 2e-2, "loss")
 
+    def test_the_ramp_does_not_depend_on_when_the_model_is_compacted(self):
+        runs = []
+        for share, ranks in ((0.95, 1), (0.001, 1), (0.03, 3)):
+            text = self.run_text("update_block: 16").replace("compact_share: 0.1",
+                                                             f"compact_share: {share}")
+            runs.append(self.train(f"share-{share}", text, ranks=ranks))
+        late, often = runs[0], runs[1]
+        self.assertEqual(len(self.compactions(late)), 1)
+        self.assertGreater(len(self.compactions(often)), 5)
+        live = [[line["live_values"] for line in topology(run) if line["topology"] == "pruning"]
+                for run in runs]
+        for run, values in zip(runs[1:], live[1:]):
+            self.assertEqual(values, live[0])
+            self.assert_close(losses(run), losses(late), 1e-5, "loss")
+
     def test_progressive_removal_shrinks_to_zero_and_resumes(self):
         extra = "removal: PROGRESSIVE shrink_steps: 5"
         uncut = self.uncut_run(1, extra, "-progressive")

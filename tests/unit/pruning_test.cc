@@ -218,6 +218,21 @@ TEST(SecondOrderTest, TheRestTakesOverByLeastSquares) {
   }
   EXPECT_FALSE(CompensateColumns(updated, kRows, kPitch, 0, std::vector<float>(kColumns * kColumns),
                                  kColumns, gone, 0.1));
+  // The same where the column that was removed before is stored no more, at any damping.
+  constexpr int64_t kLeft = kColumns - 1;
+  const auto stored = [](int64_t c) { return c < kDead ? c : c + 1; };
+  std::vector<float> damped = weight, narrow(kRows * kLeft), narrow_gram(kLeft * kLeft);
+  for (int64_t i = 0; i < kRows * kLeft; ++i) {
+    narrow[i] = weight[i / kLeft * kPitch + stored(i % kLeft)];
+  }
+  for (int64_t i = 0; i < kLeft * kLeft; ++i) {
+    narrow_gram[i] = gram[stored(i / kLeft) * kColumns + stored(i % kLeft)];
+  }
+  ASSERT_TRUE(CompensateColumns(damped, kRows, kPitch, 0, gram, kColumns, gone, 0.5));
+  ASSERT_TRUE(CompensateColumns(narrow, kRows, kLeft, 0, narrow_gram, kLeft, gone, 0.5));
+  for (int64_t i = 0; i < kRows * kLeft; ++i) {
+    EXPECT_EQ(narrow[i], damped[i / kLeft * kPitch + stored(i % kLeft)]) << "cell " << i;
+  }
 }
 
 TEST(SmoothTest, OutliersCountForNoMoreThanTheirFactor) {
@@ -235,6 +250,47 @@ TEST(SmoothTest, OutliersCountForNoMoreThanTheirFactor) {
   const PruningProgress before = progress;
   Smooth(batch(std::nan("")), 0.5, 3, &progress);
   EXPECT_EQ(progress, before);
+}
+
+// What goes next must not depend on whether what went before is still stored as zeros.
+TEST(SaliencyScoresTest, AreTheSameBeforeAndAfterCompaction) {
+  const ModelSpec model = SmallModel();
+  const UnitTable table(model);
+  PruningProgress before;
+  std::vector<bool> removed;
+  for (const UnitSet& set : table.sets()) {
+    for (int64_t i = 0; i < set.count; ++i) {
+      // Half of the stem, a third of the channels, a head of each layer.
+      const bool gone = set.kind == UnitKind::kAttention     ? i == 1
+                        : set.kind == UnitKind::kFeedForward ? i % 3 == 0
+                                                             : i % 2 == 0;
+      removed.push_back(gone);
+      before.zero_at.push_back(gone ? 5 : kUnitStays);
+      for (int64_t k = 0; k < kSmoothed; ++k) {
+        before.smoothed.push_back(1.0 + 0.37 * static_cast<double>((set.first + i) % 11 + k));
+      }
+    }
+  }
+  const Compaction compaction = PlanCompaction(model, table, removed, SpecOf(1000));
+  ASSERT_EQ(compaction.model.width, model.width / 2);
+  const UnitTable smaller(compaction.model);
+  PruningProgress after;
+  std::vector<double> w_squares(removed.size(), 0.75), kept_squares;
+  const std::vector<int64_t> kept = compaction.KeptUnits(table);
+  for (const int64_t unit : kept) {
+    const auto smoothed = before.smoothed.begin() + unit * kSmoothed;
+    after.zero_at.push_back(before.zero_at[static_cast<size_t>(unit)]);
+    after.smoothed.insert(after.smoothed.end(), smoothed, smoothed + kSmoothed);
+    kept_squares.push_back(w_squares[static_cast<size_t>(unit)]);
+  }
+  for (const SaliencyCriterion& criterion : SaliencyCriteria()) {
+    const std::vector<double> larger = SaliencyScores(criterion, table, before, w_squares, 64);
+    const std::vector<double> found =
+        SaliencyScores(criterion, smaller, after, kept_squares, 64);
+    for (size_t i = 0; i < kept.size(); ++i) {
+      EXPECT_EQ(found[i], larger[static_cast<size_t>(kept[i])]) << criterion.name << " unit " << i;
+    }
+  }
 }
 
 std::string ProblemsOf(const ModelSpec& model, const PruningSpec& spec, DType wire = DType::kF32) {

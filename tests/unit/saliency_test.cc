@@ -151,6 +151,7 @@ class TrainedModel {
 
 void TrainedModel::GatherSaliency() {
   progress_.smoothed.assign(static_cast<size_t>(table_.unit_count() * kSmoothed), 0.0);
+  progress_.zero_at.assign(static_cast<size_t>(table_.unit_count()), kUnitStays);
   int64_t bytes = 0;
   for (int i = 0; i < kBatches; ++i) {
     std::map<std::string, std::vector<double>> squares;

@@ -1,7 +1,10 @@
 #include "trainer/pruning/groups.h"
 
+#include <algorithm>
+
 #include "kernels/base/check.h"
 #include "trainer/model/decoder_spec.h"
+#include "trainer/pruning/progress.h"
 
 namespace filigree {
 namespace {
@@ -90,6 +93,33 @@ void UnitTable::AddLayer(const ModelSpec& model, int64_t layer, const AxisUnits&
   if (traits.gated) reads(prefix + "mlp.gate", channels);
   reads(prefix + "mlp.up", channels);
   writes(prefix + "mlp.down", channels);
+}
+
+std::vector<int64_t> LiveCounts(const UnitTable& table, std::span<const int64_t> zero_at) {
+  CHECK_EQ(static_cast<int64_t>(zero_at.size()), table.unit_count());
+  std::vector<int64_t> live;
+  for (const UnitSet& set : table.sets()) {
+    const auto begin = zero_at.begin() + set.first;
+    live.push_back(std::count(begin, begin + set.count, kUnitStays));
+  }
+  return live;
+}
+
+std::vector<int64_t> LiveParametersOfUnits(const UnitTable& table, std::span<const int64_t> live) {
+  std::vector<int64_t> parameters(table.sets().size(), 0);
+  const auto cells = [&](const AxisUnits& axis, int64_t all) {
+    return axis.set < 0 ? all : live[static_cast<size_t>(axis.set)] * axis.extent;
+  };
+  for (const auto& [name, units] : table.parameters()) {
+    const AxisUnits &rows = units.rows, &columns = units.columns;
+    if (rows.set >= 0) {
+      parameters[static_cast<size_t>(rows.set)] += rows.extent * cells(columns, units.column_count);
+    }
+    if (columns.set >= 0) {
+      parameters[static_cast<size_t>(columns.set)] += columns.extent * cells(rows, units.row_count);
+    }
+  }
+  return parameters;
 }
 
 }  // namespace filigree

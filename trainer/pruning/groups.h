@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -68,5 +69,12 @@ class UnitTable {
   std::vector<UnitSet> sets_;
   std::map<std::string, ParameterUnits> parameters_;
 };
+
+// By set: how many of its units stay (progress.h); what was removed may still be stored.
+std::vector<int64_t> LiveCounts(const UnitTable& table, std::span<const int64_t> zero_at);
+
+// By set: the parameters that go with one of its units where `live` units of each set are left.
+// Unlike UnitSet::parameters they do not depend on whether removed units are still stored.
+std::vector<int64_t> LiveParametersOfUnits(const UnitTable& table, std::span<const int64_t> live);
 
 }  // namespace filigree

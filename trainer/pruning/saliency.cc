@@ -79,8 +79,11 @@ std::vector<double> SaliencyScores(const SaliencyCriterion& criterion, const Uni
                                    const PruningProgress& progress,
                                    std::span<const double> w_squares, double tokens) {
   std::vector<double> scores(static_cast<size_t>(table.unit_count()));
-  for (const UnitSet& set : table.sets()) {
-    const auto parameters = static_cast<double>(set.parameters);
+  const std::vector<int64_t> parameters_of =
+      LiveParametersOfUnits(table, LiveCounts(table, progress.zero_at));
+  for (size_t i = 0; i < table.sets().size(); ++i) {
+    const UnitSet& set = table.sets()[i];
+    const auto parameters = static_cast<double>(parameters_of[i]);
     for (int64_t unit = set.first; unit < set.first + set.count; ++unit) {
       const double* smoothed = progress.smoothed.data() + unit * kSmoothed;
       const SaliencySums sums = {.gate = smoothed[0],

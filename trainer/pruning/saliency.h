@@ -56,7 +56,8 @@ const SaliencyCriterion* FindSaliencyCriterion(std::string_view name);
 void Smooth(const SaliencyBatch& batch, double smoothing, double outlier_factor,
             PruningProgress* progress);
 
-// Scores per parameter of all units: lowest first to go.
+// Scores of all units per parameter that goes with one, counted among units that stay, so that the
+// next to go is the same whether or not those before it have been compacted away: lowest first.
 std::vector<double> SaliencyScores(const SaliencyCriterion& criterion, const UnitTable& table,
                                    const PruningProgress& progress,
                                    std::span<const double> w_squares, double tokens);

@@ -57,8 +57,10 @@ bool CompensateColumns(std::span<float> weight, int64_t rows, int64_t pitch, int
   CHECK_EQ(static_cast<int64_t>(gram.size()), block * block);
   std::vector<int64_t> rest;
   double trace = 0;
+  int64_t read = 0;  // columns with inputs
   for (int64_t c = 0, next = 0; c < block; ++c) {
     trace += gram[c * block + c];
+    read += gram[c * block + c] > 0;
     if (next < static_cast<int64_t>(gone.size()) && gone[next] == c) {
       ++next;
     } else {
@@ -70,7 +72,7 @@ bool CompensateColumns(std::span<float> weight, int64_t rows, int64_t pitch, int
   SquareMatrix h(size);
   for (int64_t i = 0; i < size; ++i) {
     for (int64_t j = 0; j < size; ++j) h.at(i, j) = gram[rest[i] * block + rest[j]];
-    h.at(i, i) += damping * trace / static_cast<double>(block);
+    h.at(i, i) += damping * trace / static_cast<double>(read);
   }
   Cholesky(&h);
   for (const int64_t column : gone) {
