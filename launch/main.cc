@@ -132,7 +132,8 @@ void AddExport(CLI::App& app, ExportCommand& c, Runner& run) {
 
 void AddImport(CLI::App& app, ImportCommand& c, Runner& run) {
   CLI::App* sub = app.add_subcommand("import", "Make a checkpoint from a Hugging Face directory");
-  sub->add_option("hf_dir", c.hf_dir, "A llama or GPT-2 directory")->required();
+  sub->add_option("hf_dir", c.hf_dir, "A llama or GPT-2 directory, or SLTrain's own checkpoint")
+      ->required();
   sub->add_option("--out", c.out, "Checkpoint directory to make")->required();
   sub->callback([&] { run = [&] { return OnRankZero([&] { return c.Run(); }); }; });
 }

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <utility>
 
+#include "kernels/base/log.h"
 #include "kernels/base/math.h"
 #include "trainer/master_weights.h"
 #include "trainer/model/model.h"
@@ -298,6 +299,16 @@ void Pruner::Compacted(const Compaction& compaction) {
   progress_ = std::move(kept);
   table_.emplace(run_.model);
   CHECK_EQ(static_cast<int64_t>(progress_->zero_at.size()), table_->unit_count());
+}
+
+void Pruner::EndPhase() const {
+  const int64_t stored = CountParameters(run_.model);
+  if (!ramp_ || stored <= spec().target_parameters) return;
+  LogWarning("phase " + run_.phases[phase_].name + " ends with " + std::to_string(stored) +
+             " parameters, more than its pruning's target_parameters = " +
+             std::to_string(spec().target_parameters) +
+             ": its events were too few; end the ramp earlier, or raise units_per_event or lower "
+             "interval");
 }
 
 }  // namespace filigree

@@ -53,6 +53,8 @@ class Pruner {
   std::optional<Compaction> DueCompaction(int64_t step) const;
   // The run's model has become that one.
   void Compacted(const Compaction& compaction);
+  // The phase is over: says so where the model is still larger than it was to become.
+  void EndPhase() const;
 
   const UnitTable& table() const { return *table_; }
   // Units that live, by kind, over all layers; and their parameters.

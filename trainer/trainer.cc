@@ -202,8 +202,8 @@ PruningMetrics Trainer::DescribePruning(const char* what, int64_t dropped, int64
 // The step that was just done removed so many parameters; compaction where it is due.
 void Trainer::Prune(int64_t removed) {
   if (removed > 0) {
-    log_->Pruning(DescribePruning("pruning", removed, pruner_.TakeBytes()),
-                  state_->model(), /*compaction_seconds=*/std::nullopt);
+    log_->Pruning(DescribePruning("pruning", removed, pruner_.TakeBytes()), state_->model(),
+                  /*compaction_seconds=*/std::nullopt);
   }
   const std::optional<Compaction> compaction = pruner_.DueCompaction(step_);
   if (!compaction) return;
@@ -408,6 +408,7 @@ Status Trainer::RunPhase() {
     metrics.tokens = tokens_;
     RETURN_IF_ERROR(AfterStep(metrics, removed));
   }
+  pruner_.EndPhase();
   return OkStatus();
 }
 

@@ -92,9 +92,9 @@ void PrintPhase(const PhasePlan& phase) {
               count(phase.parameters_logical).c_str(), count(phase.parameters_stored).c_str(),
               100 * phase.sparsity);
   if (phase.parameters_final < phase.parameters_stored) {
-    std::printf("  pruning      %s parameters on average, %s at the end\n",
-                FormatCount(phase.average_parameters).c_str(),
-                count(phase.parameters_final).c_str());
+    std::printf(
+        "  pruning      %s parameters on average, %s at the end; bytes below: the unpruned model's\n",
+        FormatCount(phase.average_parameters).c_str(), count(phase.parameters_final).c_str());
   }
   std::printf("  operations   %.3g dense-equivalent, %.3g by method, %.3g executed (FLOPs)\n",
               phase.flops.dense_equivalent, phase.flops.method, phase.flops.executed);

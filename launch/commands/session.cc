@@ -50,7 +50,8 @@ Status OpenGpu(DeviceChoice choice, Session* session) {
   if (count <= ordinal) {
     return InvalidInput(communicator.host() + " has " + std::to_string(count) + " GPUs for " +
                         std::to_string(communicator.local_size()) +
-                        " ranks; start at most one rank a GPU, or set parallel { device: CPU }");
+                        (communicator.local_size() == 1 ? " rank" : " ranks") +
+                        "; start at most one rank a GPU, or set parallel { device: CPU }");
   }
   session->device = MakeCudaDevice(ordinal);
   session->gpu = CudaDeviceIdentity(ordinal);

@@ -137,6 +137,16 @@ class PruningTest(SystemTest):
                     self.assertEqual(read_bytes(newest(run), file), read_bytes(newest(uncut), file),
                                      file)
 
+    def test_a_phase_that_ends_above_its_target_says_so(self):
+        text = self.run_text("units_per_event: 1").replace("target_parameters: 40000",
+                                                           "target_parameters: 45000")
+        path = self.write("short.textproto", text)
+        result = self.filigree("train", path, "--out", self.path("short"), ranks=2)
+        self.assertIn("more than its pruning's target_parameters = 45000", result.stderr)
+        uncut = self.filigree("train", self.write("enough.textproto", self.run_text()), "--out",
+                              self.path("enough"))
+        self.assertNotIn("target_parameters =", uncut.stderr)
+
     def test_every_criterion_reaches_the_target(self):
         for criterion in ("taylor_diagonal", "taylor_first", "magnitude", "wanda"):
             with self.subTest(criterion=criterion):

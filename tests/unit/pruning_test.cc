@@ -285,8 +285,7 @@ TEST(SaliencyScoresTest, AreTheSameBeforeAndAfterCompaction) {
   }
   for (const SaliencyCriterion& criterion : SaliencyCriteria()) {
     const std::vector<double> larger = SaliencyScores(criterion, table, before, w_squares, 64);
-    const std::vector<double> found =
-        SaliencyScores(criterion, smaller, after, kept_squares, 64);
+    const std::vector<double> found = SaliencyScores(criterion, smaller, after, kept_squares, 64);
     for (size_t i = 0; i < kept.size(); ++i) {
       EXPECT_EQ(found[i], larger[static_cast<size_t>(kept[i])]) << criterion.name << " unit " << i;
     }
