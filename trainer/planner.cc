@@ -144,6 +144,7 @@ void FollowTopology(const Model& model, const std::vector<LinearSpec>& linears,
     }
     const double fewer = (Mean(course.density) - peak) * course.cells;  // cells, on average
     plan->average_parameters += fewer;
+    plan->parameters_final += std::llround((course.density.back() - peak) * course.cells);
     const double flops = 2.0 * kForwardAndBackward * fewer * static_cast<double>(plan->tokens);
     plan->flops.method += flops;
     if (FindParameterisation(now[e].spec.parameterisation)->computes_stored) {
@@ -240,8 +241,8 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   plan.average_parameters = static_cast<double>(plan.parameters_stored);
   plan.flops = Scale(ForwardFlopsPerToken(*model, phase.batch.seq_len),
                      kForwardAndBackward * static_cast<double>(plan.tokens));
-  FollowTopology(*model, linears, phase, fullest, &plan);
   plan.parameters_final = plan.parameters_stored;
+  FollowTopology(*model, linears, phase, fullest, &plan);
   FollowPruning(run, index, &plan);
   plan.exchanged = PredictStepBytes(run, index, ranks, layout, backend.device());
   plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks);

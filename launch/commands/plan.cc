@@ -93,7 +93,7 @@ void PrintPhase(const PhasePlan& phase) {
               100 * phase.sparsity);
   if (phase.parameters_final < phase.parameters_stored) {
     std::printf(
-        "  pruning      %s parameters on average, %s at the end; bytes below: the unpruned model's\n",
+        "  pruning      %s parameters on average, %s at the end; bytes below: at its largest\n",
         FormatCount(phase.average_parameters).c_str(), count(phase.parameters_final).c_str());
   }
   std::printf("  operations   %.3g dense-equivalent, %.3g by method, %.3g executed (FLOPs)\n",

@@ -147,6 +147,12 @@ class TopologyTest(SystemTest):
             self.assertAlmostEqual(counted[step], density, places=3)
         self.assertAlmostEqual(plan["average_density"], average, places=9)
         self.assertEqual(plan["final_sparsity"], 0.75)
+        with open(os.path.join(run, "layers.json"), encoding="utf-8") as file:
+            layers = json.load(file)
+        zeros = sum(layer["logical"] - layer["stored"] for layer in layers)
+        self.assertAlmostEqual(plan["parameters_final"], plan["parameters_logical"] - zeros,
+                               delta=len(layers))  # each weight rounds its own count
+        self.assertLess(plan["parameters_final"], plan["parameters_stored"])
 
     def test_every_byte_of_updates_was_planned(self):
         """Topology lines and the steps between them, by rule, ZeRO stage and mode."""
