@@ -149,11 +149,8 @@ def parse():
     arguments.command = (f"python3 tests/quality/pruning_study.py --steps {arguments.steps} "
                          f"--lrs {arguments.lrs} --seeds {arguments.seeds}")
     arguments.seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    for field in ("data", "binary", "out", "results"):
-        setattr(arguments, field, os.path.abspath(getattr(arguments, field)))
+    study.complete(arguments)
     arguments.out = os.path.join(arguments.out, f"steps{arguments.steps}")
-    if not arguments.commit:
-        arguments.commit = study.call(["git", "rev-parse", "--short", "HEAD"]).strip()
     return arguments
 
 

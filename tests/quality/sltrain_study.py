@@ -257,16 +257,13 @@ def parse():
     parser.add_argument("--results", default=os.path.join(study.ROOT, "docs", "results"))
     parser.add_argument("--commit", help="default: what git says")
     arguments = parser.parse_args()
-    for field in ("data", "binary", "out", "results"):
-        setattr(arguments, field, os.path.abspath(getattr(arguments, field)))
+    study.complete(arguments)
     preset = PRESETS[arguments.preset]
     arguments.steps = arguments.steps or preset["steps"]
     arguments.seeds = [int(seed) for seed in (arguments.seeds or preset["seeds"]).split(",")]
     arguments.lrs = [float(lr) for lr in (arguments.lr or preset["lr"]).split(",")]
     arguments.run_id = f"{arguments.preset}-{arguments.tokens_per_step}x{arguments.steps}"
     arguments.out = os.path.join(arguments.out, arguments.run_id)
-    if arguments.commit is None:
-        arguments.commit = study.call(["git", "rev-parse", "--short", "HEAD"]).strip()
     return arguments
 
 

@@ -231,6 +231,14 @@ def table(records, arguments):
     return "\n".join(lines) + "\n"
 
 
+def complete(arguments):
+    """Paths that hold wherever a run is started, and the commit where none is given."""
+    for field in ("data", "binary", "out", "results"):
+        setattr(arguments, field, os.path.abspath(getattr(arguments, field)))
+    if not arguments.commit:
+        arguments.commit = call(["git", "rev-parse", "--short", "HEAD"]).strip()
+
+
 def parse():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -251,10 +259,7 @@ def parse():
     parser.add_argument("--out", default=os.path.join(ROOT, "runs", "topology_study"))
     parser.add_argument("--results", default=os.path.join(ROOT, "docs", "results"))
     arguments = parser.parse_args()
-    for field in ("data", "binary", "out", "results"):
-        setattr(arguments, field, os.path.abspath(getattr(arguments, field)))
-    if not arguments.commit:
-        arguments.commit = call(["git", "rev-parse", "--short", "HEAD"]).strip()
+    complete(arguments)
     if arguments.steps < 20:
         parser.error("--steps below 20 leaves phases without steps")
     arguments.run_id = (f"width{arguments.width}-{arguments.tokens_per_step}x{arguments.steps}-"
