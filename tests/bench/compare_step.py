@@ -7,8 +7,9 @@
 Runs `filigree bench step` on tests/bench/models/MODEL.textproto for each variant and peer_torch.py on the
 same model, prints a table of medians and ratios, and writes records (see results_tables.py). A
 variant is `dense`, `masked/PERCENT` or `blockROWSxCOLS/PERCENT` (`block128` is 128x128), the percentage
-being zeros in all attention and feed-forward weights. The peer of every ratio is PyTorch's faster
-precision.
+being zeros in all attention and feed-forward weights; `@bf16` after it trains in pure bf16 (state and
+gradients, stochastic rounding) instead of with an fp32 master, `@recompute` recomputes activations, and
+both may follow. The peer of every ratio is PyTorch's faster precision.
 """
 import argparse
 import json
@@ -22,10 +23,19 @@ import bench_records
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
+MODES = {"bf16": "optimizer { state_dtype: BF16 } parallel { grad_dtype: BF16 }",
+         "recompute": "model { recompute: ACTIVATIONS }"}
+
+
 def override(variant):
-    if variant == "dense":
+    weights, *modes = variant.split("@")
+    return " ".join([sparsity_of(weights), *(MODES[mode] for mode in modes)]).strip()
+
+
+def sparsity_of(weights):
+    if weights == "dense":
         return ""
-    kind, percent = variant.split("/")
+    kind, percent = weights.split("/")
     sparsity = f"sparsity: {float(percent) / 100}"
     if kind == "masked":
         return f'sparsity {{ parameterisation: "masked" {sparsity} }}'
@@ -57,8 +67,8 @@ def peer(options):
 
 
 def name_of(model, variant):
-    if variant == "dense":
-        return f"dense/{model}/vs_torch"
+    if variant.split("@")[0] == "dense":
+        return f"{variant.replace('dense', 'dense/' + model)}/vs_torch"
     if variant.startswith("masked/"):
         return f"{variant.replace('masked', 'masked/' + model)}/vs_torch_dense"
     return f"step/{model}/{variant}/vs_torch_dense"
@@ -85,7 +95,7 @@ def main():
         r = ours(options, variant)
         if r is None:
             continue
-        print(f"{options.model:10} {variant:18} {r['step_ms']:8.2f} ms {r['memory_peak_bytes'] / 1e9:6.2f}"
+        print(f"{options.model:10} {variant:26} {r['step_ms']:8.2f} ms {r['memory_peak_bytes'] / 1e9:6.2f}"
               f" GB  {fastest['step_ms'] / r['step_ms']:5.2f}x  loss {r['first_loss']:.2f} -> "
               f"{r['last_loss']:.2f}", flush=True)
         settings = {"tokens_per_step": r["tokens_per_step"],
@@ -96,7 +106,7 @@ def main():
                     "peer_memory_peak_bytes": {p["precision"]: p["memory_peak_bytes"]
                                                for p in torch["best"]},
                     "mfu_executed": round(r["mfu_executed"], 4)}
-        if variant != "dense":
+        if variant.split("@")[0] != "dense":
             settings["loss_gap"] = "unmeasured"
         record = bench_records.ratio(options, name_of(options.model, variant), r["step_ms"],
                                      fastest["step_ms"], len(r["samples"]), settings)
