@@ -1,5 +1,6 @@
 // Whole training on the GPU in bf16 against the CPU in single precision: 200 sparse steps from the
 // same values and samples follow the CPU's losses, and dense fine-tuning starts where they end.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <map>
@@ -90,13 +91,13 @@ Losses Train(const RunSpec& run, Backend& backend, Stream& stream) {
   };
   const auto train = [&](int phase, int64_t first, double lr) {
     for (int64_t i = 0; i < run.phases[phase].steps; ++i) {
-      const StepResult result =
-          step.Run(*state, samples(first + i), run.phases[phase].optimizer, lr, i + 1);
+      const StepResult result = step.Run(*state, samples(first + i), run.phases[phase].optimizer,
+                                         lr * std::min(1.0, (i + 1) / 40.0), i + 1);
       EXPECT_FALSE(result.update.skipped || result.update.spoiled) << "step " << first + i;
       losses.steps.push_back(loss_of(result));
     }
   };
-  train(0, 0, 2e-3);
+  train(0, 0, 1e-3);
   losses.before = loss_of(step.Gradients(*state, samples(0)));
   const std::unique_ptr<TrainingState> sparse = std::move(state);
   state = std::make_unique<TrainingState>(run, 1, std::map<std::string, SparseLayout>{},
