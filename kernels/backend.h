@@ -379,6 +379,15 @@ struct SumOfSquaresArgs {
   TensorView out;  // [1] F64
 };
 
+// The factor that clips gradients to a global norm of `clip_norm`: min(1, clip_norm / norm) of the
+// norm sqrt(sum_of_squares), 1 where clip_norm is 0; NaN where the norm is not finite, so that
+// AdamW changes nothing. On the device, so that the update need not wait for the host.
+struct ClipScaleArgs {
+  ConstTensorView sum_of_squares;  // [1] F64
+  TensorView scale;                // [1] F32
+  double clip_norm = 0;
+};
+
 // out = in, rounded to the nearest (ties to even). Contiguous.
 struct RoundArgs {
   ConstTensorView in;  // F32
@@ -391,6 +400,7 @@ class OptimizerOps {
   virtual void Round(const RoundArgs& args, Stream& stream) = 0;
   virtual void AdamW(const AdamWArgs& args, Stream& stream) = 0;
   virtual void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) = 0;
+  virtual void ClipScale(const ClipScaleArgs& args, Stream& stream) = 0;
 };
 
 // ---------------------------------------------------------------------------------- pruning
