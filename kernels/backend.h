@@ -314,6 +314,9 @@ struct CrossEntropyArgs {
   TensorView losses;        // [T] F32 (F64 for F64)
   int64_t vocab_size = 0;
   double loss_scale = 0;  // 1 / global valid tokens in training, 0 in evaluation
+  // [1] F32 or empty: read instead, when the operation runs, if loss_scale is not zero. For work
+  // that is recorded once and runs with many.
+  ConstTensorView loss_scale_on_device = {};
 };
 
 // The same with a teacher (Hinton et al., arXiv 1503.02531): of a token with logits z and teacher's

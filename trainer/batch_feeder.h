@@ -15,9 +15,9 @@ class BatchFeeder {
   BatchFeeder(Device& device, int64_t sequences, int64_t seq_len);
 
   // Copies `rows` rows of tokens and targets ([rows, seq_len]; targets may be nullptr: all masked)
-  // to the device. The host arrays may be reused at once.
+  // to the device. The host arrays may be reused at once. A `loss_scale` but 0 goes with them.
   MicroBatch Feed(const int32_t* tokens, const int32_t* targets, int64_t rows, int64_t seq_len,
-                  Stream& stream);
+                  Stream& stream, double loss_scale = 0);
   // Where the losses of a micro-batch of `rows` rows go on the device: [rows * seq_len].
   TensorView Losses(int64_t rows, int64_t seq_len);
   // Starts the way of the micro-batch's first `count` losses to the host, and goes on.
@@ -45,8 +45,9 @@ class BatchFeeder {
   double Take(TokenSums* sums);
 
   Device& device_;
-  DeviceBuffer tokens_, targets_, host_tokens_, host_targets_;
-  std::unique_ptr<Event> fed_;  // the last batch's copies
+  const int64_t capacity_;      // tokens
+  DeviceBuffer batch_, host_;   // [tokens, targets, loss scale], which travel in one copy
+  std::unique_ptr<Event> fed_;  // the last batch's
   TokenSums losses_, divergences_;
 };
 

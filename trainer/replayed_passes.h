@@ -1,7 +1,7 @@
 // Training passes that are submitted as recordings: where a pass's kernels are short, submitting
 // them one by one takes longer than running them.
 //
-// A pass is known by its key. The first of a key is run as it is, the next is recorded while nothing
+// A pass is known by its key. The first of a key is run as it is, the next is recorded, if nothing
 // was allocated or freed on the device in between, and from then on the recording is submitted, as
 // long as that holds: so new layouts, phases, compactions and workspaces that grew each drop what
 // was recorded before them, and whatever changes at every step is never recorded.
@@ -25,7 +25,7 @@ class ReplayedPasses {
     PassState state;
     ConstTensorView tokens;  // where they are, and how many
     int64_t seq_len = 0;
-    double loss_scale = 0;
+    double loss_scale = 0;  // 0: it is on the device
     bool operator==(const Key& other) const;
   };
 

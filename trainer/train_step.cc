@@ -50,7 +50,7 @@ void TrainStep::RunMicroBatch(Model& model, MicroBatch batch, double loss_scale,
                               .state = *state,
                               .tokens = batch.tokens,
                               .seq_len = batch.seq_len,
-                              .loss_scale = loss_scale},
+                              .loss_scale = batch.loss_scale.empty() ? loss_scale : 0},
                              pass, stream_)) {
     model.PassWasReplayed();
   }
@@ -90,7 +90,9 @@ void TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& samples
     state.model().set_hooks(hooks);
     const MicroBatch batch =
         feeder_.Feed(none ? no_tokens.data() : samples.tokens + done * seq_len,
-                     none ? nullptr : samples.targets + done * seq_len, rows, seq_len, stream_);
+                     none ? nullptr : samples.targets + done * seq_len, rows, seq_len, stream_,
+                     // What a teacher's loss is made of is computed on the host.
+                     replay && teacher_ == nullptr ? LossScale(samples) : 0);
     RunMicroBatch(state.model(), batch, LossScale(samples), replay);
     if (replay && last) {
       for (auto p = static_cast<int>(state.parameters().size()); p-- > 0;) ready(p);

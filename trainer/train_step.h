@@ -87,7 +87,7 @@ class TrainStep {
   Stream& stream_;
   std::unique_ptr<Event> event_;
   BatchFeeder feeder_;
-  Communicator* tree_ranks_ = nullptr;  // of SumInTree
+  Communicator* tree_ranks_ = nullptr;        // of SumInTree
   std::unique_ptr<ReplayedPasses> replayed_;  // of ReplayPasses
   Teacher* teacher_ = nullptr;
   DistillationSpec distillation_;

@@ -111,8 +111,8 @@ class Device {
   virtual std::unique_ptr<Event> NewEvent() = 0;
   // One that also knows when it was done, which costs a little: for benchmarks.
   virtual std::unique_ptr<Event> NewTimedEvent() = 0;
-  // Calls `submit` and records what it submits to `stream`, of which nothing begins. It must touch no
-  // other stream, event or host memory, and must have run once before, so that nothing is
+  // Calls `submit` and records what it submits to `stream`, of which nothing begins. It must touch
+  // no other stream, event or host memory, and must have run once before, so that nothing is
   // allocated. Devices on which work costs nothing to submit return nullptr and call nothing.
   virtual std::unique_ptr<Recording> Record(const std::function<void()>& submit, Stream& stream) {
     return nullptr;

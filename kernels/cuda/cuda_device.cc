@@ -259,8 +259,7 @@ std::unique_ptr<Event> CudaDevice::NewTimedEvent() {
   return std::make_unique<CudaEvent>(cudaEventDefault);
 }
 
-std::unique_ptr<Recording> CudaDevice::Record(const std::function<void()>& submit,
-                                             Stream& stream) {
+std::unique_ptr<Recording> CudaDevice::Record(const std::function<void()>& submit, Stream& stream) {
   return RecordGraph(submit, NativeStream(stream));
 }
 

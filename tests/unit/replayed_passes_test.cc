@@ -1,10 +1,10 @@
 // When a pass is run, recorded and replayed, on a device that only counts.
+#include "trainer/replayed_passes.h"
+
 #include <gtest/gtest.h>
 
 #include <memory>
 #include <string>
-
-#include "trainer/replayed_passes.h"
 
 namespace filigree {
 namespace {

@@ -265,7 +265,7 @@ class LinearGroup {
   // Takes the parts' biases for one.
   void JoinBiases(std::vector<BoundParameter> biases, DType dtype);
   // The parts' values or gradients as one, where they lie one after the other; else nothing.
-  TensorView JoinedBiases(TensorView BoundParameter::* array) const;
+  TensorView JoinedBiases(TensorView BoundParameter::*array) const;
   void BackwardBiases(ConstTensorView dy, Stream& stream);
   void AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& stream);
   template <typename View>

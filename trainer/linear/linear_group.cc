@@ -167,7 +167,7 @@ void LinearGroup::JoinBiases(std::vector<BoundParameter> biases, DType dtype) {
   bias_ = joined_bias_.View(dtype, out());
 }
 
-TensorView LinearGroup::JoinedBiases(TensorView BoundParameter::* array) const {
+TensorView LinearGroup::JoinedBiases(TensorView BoundParameter::*array) const {
   if (biases_.empty()) return {};
   const TensorView first = biases_.front().*array;
   if (first.empty()) return {};

@@ -43,6 +43,8 @@ struct MicroBatch {
   ConstTensorView tokens;   // [B * S] I32
   ConstTensorView targets;  // [B * S] I32, -1 masked; empty for Logits
   int64_t seq_len = 0;
+  // [1] F32 or empty: a training pass's loss scale on the device, read there when the pass runs.
+  ConstTensorView loss_scale = {};
   const Distillation* distillation = nullptr;  // of ForwardBackward alone; nullptr: none
 };
 
