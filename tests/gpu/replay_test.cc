@@ -157,7 +157,8 @@ TEST_F(GpuReplayTest, MemoryThatComesOrGoesEndsARecording) {
   ReplayedPasses passes(device());
   DeviceBuffer numbers = device().Allocate(sizeof(float) * 16, "test");
   const TensorView view = numbers.View(DType::kF32, 16);
-  const ReplayedPasses::Key key = {.tokens = view};
+  ReplayedPasses::Key key;
+  key.tokens = view;
   const auto run = [&](const ReplayedPasses::Key& k) {
     return passes.Run(
         k, [&] { device().ZeroAsync(view, stream()); }, stream());
