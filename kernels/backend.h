@@ -314,6 +314,9 @@ struct CrossEntropyArgs {
   TensorView losses;        // [T] F32 (F64 for F64)
   int64_t vocab_size = 0;
   double loss_scale = 0;  // 1 / global valid tokens in training, 0 in evaluation
+  // [1] F32 or empty: read instead, when the operation runs, if loss_scale is not zero. For work
+  // that is recorded once and runs with many.
+  ConstTensorView loss_scale_on_device = {};
 };
 
 // The same with a teacher (Hinton et al., arXiv 1503.02531): of a token with logits z and teacher's
@@ -379,6 +382,15 @@ struct SumOfSquaresArgs {
   TensorView out;  // [1] F64
 };
 
+// The factor that clips gradients to a global norm of `clip_norm`: min(1, clip_norm / norm) of the
+// norm sqrt(sum_of_squares), 1 where clip_norm is 0; NaN where the norm is not finite, so that
+// AdamW changes nothing. On the device, so that the update need not wait for the host.
+struct ClipScaleArgs {
+  ConstTensorView sum_of_squares;  // [1] F64
+  TensorView scale;                // [1] F32
+  double clip_norm = 0;
+};
+
 // out = in, rounded to the nearest (ties to even). Contiguous.
 struct RoundArgs {
   ConstTensorView in;  // F32
@@ -391,6 +403,7 @@ class OptimizerOps {
   virtual void Round(const RoundArgs& args, Stream& stream) = 0;
   virtual void AdamW(const AdamWArgs& args, Stream& stream) = 0;
   virtual void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) = 0;
+  virtual void ClipScale(const ClipScaleArgs& args, Stream& stream) = 0;
 };
 
 // ---------------------------------------------------------------------------------- pruning

@@ -32,7 +32,8 @@ EvaluationResult Evaluate(Model& model, const DataLoader& data, int64_t max_toke
     data.ReadSamples(mine.begin + done, rows, tokens.data(), targets.data());
     const MicroBatch batch = feeder.Feed(tokens.data(), targets.data(), rows, seq_len, stream);
     model.ForwardLoss(batch, feeder.Losses(rows, seq_len), stream);
-    const double batch_loss = feeder.SumLosses(rows * seq_len, stream);
+    feeder.FetchLosses(rows * seq_len, stream);
+    const double batch_loss = feeder.TakeLosses();
     const auto batch_valid = std::count_if(targets.begin(), targets.begin() + rows * seq_len,
                                            [](int32_t target) { return target >= 0; });
     loss_sum += batch_loss;

@@ -48,7 +48,9 @@ Optimizer::Optimizer(const std::vector<Parameter>& parameters, std::vector<int64
       exchange_(exchange),
       backend_(backend),
       scalars_(backend.device().Allocate(kScaleOffset + sizeof(float), "scratch")),
-      updated_(backend.device().NewEvent()) {
+      updated_(backend.device().NewEvent()),
+      fetched_(backend.device().NewEvent()),
+      host_sum_(backend.device().AllocatePinned(sizeof(double), "pinned")) {
   const auto decays = [&](const OwnedRange& range) { return parameters[range.segment].decay; };
   runs_ = JoinRuns(buffer.owned(), [&](const OwnedRange& a, const OwnedRange& b) {
     return BucketOf(a) == BucketOf(b);
@@ -63,7 +65,7 @@ Optimizer::Optimizer(const std::vector<Parameter>& parameters, std::vector<int64
 }
 
 // Buckets that left earlier are summed while later ones travel.
-double Optimizer::GradNorm(Stream& stream) {
+void Optimizer::SumSquares(Stream& stream) {
   TensorView sum = scalars_.View(DType::kF64, 1);
   backend_.device().ZeroAsync(sum, stream);
   const auto add = [&](TensorView grads) {
@@ -79,36 +81,63 @@ double Optimizer::GradNorm(Stream& stream) {
     }
   }
   while (waiting > 0) exchange_.WaitGrads(--waiting, stream);
-  return NormOfSum(stream);
 }
 
-double Optimizer::NormOfSum(Stream& stream) {
-  backend_.device().CopyAsync(TensorView(&host_sum_, DType::kF64, {1}),
-                              scalars_.View(DType::kF64, 1), stream);
-  stream.Synchronize();
-  return std::sqrt(whole_gradients_ ? host_sum_ : exchange_.ReduceOverShards(host_sum_));
+void Optimizer::FetchSum(Stream& stream) {
+  backend_.device().CopyAsync(host_sum_.View(DType::kF64, 1), scalars_.View(DType::kF64, 1),
+                              stream);
+  fetched_->Record(stream);
+}
+
+double Optimizer::NormOfSum() {
+  fetched_->Synchronize();
+  const double sum = *host_sum_.View(DType::kF64, 1).As<double>();
+  return std::sqrt(whole_gradients_ ? sum : exchange_.ReduceOverShards(sum));
+}
+
+double Optimizer::GradNorm(Stream& stream) {
+  SumSquares(stream);
+  FetchSum(stream);
+  return NormOfSum();
 }
 
 Optimizer::Result Optimizer::Step(const OptimizerSpec& spec, double lr, int64_t step,
                                   Stream& stream) {
+  SumSquares(stream);
+  FetchSum(stream);
+  // Where no other rank's sum is missing the device goes on by itself: the host learns the norm
+  // while values are updated, or are not, where it is not finite.
+  const bool whole = buffer_.layout().shards() == 1;
+  if (whole) {
+    backend_.ClipScale({.sum_of_squares = scalars_.View(DType::kF64, 1),
+                        .scale = scalars_.View(DType::kF32, 1, kScaleOffset),
+                        .clip_norm = spec.clip_norm},
+                       stream);
+    UpdateAll({spec, lr, step}, stream);
+  }
   Result result;
-  result.grad_norm = GradNorm(stream);
+  result.grad_norm = NormOfSum();
   result.skipped = !std::isfinite(result.grad_norm);
   if (result.skipped) return result;
-
   last_norm_ = result.grad_norm;
-  CopyScale(spec, result.grad_norm, stream);
+  if (!whole) {
+    CopyScale(spec, result.grad_norm, stream);
+    UpdateAll({spec, lr, step}, stream);
+  }
+  return result;
+}
+
+void Optimizer::UpdateAll(const UpdateArgs& update, Stream& stream) {
   // Every rank gathers every bucket, whether it owns anything of it or not.
   auto run = update_runs_.begin();
   const auto buckets = static_cast<int>(buffer_.layout().buckets().size());
   for (int bucket = 0; bucket < buckets; ++bucket) {
     for (; run != update_runs_.end() && BucketOf(*run) == bucket; ++run) {
-      Update(*run, {spec, lr, step}, stream);
+      Update(*run, update, stream);
     }
     updated_->Record(stream);
     exchange_.StartGatherValues(bucket, *updated_);
   }
-  return result;
 }
 
 void Optimizer::CopyScale(const OptimizerSpec& spec, double norm, Stream& stream) {
@@ -137,8 +166,9 @@ void Optimizer::UpdatePiece(int bucket, Stream& stream) {
 }
 
 Optimizer::Result Optimizer::EndPieces(Stream& stream) {
+  FetchSum(stream);
   Result result;
-  result.grad_norm = NormOfSum(stream);
+  result.grad_norm = NormOfSum();
   result.skipped = !std::isfinite(result.grad_norm);
   result.spoiled = result.skipped && pieces_.has_value();
   if (result.skipped || !pieces_) return result;

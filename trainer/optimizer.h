@@ -72,10 +72,14 @@ class Optimizer {
   int BucketOf(const OwnedRange& range) const {
     return buffer_.layout().segments()[range.segment].bucket;
   }
+  // This rank's sum of squares, on the device.
+  void SumSquares(Stream& stream);
+  // Starts its way to the host; NormOfSum waits for it there, and adds the other shards'.
+  void FetchSum(Stream& stream);
+  double NormOfSum();
   // The scale that clips gradients of norm `norm`, copied to the device.
   void CopyScale(const OptimizerSpec& spec, double norm, Stream& stream);
-  // Reads the sum of squares.
-  double NormOfSum(Stream& stream);
+  void UpdateAll(const UpdateArgs& update, Stream& stream);
   void Update(const OwnedRange& run, const UpdateArgs& update, Stream& stream);
 
   // The owned pieces, neighbours joined to longer runs: each run is one launch. The padding between
@@ -91,10 +95,10 @@ class Optimizer {
   Backend& backend_;
   DeviceBuffer scalars_;  // [0]: F64 sum of squares; [8]: F32 scale
   bool whole_gradients_ = false;
-  std::unique_ptr<Event> updated_;
+  std::unique_ptr<Event> updated_, fetched_;
   std::optional<UpdateArgs> pieces_;
   double last_norm_ = 0;
-  double host_sum_ = 0;
+  DeviceBuffer host_sum_;  // F64
   float host_scale_ = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "trainer/train_step.h"
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "kernels/base/progress.h"
@@ -12,6 +13,12 @@ namespace {
 // A step whose targets are all masked has zero gradients, whatever they are divided by.
 double LossScale(const StepSamples& samples) { return 1.0 / std::max(samples.valid_tokens, 1.0); }
 
+// Whether nothing happens during a micro-batch but its pass: values that travel are waited for in
+// the first one, gradients leave in the last, and so do layers.
+bool Replays(bool travels, bool first, bool last, const LayerUpdates* layers) {
+  return (!travels || (!first && !last)) && (layers == nullptr || !last);
+}
+
 }  // namespace
 
 TrainStep::TrainStep(const BatchSpec& batch, Backend& backend, Stream& stream)
@@ -22,55 +29,80 @@ TrainStep::TrainStep(const BatchSpec& batch, Backend& backend, Stream& stream)
       feeder_(backend.device(), batch.micro_batch_sequences, batch.seq_len) {}
 
 // Forward and backward of one micro-batch, its teacher's forward pass first.
-void TrainStep::RunMicroBatch(Model& model, MicroBatch batch, double loss_scale, StepResult* sums) {
+void TrainStep::RunMicroBatch(Model& model, MicroBatch batch, double loss_scale, bool replay) {
   const int64_t count = batch.tokens.size(), rows = count / batch.seq_len;
   Distillation distillation;
   if (teacher_) {
-    teacher_->Forward(batch, stream_);
     distillation = {.teacher = teacher_,
                     .temperature = distillation_.temperature,
                     .alpha = distillation_.alpha,
                     .divergences = feeder_.Divergences(rows, batch.seq_len)};
     batch.distillation = &distillation;
   }
-  model.ForwardBackward(batch, loss_scale, feeder_.Losses(rows, batch.seq_len), stream_);
-  sums->loss_sum += feeder_.SumLosses(count, stream_);
-  if (teacher_) sums->divergence_sum += feeder_.SumDivergences(count, stream_);
+  const auto pass = [&] {
+    if (teacher_) teacher_->Forward(batch, stream_);
+    model.ForwardBackward(batch, loss_scale, feeder_.Losses(rows, batch.seq_len), stream_);
+  };
+  const std::optional<PassState> state = replay ? model.NextPass() : std::nullopt;
+  if (!state) {
+    pass();
+  } else if (!replayed_->Run({.model = &model,
+                              .state = *state,
+                              .tokens = batch.tokens,
+                              .seq_len = batch.seq_len,
+                              .loss_scale = batch.loss_scale.empty() ? loss_scale : 0},
+                             pass, stream_)) {
+    model.PassWasReplayed();
+  }
+  feeder_.FetchLosses(count, stream_);
+  if (teacher_) feeder_.FetchDivergences(count, stream_);
+}
+
+void TrainStep::TakeLosses(StepResult* result) {
+  result->loss_sum += feeder_.TakeLosses();
+  if (teacher_) result->divergence_sum += feeder_.TakeDivergences();
 }
 
 // Forward and backward of this rank's samples. Parameters leave for the exchange during the last
 // micro-batch, so that is where the gradients become final.
-StepResult TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& samples,
-                                      LayerUpdates* layers) {
+void TrainStep::RunMicroBatches(TrainingState& state, const StepSamples& samples,
+                                LayerUpdates* layers) {
   const int64_t seq_len = batch_.seq_len;
   // A rank without samples runs one masked row: zero gradients, and the same order of collectives.
-  const std::vector<int32_t> no_tokens(samples.sequences == 0 ? seq_len : 0, 0);
+  const bool none = samples.sequences == 0;
+  const std::vector<int32_t> no_tokens(none ? seq_len : 0, 0);
   const int64_t count = std::max<int64_t>(samples.sequences, 1);
   GradientExchange& exchange = state.exchange();
-  ParameterHooks hooks;
-  hooks.before_use = [&](int parameter) { exchange.WaitValues(parameter, stream_); };
-  StepResult sums;
+  const auto ready = [&](int parameter) {
+    if (exchange.travels()) event_->Record(stream_);
+    exchange.MarkReady(parameter, *event_);
+    if (layers) layers->Ready(parameter);
+  };
   for (int64_t done = 0; done < count; done += batch_.micro_batch_sequences) {
     const int64_t rows = std::min(batch_.micro_batch_sequences, count - done);
-    if (done + rows == count) {
-      hooks.grad_ready = [&](int parameter) {
-        event_->Record(stream_);
-        exchange.MarkReady(parameter, *event_);
-        if (layers) layers->Ready(parameter);
-      };
+    const bool last = done + rows == count;
+    const bool replay = replayed_ && Replays(exchange.travels(), done == 0, last, layers);
+    ParameterHooks hooks;
+    if (!replay) {
+      hooks.before_use = [&](int parameter) { exchange.WaitValues(parameter, stream_); };
+      if (last) hooks.grad_ready = ready;
     }
     state.model().set_hooks(hooks);
-    const bool none = samples.sequences == 0;
     const MicroBatch batch =
         feeder_.Feed(none ? no_tokens.data() : samples.tokens + done * seq_len,
-                     none ? nullptr : samples.targets + done * seq_len, rows, seq_len, stream_);
-    RunMicroBatch(state.model(), batch, LossScale(samples), &sums);
+                     none ? nullptr : samples.targets + done * seq_len, rows, seq_len, stream_,
+                     // What a teacher's loss is made of is computed on the host.
+                     replay && teacher_ == nullptr ? LossScale(samples) : 0);
+    RunMicroBatch(state.model(), batch, LossScale(samples), replay);
+    if (replay && last) {
+      for (auto p = static_cast<int>(state.parameters().size()); p-- > 0;) ready(p);
+    }
     ReportProgress();
   }
-  hooks.grad_ready = nullptr;
+  ParameterHooks hooks;  // of passes outside steps
+  hooks.before_use = [&exchange, this](int p) { exchange.WaitValues(p, stream_); };
   state.model().set_hooks(hooks);
   exchange.EndBackward();
-  return sums;
 }
 
 StepResult TrainStep::RunSequencesInTree(TrainingState& state, const StepSamples& samples) {
@@ -89,7 +121,8 @@ StepResult TrainStep::RunSequencesInTree(TrainingState& state, const StepSamples
     const MicroBatch batch = feeder_.Feed(samples.tokens + i * seq_len,
                                           samples.targets + i * seq_len, 1, seq_len, stream_);
     StepResult sums;
-    RunMicroBatch(state.model(), batch, LossScale(samples), &sums);
+    RunMicroBatch(state.model(), batch, LossScale(samples), /*replay=*/false);
+    TakeLosses(&sums);
     losses[0] = sums.loss_sum;
     losses[1] = sums.divergence_sum;
     tree.TakeSample(stream_);
@@ -104,30 +137,37 @@ StepResult TrainStep::RunSequencesInTree(TrainingState& state, const StepSamples
   return {.loss_sum = losses[0], .divergence_sum = teacher_ ? losses[1] : 0, .update = {}};
 }
 
-// Leaves the gradients on their way to the other ranks.
+// Leaves the gradients on their way to the other ranks, and the losses on theirs to the host.
 StepResult TrainStep::RunPasses(TrainingState& state, const StepSamples& samples) {
   if (tree_ranks_) {
     backend_.device().ZeroAsync(state.buffer().grads(), stream_);
     return RunSequencesInTree(state, samples);
   }
   state.model().StartGradients();
-  return RunMicroBatches(state, samples, nullptr);
+  RunMicroBatches(state, samples, nullptr);
+  return {};
 }
 
 StepResult TrainStep::RunByLayers(TrainingState& state, const StepSamples& samples,
                                   const std::optional<Optimizer::UpdateArgs>& update) {
   state.model().StartGradients();
   LayerUpdates layers(state, update, stream_);
-  StepResult result = RunMicroBatches(state, samples, &layers);
+  RunMicroBatches(state, samples, &layers);
+  StepResult result;
   result.update = layers.End();
   return result;
 }
 
 StepResult TrainStep::Gradients(TrainingState& state, const StepSamples& samples) {
-  if (state.updates_by_layers()) return RunByLayers(state, samples, std::nullopt);
-  StepResult result = RunPasses(state, samples);
-  state.exchange().WaitGrads(stream_);
-  result.update.grad_norm = state.optimizer().GradNorm(stream_);
+  StepResult result;
+  if (state.updates_by_layers()) {
+    result = RunByLayers(state, samples, std::nullopt);
+  } else {
+    result = RunPasses(state, samples);
+    state.exchange().WaitGrads(stream_);
+    result.update.grad_norm = state.optimizer().GradNorm(stream_);
+  }
+  TakeLosses(&result);
   return result;
 }
 
@@ -140,6 +180,7 @@ StepResult TrainStep::Run(TrainingState& state, const StepSamples& samples,
     result = RunPasses(state, samples);
     result.update = state.optimizer().Step(optimizer, lr, updates, stream_);
   }
+  TakeLosses(&result);
   if (!result.update.skipped) state.model().ValuesChanged();
   return result;
 }

@@ -12,6 +12,7 @@
 #include "trainer/batch_feeder.h"
 #include "trainer/layer_updates.h"
 #include "trainer/optimizer.h"
+#include "trainer/replayed_passes.h"
 #include "trainer/spec.h"
 #include "trainer/teacher.h"
 #include "trainer/training_state.h"
@@ -45,8 +46,15 @@ class TrainStep {
   // (sample_tree.h). `communicator` must outlive the object.
   void SumInTree(Communicator& communicator) { tree_ranks_ = &communicator; }
 
+  // From now on passes during which nothing waits for other ranks or leaves for them, and whose
+  // gradients are not updated meanwhile, are recorded and replayed (replayed_passes.h): the same
+  // bits, sooner submitted. On one rank these are all, on several those between a step's first
+  // micro-batch and its last.
+  void ReplayPasses() { replayed_ = std::make_unique<ReplayedPasses>(backend_.device()); }
+
   // From now on the loss has a teacher (nullptr: none), which must outlive the step's use.
   void set_teacher(Teacher* teacher, const DistillationSpec& distillation) {
+    CHECK(!replayed_) << "a teacher is part of the passes that are replayed";
     teacher_ = teacher;
     distillation_ = distillation;
   }
@@ -65,19 +73,22 @@ class TrainStep {
  private:
   StepResult RunPasses(TrainingState& state, const StepSamples& samples);
   // With `layers` each parameter of the last micro-batch is theirs once it has left.
-  StepResult RunMicroBatches(TrainingState& state, const StepSamples& samples,
-                             LayerUpdates* layers);
+  void RunMicroBatches(TrainingState& state, const StepSamples& samples, LayerUpdates* layers);
   StepResult RunByLayers(TrainingState& state, const StepSamples& samples,
                          const std::optional<Optimizer::UpdateArgs>& update);
   StepResult RunSequencesInTree(TrainingState& state, const StepSamples& samples);
-  void RunMicroBatch(Model& model, MicroBatch batch, double loss_scale, StepResult* sums);
+  // `replay`: the model has no hooks that do anything, and the pass may come from a recording.
+  void RunMicroBatch(Model& model, MicroBatch batch, double loss_scale, bool replay);
+  // Of the micro-batches since the last call.
+  void TakeLosses(StepResult* result);
 
   const BatchSpec batch_;
   Backend& backend_;
   Stream& stream_;
   std::unique_ptr<Event> event_;
   BatchFeeder feeder_;
-  Communicator* tree_ranks_ = nullptr;  // of SumInTree
+  Communicator* tree_ranks_ = nullptr;        // of SumInTree
+  std::unique_ptr<ReplayedPasses> replayed_;  // of ReplayPasses
   Teacher* teacher_ = nullptr;
   DistillationSpec distillation_;
 };

@@ -6,6 +6,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -37,6 +39,14 @@ class Stream {
   // Work submitted from now on starts after `event`.
   virtual void Wait(const Event& event) = 0;
   virtual void Synchronize() = 0;
+};
+
+// Work on a stream that was recorded instead of begun, to be submitted as a whole, again and again.
+// It reads and writes the memory that it was recorded with: see Device::memory_epoch.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  virtual void Submit(Stream& stream) = 0;
 };
 
 // Device (or pinned host) memory with one owner; move-only; frees itself.
@@ -101,6 +111,15 @@ class Device {
   virtual std::unique_ptr<Event> NewEvent() = 0;
   // One that also knows when it was done, which costs a little: for benchmarks.
   virtual std::unique_ptr<Event> NewTimedEvent() = 0;
+  // Calls `submit` and records what it submits to `stream`, of which nothing begins. It must touch
+  // no other stream, event or host memory, and must have run once before, so that nothing is
+  // allocated. Devices on which work costs nothing to submit return nullptr and call nothing.
+  virtual std::unique_ptr<Recording> Record(const std::function<void()>& submit, Stream& stream) {
+    return nullptr;
+  }
+  // Grows whenever device memory is allocated or freed: what was recorded before may name memory
+  // that is gone.
+  virtual uint64_t memory_epoch() const { return 0; }
   virtual MemoryUsage memory_usage() const = 0;
   // From here on the peak is that of what is held now and later.
   virtual void ForgetPeak() = 0;

@@ -53,6 +53,7 @@ class CpuBackend final : public Backend {
 
   void AdamW(const AdamWArgs& args, Stream& stream) override;
   void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) override;
+  void ClipScale(const ClipScaleArgs& args, Stream& stream) override;
   void Round(const RoundArgs& args, Stream& stream) override;
 
   void UnitSums(const UnitSumsArgs& args, Stream& stream) override;

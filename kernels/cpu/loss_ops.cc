@@ -92,12 +92,15 @@ void CrossEntropyOf(const CrossEntropyArgs& args) {
   T* losses = AsVector<T>(args.losses, rows, "losses");
   CHECK(args.vocab_size >= 1 && args.vocab_size <= cols)
       << "vocabulary of " << args.vocab_size << " in " << cols << " columns";
+  T loss_scale = static_cast<T>(args.loss_scale);
+  if (loss_scale != T(0) && !args.loss_scale_on_device.empty()) {
+    loss_scale = static_cast<T>(*AsVector<float>(args.loss_scale_on_device, 1, "loss scale"));
+  }
   ParallelFor(rows, RowGrain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       CHECK(targets[i] >= -1 && targets[i] < args.vocab_size)
           << "target " << targets[i] << " of a vocabulary of " << args.vocab_size;
-      losses[i] =
-          CrossEntropyRow(logits.row(i), targets[i], args.vocab_size, cols, T(args.loss_scale));
+      losses[i] = CrossEntropyRow(logits.row(i), targets[i], args.vocab_size, cols, loss_scale);
     }
   });
 }

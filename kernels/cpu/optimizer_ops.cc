@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels/cpu/adamw_elements.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -60,6 +61,13 @@ void CpuBackend::AdamW(const AdamWArgs& args, Stream&) {
 void CpuBackend::SumOfSquares(const SumOfSquaresArgs& args, Stream&) {
   const SumOfSquaresArgs wide = {.in = Widened(args.in), .out = args.out};
   DispatchFloat(wide.in.dtype(), [&](auto t) { SumOfSquaresOf<decltype(t)>(wide); });
+}
+
+void CpuBackend::ClipScale(const ClipScaleArgs& args, Stream&) {
+  const double norm = std::sqrt(*AsVector<double>(args.sum_of_squares, 1, "sum_of_squares"));
+  double scale = args.clip_norm > 0 && norm > args.clip_norm ? args.clip_norm / norm : 1;
+  if (!std::isfinite(norm)) scale = std::numeric_limits<double>::quiet_NaN();
+  *AsVector<float>(args.scale, 1, "scale") = static_cast<float>(scale);
 }
 
 void CpuBackend::Round(const RoundArgs& args, Stream&) {

@@ -26,7 +26,12 @@ struct LossParams {
   float* losses;
   int cols, vocab_size;
   float loss_scale;
+  const float* loss_scale_on_device;  // read instead, where there is one and it is training
 };
+
+__device__ __forceinline__ float LossScaleOf(const LossParams& p) {
+  return p.loss_scale_on_device != nullptr ? __ldg(p.loss_scale_on_device) : p.loss_scale;
+}
 
 template <int kVec>
 __device__ __forceinline__ float ExpSumOf(const float (&values)[kVec], float max) {
@@ -99,12 +104,12 @@ __global__ void __launch_bounds__(kMaxRowThreads, 2) CrossEntropyKernel(LossPara
     p.losses[row] = logf(sum) + (max - logit);
   }
   if (p.loss_scale == 0) return;
-  const float factor = p.loss_scale / sum;
+  const float loss_scale = LossScaleOf(p), factor = loss_scale / sum;
 #pragma unroll 4
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
     float values[8];
     LogitsOf(Bf16Pack<8>{packs[i]}, 8 * i, p.vocab_size, values);
-    Store<8>(logits + 8 * i, GradientOf(values, 8 * i, target, max, factor, p.loss_scale));
+    Store<8>(logits + 8 * i, GradientOf(values, 8 * i, target, max, factor, loss_scale));
   }
 }
 
@@ -130,12 +135,12 @@ __global__ void __launch_bounds__(kMaxRowThreads, 2) WideCrossEntropyKernel(Loss
   sum = BlockSum(sum * Exp(max - row_max), shared);
   if (threadIdx.x == 0) p.losses[row] = logf(sum) + (row_max - logit);
   if (p.loss_scale == 0) return;
-  const float factor = p.loss_scale / sum;
+  const float loss_scale = LossScaleOf(p), factor = loss_scale / sum;
 #pragma unroll 4
   for (int col = kVec * threadIdx.x; col < p.cols; col += step) {
     float values[kVec];
     LogitsOf(Load<kVec>(logits + col), col, p.vocab_size, values);
-    Store<kVec>(logits + col, GradientOf(values, col, target, row_max, factor, p.loss_scale));
+    Store<kVec>(logits + col, GradientOf(values, col, target, row_max, factor, loss_scale));
   }
 }
 
@@ -156,6 +161,11 @@ void LaunchCrossEntropy(const LossParams& p, int64_t rows, int threads, cudaStre
   CrossEntropyKernel<<<rows, threads, shared_bytes, stream>>>(p);
 }
 
+const float* LossScaleOnDevice(const CrossEntropyArgs& args) {
+  if (args.loss_scale_on_device.empty() || args.loss_scale == 0) return nullptr;
+  return AsElements<float>(args.loss_scale_on_device, 1, "loss_scale_on_device");
+}
+
 }  // namespace
 
 void CudaBackend::CrossEntropy(const CrossEntropyArgs& args, Stream& stream) {
@@ -167,7 +177,8 @@ void CudaBackend::CrossEntropy(const CrossEntropyArgs& args, Stream& stream) {
                         .losses = AsElements<float>(args.losses, rows, "losses"),
                         .cols = static_cast<int>(cols),
                         .vocab_size = static_cast<int>(args.vocab_size),
-                        .loss_scale = static_cast<float>(args.loss_scale)};
+                        .loss_scale = static_cast<float>(args.loss_scale),
+                        .loss_scale_on_device = LossScaleOnDevice(args)};
   if (rows == 0) return;
   const cudaStream_t native = NativeStream(stream);
   const bool vectors = TakesVectors(args.logits);

@@ -71,6 +71,7 @@ class CudaBackend final : public Backend {
 
   void AdamW(const AdamWArgs& args, Stream& stream) override;
   void SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) override;
+  void ClipScale(const ClipScaleArgs& args, Stream& stream) override;
   void Round(const RoundArgs& args, Stream& stream) override;
 
   void UnitSums(const UnitSumsArgs& args, Stream& stream) override;

@@ -11,6 +11,7 @@
 #include "kernels/base/check.h"
 #include "kernels/base/rng.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_graph.h"
 
 namespace filigree {
 namespace {
@@ -182,6 +183,7 @@ CudaDevice::~CudaDevice() {
 
 void CudaDevice::Account(std::string_view kind, int64_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
+  ++memory_epoch_;
   usage_.bytes_by_kind[std::string(kind)] += bytes;
   usage_.total_bytes += bytes;
   usage_.peak_bytes = std::max(usage_.peak_bytes, usage_.total_bytes);
@@ -255,6 +257,15 @@ std::unique_ptr<Event> CudaDevice::NewEvent() {
 }
 std::unique_ptr<Event> CudaDevice::NewTimedEvent() {
   return std::make_unique<CudaEvent>(cudaEventDefault);
+}
+
+std::unique_ptr<Recording> CudaDevice::Record(const std::function<void()>& submit, Stream& stream) {
+  return RecordGraph(submit, NativeStream(stream));
+}
+
+uint64_t CudaDevice::memory_epoch() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return memory_epoch_;
 }
 
 MemoryUsage CudaDevice::memory_usage() const {

@@ -7,6 +7,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -40,6 +42,8 @@ class CudaDevice final : public Device {
   std::unique_ptr<Stream> NewStream(StreamPriority priority) override;
   std::unique_ptr<Event> NewEvent() override;
   std::unique_ptr<Event> NewTimedEvent() override;
+  std::unique_ptr<Recording> Record(const std::function<void()>& submit, Stream& stream) override;
+  uint64_t memory_epoch() const override;
   MemoryUsage memory_usage() const override;
   void ForgetPeak() override;
 
@@ -61,8 +65,9 @@ class CudaDevice final : public Device {
   std::string model_;
   int multiprocessors_ = 0;
   int compute_capability_ = 0;
-  mutable std::mutex mutex_;  // guards usage_
+  mutable std::mutex mutex_;  // guards usage_ and memory_epoch_
   MemoryUsage usage_;
+  uint64_t memory_epoch_ = 0;
 };
 
 // The CUDA handles behind a CudaDevice's streams and events.

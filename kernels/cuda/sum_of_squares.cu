@@ -1,5 +1,5 @@
 // SumOfSquares: out[0] += sum of squares, F64, in an order that depends on the count and
-// the alignment alone.
+// the alignment alone. ClipScale: what becomes of the sum.
 #include <algorithm>
 
 #include "kernels/base/math.h"
@@ -72,6 +72,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// One thread; division and root are rounded as the host's are.
+__global__ void ClipScaleKernel(const double* sum_of_squares, double clip_norm, float* scale) {
+  const double norm = sqrt(*sum_of_squares);
+  double factor = clip_norm > 0 && norm > clip_norm ? clip_norm / norm : 1;
+  if (!isfinite(norm)) factor = norm - norm;  // NaN
+  *scale = static_cast<float>(factor);
+}
+
 template <typename T>
 void Launch(ConstTensorView view, double* partials, uint32_t* counter, double* out,
             cudaStream_t stream) {
@@ -101,6 +109,13 @@ void CudaBackend::SumOfSquares(const SumOfSquaresArgs& args, Stream& stream) {
   } else {
     Launch<bf16>(args.in, partials, counter, out, NativeStream(stream));
   }
+}
+
+void CudaBackend::ClipScale(const ClipScaleArgs& args, Stream& stream) {
+  ClipScaleKernel<<<1, 1, 0, NativeStream(stream)>>>(
+      AsElements<double>(args.sum_of_squares, 1, "sum_of_squares"), args.clip_norm,
+      AsElements<float>(args.scale, 1, "scale"));
+  CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace filigree

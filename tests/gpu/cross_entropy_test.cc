@@ -63,6 +63,28 @@ TEST_F(GpuCrossEntropyTest, LossAndGradient) {
   }
 }
 
+TEST_F(GpuCrossEntropyTest, LossScaleOnTheDeviceIsTheSame) {
+  const DeviceBuffer buffer = device().Allocate(sizeof(float), "test");
+  const TensorView on_device = buffer.View(DType::kF32, 1);
+  const float loss_scale = 0.3f;
+  device().CopyAsync(on_device, ConstTensorView(&loss_scale, DType::kF32, {1}), stream());
+  for (const Shape& s : kShapes) {
+    auto logits = Mirror::Random(s.rows, s.cols, DType::kBF16, 1, 3, s.gap);
+    auto same = Mirror::Random(s.rows, s.cols, DType::kBF16, 1, 3, s.gap);
+    auto targets = Targets(s, 4), losses = Mirror::Output(1, s.rows, DType::kF32);
+    Run(s, logits, targets, losses, loss_scale);
+    gpu().CrossEntropy({.logits = same.gpu(),
+                        .targets = targets.gpu_flat(),
+                        .losses = losses.gpu_flat(),
+                        .vocab_size = s.vocab,
+                        .loss_scale = 1,
+                        .loss_scale_on_device = on_device},
+                       stream());
+    stream().Synchronize();
+    EXPECT_EQ(same.Download(), logits.Download()) << Name("gradient", s);
+  }
+}
+
 TEST_F(GpuCrossEntropyTest, EvaluationLeavesTheLogits) {
   for (const Shape& s : kShapes) {
     auto logits = Mirror::Random(s.rows, s.cols, DType::kBF16, 1, 3, s.gap);

@@ -201,5 +201,31 @@ TEST_F(GpuOptimizerTest, SumsOfSquares) {
   }
 }
 
+TEST_F(GpuOptimizerTest, ClipScaleIsTheHostsToTheBit) {
+  const DeviceBuffer buffer = device().Allocate(2 * sizeof(double), "test");
+  const TensorView sum = buffer.View(DType::kF64, 1);
+  const TensorView scale = buffer.View(DType::kF32, 1, sizeof(double));
+  const double infinity = std::numeric_limits<double>::infinity();
+  std::vector<double> sums = {0, 1, 16, infinity, std::nan("")};
+  for (int i = 1; i < 200; ++i) sums.push_back(1e-3 * i * i * i / 7.0);
+  for (const double clip_norm : {0.0, 1.0, 0.3}) {
+    for (const double value : sums) {
+      float found = 0, expected = 0;
+      device().CopyAsync(sum, ConstTensorView(&value, DType::kF64, {1}), stream());
+      gpu().ClipScale({sum, scale, clip_norm}, stream());
+      device().CopyAsync(TensorView(&found, DType::kF32, {1}), scale, stream());
+      stream().Synchronize();
+      cpu().ClipScale({ConstTensorView(&value, DType::kF64, {1}),
+                       TensorView(&expected, DType::kF32, {1}), clip_norm},
+                      cpu_stream());
+      if (std::isnan(expected)) {
+        EXPECT_TRUE(std::isnan(found)) << value;
+      } else {
+        EXPECT_EQ(found, expected) << value << ", " << clip_norm;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace filigree

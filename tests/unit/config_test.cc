@@ -199,6 +199,7 @@ parallel {
   }
   grad_dtype: F32
   wire_dtype: F32
+  graphs: WHERE_POSSIBLE
 }
 checkpoint {
   every_steps: 1000
@@ -268,6 +269,11 @@ TEST(ConfigTest, OverridesMergeAndReplaceLists) {
   EXPECT_EQ(spec.phases[0].batch.seq_len, 32);
   ASSERT_EQ(spec.phases.size(), 2u);
   EXPECT_EQ(spec.total_steps(), 9);
+}
+
+TEST(ConfigTest, PassesAreReplayedUnlessToldOtherwise) {
+  EXPECT_TRUE(Spec(kSmall).graphs);
+  EXPECT_FALSE(Spec(std::string(kSmall) + "parallel { graphs: OFF }\n").graphs);
 }
 
 TEST(ConfigTest, GradientsTravelAsTheyAreUnlessToldNarrower) {

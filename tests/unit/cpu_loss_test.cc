@@ -243,5 +243,46 @@ TYPED_TEST(CpuLossTest, SumOfSquaresDoesNotDependOnThreads) {
   EXPECT_EQ(sums[0], sums[2]);
 }
 
+TYPED_TEST(CpuLossTest, ClipScaleIsTheFactorToTheNorm) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  const auto scale_of = [&](double sum_of_squares, double clip_norm) {
+    auto sum = TestMatrix<double>::Constant(1, 1, sum_of_squares);
+    TestMatrix<float> scale(1, 1);
+    this->backend_.ClipScale({sum.flat(), scale.flat(), clip_norm}, *this->stream_);
+    return scale(0, 0);
+  };
+  EXPECT_EQ(scale_of(16, 1), 0.25f);
+  EXPECT_EQ(scale_of(9, 2), static_cast<float>(2.0 / 3.0));
+  EXPECT_EQ(scale_of(16, 4), 1.0f);
+  EXPECT_EQ(scale_of(16, 5), 1.0f);
+  EXPECT_EQ(scale_of(16, 0), 1.0f);  // no clipping
+  EXPECT_EQ(scale_of(0, 1), 1.0f);
+  EXPECT_TRUE(std::isnan(scale_of(infinity, 1)));
+  EXPECT_TRUE(std::isnan(scale_of(infinity, 0)));
+  EXPECT_TRUE(std::isnan(scale_of(std::nan(""), 0)));
+}
+
+// As Device::Record needs it: the scale is what the array holds when the operation runs.
+TYPED_TEST(CpuLossTest, LossScaleMayBeInMemory) {
+  using T = TypeParam;
+  const auto run = [&](double loss_scale, ConstTensorView in_memory) {
+    auto logits = TestMatrix<T>::Random(3, 8, 1);
+    const int32_t targets[] = {1, -1, 6};
+    TestMatrix<T> losses(1, 3);
+    this->backend_.CrossEntropy({.logits = logits.view(),
+                                 .targets = ConstTensorView(targets, DType::kI32, {3}),
+                                 .losses = losses.flat(),
+                                 .vocab_size = 7,
+                                 .loss_scale = loss_scale,
+                                 .loss_scale_on_device = in_memory},
+                                *this->stream_);
+    return logits.data();
+  };
+  auto quarter = TestMatrix<float>::Constant(1, 1, 0.25f);
+  EXPECT_EQ(run(1, quarter.flat()), run(0.25, {}));
+  EXPECT_EQ(run(0, quarter.flat()), run(0, {}));  // evaluation: logits stay
+  EXPECT_NE(run(1, quarter.flat()), run(1, {}));
+}
+
 }  // namespace
 }  // namespace filigree

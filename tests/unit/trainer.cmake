@@ -7,7 +7,7 @@ filigree_test(export_test LABEL quick
 filigree_test(export_uneven_test LABEL quick SOURCES export_uneven_test.cc
   DEPS filigree_trainer filigree_export filigree_kernels_cpu nlohmann_json::nlohmann_json)
 filigree_test(trainer_test LABEL quick
-  SOURCES planned_memory_test.cc trainer_test.cc update_forms_test.cc
+  SOURCES planned_memory_test.cc replayed_passes_test.cc trainer_test.cc update_forms_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)
 filigree_test(padding_test LABEL quick SOURCES padding_test.cc
   DEPS filigree_trainer filigree_export filigree_kernels_cpu)

@@ -213,6 +213,7 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   spec.cpu_threads = config.parallel().cpu_threads();
   spec.required_ranks = config.parallel().ranks();
   spec.deterministic = config.parallel().deterministic();
+  spec.graphs = config.parallel().graphs() != ParallelConfig::OFF;
   spec.device = static_cast<DeviceChoice>(config.parallel().device());
   spec.timeout_seconds = config.parallel().timeout_seconds();
   spec.checkpoint_every_steps = config.checkpoint().every_steps();

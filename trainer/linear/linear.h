@@ -264,6 +264,8 @@ class LinearGroup {
   bool JoinFormed(TensorView scratch);
   // Takes the parts' biases for one.
   void JoinBiases(std::vector<BoundParameter> biases, DType dtype);
+  // The parts' values or gradients as one, where they lie one after the other; else nothing.
+  TensorView JoinedBiases(TensorView BoundParameter::*array) const;
   void BackwardBiases(ConstTensorView dy, Stream& stream);
   void AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& stream);
   template <typename View>
@@ -302,9 +304,10 @@ class LinearGroup {
   TensorView joined_values_, joined_grads_;
   std::unique_ptr<FormedProduct> formed_;  // or this
   std::vector<BoundParameter> biases_;     // of the parts, where they are joined and have some
-  DeviceBuffer joined_bias_;               // a copy of the parts' biases, one after the other
+  // The parts' as one, one after the other: where the flat buffer has them so, else a copy.
   TensorView bias_;
-  TensorView bias_grads_;  // the parts' as one, where they lie one after the other
+  DeviceBuffer joined_bias_;
+  TensorView bias_grads_;  // empty where the flat buffer does not have them so
 };
 
 }  // namespace filigree

@@ -157,19 +157,24 @@ bool LinearGroup::JoinBlocked() {
 }
 
 void LinearGroup::JoinBiases(std::vector<BoundParameter> biases, DType dtype) {
-  bias_ = {};
-  bias_grads_ = {};
+  joined_bias_ = DeviceBuffer();
   biases_.clear();
-  if (biases.empty() || biases.front().values.empty()) return;
-  biases_ = std::move(biases);
+  if (!biases.empty() && !biases.front().values.empty()) biases_ = std::move(biases);
+  bias_ = JoinedBiases(&BoundParameter::values);
+  bias_grads_ = JoinedBiases(&BoundParameter::grads);
+  if (!bias_.empty() || biases_.empty()) return;
   joined_bias_ = backend_.device().Allocate(out() * SizeOf(dtype), "compute_copies");
   bias_ = joined_bias_.View(dtype, out());
-  const TensorView first = biases_.front().grads;
-  if (first.empty()) return;
+}
+
+TensorView LinearGroup::JoinedBiases(TensorView BoundParameter::*array) const {
+  if (biases_.empty()) return {};
+  const TensorView first = biases_.front().*array;
+  if (first.empty()) return {};
   for (size_t i = 0; i < biases_.size(); ++i) {
-    if (ElementsBetween(first, biases_[i].grads) != offsets_[i]) return;
+    if (ElementsBetween(first, biases_[i].*array) != offsets_[i]) return {};
   }
-  bias_grads_ = TensorView(first.data(), first.dtype(), {out()});
+  return TensorView(first.data(), first.dtype(), {out()});
 }
 
 void LinearGroup::BackwardBiases(ConstTensorView dy, Stream& stream) {
@@ -191,6 +196,7 @@ void LinearGroup::Materialize(Stream& stream) {
   } else {
     for (const auto& part : parts_) part->Materialize(stream);
   }
+  if (joined_bias_.bytes() == 0) return;
   for (size_t i = 0; i < biases_.size(); ++i) {
     backend_.device().CopyAsync(bias_.Range(offsets_[i], offsets_[i + 1] - offsets_[i]),
                                 biases_[i].values, stream);

@@ -1,6 +1,7 @@
 // The decoder of both families: embedding, layers, final norm, head.
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "trainer/model/decoder_layer.h"
@@ -44,6 +45,7 @@ class Decoder final : public Model {
   void set_hooks(ParameterHooks hooks) override { table_.set_hooks(std::move(hooks)); }
   void ReleaseActivations() override { arena_ = ActivationArena(arena_.dtype()); }
   void CollectStatistics(const std::map<std::string, LinearStatistics>& statistics) override {
+    collects_ = !statistics.empty();
     for (const auto& layer : layers_) {
       for (TableLinear* linear : layer->linears()) linear->CollectStatistics(statistics);
     }
@@ -53,6 +55,10 @@ class Decoder final : public Model {
   void ForwardLoss(const MicroBatch& batch, TensorView losses, Stream& stream) override;
   void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,
                        Stream& stream) override;
+  std::optional<PassState> NextPass() const override {
+    return collects_ ? std::nullopt : table_.NextPass();
+  }
+  void PassWasReplayed() override { table_.PassWasReplayed(); }
   void ForwardHidden(const MicroBatch& batch, Stream& stream) override;
   int64_t MaxLogitRows() const override { return hidden_logits_.rows(); }
   ConstTensorView HiddenLogits(int64_t begin, int64_t rows, Stream& stream) override;
@@ -80,6 +86,7 @@ class Decoder final : public Model {
   HeadModule head_;
   ActivationArena arena_;
   DeviceBuffer scratch_;               // of the linears' backward
+  bool collects_ = false;              // statistics
   TensorView hidden_, hidden_logits_;  // of ForwardHidden: [T, D], [chunk rows, Vp]
 };
 

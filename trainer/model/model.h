@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,8 @@ struct MicroBatch {
   ConstTensorView tokens;   // [B * S] I32
   ConstTensorView targets;  // [B * S] I32, -1 masked; empty for Logits
   int64_t seq_len = 0;
+  // [1] F32 or empty: a training pass's loss scale on the device, read there when the pass runs.
+  ConstTensorView loss_scale = {};
   const Distillation* distillation = nullptr;  // of ForwardBackward alone; nullptr: none
 };
 
@@ -51,6 +54,13 @@ struct ParameterHooks {
   std::function<void(int parameter)> before_use;
   // Backward has added its last contribution of this micro-batch to the parameter's gradient.
   std::function<void(int parameter)> grad_ready;
+};
+
+// What a training pass submits beside what follows from its arguments.
+struct PassState {
+  bool materialises = false;  // values changed since the last pass: compute copies are made
+  bool overwrites = false;    // gradients; else it adds to them
+  bool operator==(const PassState&) const = default;
 };
 
 // The linears of a decoder, in order of creation: "layers.0.attention.q", ...
@@ -100,6 +110,12 @@ class Model {
   // As ForwardLoss, then gradients of loss_scale * sum of losses are added into grads.
   virtual void ForwardBackward(const MicroBatch& batch, double loss_scale, TensorView losses,
                                Stream& stream) = 0;
+  // Of the next ForwardBackward; nothing where its work is not told by a PassState: it collects
+  // statistics, or the values of some parameters alone are new.
+  virtual std::optional<PassState> NextPass() const = 0;
+  // Stands for a ForwardBackward whose work was submitted otherwise, from a recording of one of the
+  // same arguments and PassState. Calls no hooks.
+  virtual void PassWasReplayed() = 0;
   // Runs the layers over a batch, whose logits HiddenLogits then gives: those of rows
   // [begin, begin + rows), [rows, Vp], at most MaxLogitRows() rows at a time. Views of the
   // activation memory: logits are valid until the next HiddenLogits, all until the next pass.

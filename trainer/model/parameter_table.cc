@@ -1,5 +1,8 @@
 #include "trainer/model/parameter_table.h"
 
+#include <algorithm>
+#include <iterator>
+
 namespace filigree {
 namespace {
 
@@ -35,6 +38,17 @@ void ParameterTable::Bind(const FlatBuffer& buffer) {
     bound_.push_back({buffer.Values(index), buffer.Grads(index), &overwrite_});
   }
   ValuesChanged();
+}
+
+std::optional<PassState> ParameterTable::NextPass() const {
+  const auto stale = std::ranges::count(stale_, true);
+  if (stale != 0 && stale != std::ssize(stale_)) return std::nullopt;
+  return PassState{.materialises = stale != 0, .overwrites = overwrite_};
+}
+
+void ParameterTable::PassWasReplayed() {
+  stale_.assign(parameters_.size(), false);
+  EndOverwrite();
 }
 
 bool ParameterTable::Use(int index) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -28,6 +29,11 @@ class ParameterTable {
   // says so to whoever makes it.
   void StartOverwrite() { overwrite_ = true; }
   void EndOverwrite() { overwrite_ = false; }
+
+  // What the next pass does for all parameters alike; nothing where the values of some are new.
+  std::optional<PassState> NextPass() const;
+  // A pass over all parameters was done without this table.
+  void PassWasReplayed();
 
   // Call before a parameter is read. True where its values changed since the last call.
   bool Use(int index);

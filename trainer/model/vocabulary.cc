@@ -122,7 +122,8 @@ void HeadModule::ChunkLoss(const MicroBatch& batch, int64_t begin, double loss_s
                            .targets = targets,
                            .losses = losses,
                            .vocab_size = spec_.vocab_size,
-                           .loss_scale = loss_scale},
+                           .loss_scale = loss_scale,
+                           .loss_scale_on_device = batch.loss_scale},
                           stream);
     return;
   }

@@ -1,0 +1,50 @@
+// Training passes that are submitted as recordings: where a pass's kernels are short, submitting
+// them one by one takes longer than running them.
+//
+// A pass is known by its key. The first of a key is run as it is, the next is recorded, if nothing
+// was allocated or freed on the device in between, and from then on the recording is submitted, as
+// long as that holds: so new layouts, phases, compactions and workspaces that grew each drop what
+// was recorded before them, and whatever changes at every step is never recorded.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "kernels/base/device.h"
+#include "trainer/model/model.h"
+
+namespace filigree {
+
+class ReplayedPasses {
+ public:
+  // All that passes of one trainer differ in, but for what the micro-batch's memory holds.
+  struct Key {
+    const Model* model = nullptr;
+    PassState state;
+    ConstTensorView tokens;  // where they are, and how many
+    int64_t seq_len = 0;
+    double loss_scale = 0;  // 0: it is on the device
+    bool operator==(const Key& other) const;
+  };
+
+  // `device` must outlive the object.
+  explicit ReplayedPasses(Device& device) : device_(device) {}
+
+  // Submits what `pass` submits to `stream`, which must be told by `key`. False: from a recording,
+  // and `pass` was not called.
+  bool Run(const Key& key, const std::function<void()>& pass, Stream& stream);
+
+ private:
+  struct Entry {
+    Key key;
+    uint64_t epoch = 0;  // of the device's memory, when the pass was last run
+    std::unique_ptr<Recording> recording;
+  };
+
+  Device& device_;
+  std::vector<Entry> entries_;
+};
+
+}  // namespace filigree
