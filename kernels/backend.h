@@ -208,6 +208,10 @@ struct SddmmArgs {
   ConstTensorView x;   // [T, in]
   TensorView dvalues;  // [stored_count], gradient dtype
   bool accumulate = true;
+  // [out] or empty: as ColumnSum of dy, the gradient of the bias beside the weight; in the same
+  // pass where the backend can.
+  TensorView dy_sums = {};
+  bool accumulate_sums = true;
 };
 
 // dense[out, in] = stored values at their cells, zero elsewhere; or dense += stored values, other

@@ -118,6 +118,10 @@ struct SddmmUnit {
   int32_t chunk_count[2];     // slots in use in each group of four
   int32_t b_chunk[8];         // which 64 columns of B
   int32_t gradient_chunk[8];  // offset of the chunk's first element in the gradient, in 64s
+  // Which of the four 16-deep slices of every step each warpgroup adds to the sums of A's columns;
+  // a power of two of them, or none.
+  int32_t sum_first[2];
+  int32_t sum_count[2];
 };
 
 // A range of tokens of one unit, summed by one worker in one go.
@@ -145,6 +149,11 @@ struct SddmmSchedule {
   std::vector<int32_t> worker_begin;   // workers + 1 offsets into `segments`
   std::vector<SddmmReduction> reductions;
   int slot_count = 0;
+  // Where A is the output gradient and every block row has a unit: of each row the segments
+  // (indices into `segments`) whose sums of its columns, added in this order, are those over all
+  // tokens.
+  std::vector<int32_t> sum_begin;  // block_row_count + 1 offsets into `sum_segments`, or empty
+  std::vector<int32_t> sum_segments;
 };
 
 // All workers sweep the tokens in the same direction at the same pace, so that both operands are

@@ -181,6 +181,8 @@ const DeviceSddmmSchedule& CudaPreparedLayout::SddmmScheduleFor(int64_t tokens, 
   const size_t units = uploader.Add(host.units), segments = uploader.Add(host.segments);
   const size_t begins = uploader.Add(host.worker_begin);
   const size_t reductions = uploader.Add(host.reductions);
+  const size_t sum_begin = uploader.Add(host.sum_begin);
+  const size_t sum_segments = uploader.Add(host.sum_segments);
   DeviceSddmmSchedule entry;
   entry.tokens = tokens;
   entry.whole_sums = whole_sums;
@@ -192,6 +194,11 @@ const DeviceSddmmSchedule& CudaPreparedLayout::SddmmScheduleFor(int64_t tokens, 
   entry.reductions = At<SddmmReduction>(entry.buffer, reductions);
   entry.reduction_count = static_cast<int>(host.reductions.size());
   entry.slot_count = host.slot_count;
+  entry.segment_count = static_cast<int>(host.segments.size());
+  if (!host.sum_begin.empty()) {
+    entry.sum_begin = At<int32_t>(entry.buffer, sum_begin);
+    entry.sum_segments = At<int32_t>(entry.buffer, sum_segments);
+  }
   return Keep(sddmm_, std::move(entry));
 }
 

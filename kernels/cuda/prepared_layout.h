@@ -57,8 +57,11 @@ struct DeviceSddmmSchedule {
   const SddmmSegment* segments = nullptr;
   const int32_t* worker_begin = nullptr;
   const SddmmReduction* reductions = nullptr;
+  const int32_t* sum_begin = nullptr;  // nullptr where the schedule has no lists of sums
+  const int32_t* sum_segments = nullptr;
   int reduction_count = 0;
   int slot_count = 0;
+  int segment_count = 0;
 };
 
 class CudaPreparedLayout final : public PreparedLayout {

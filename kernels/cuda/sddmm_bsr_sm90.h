@@ -40,6 +40,13 @@ struct SddmmKernelArgs {
   const int32_t* worker_begin = nullptr;
   const SddmmReduction* reductions = nullptr;
   int reduction_count = 0;
+  // The sums of dY over the tokens, the gradient of a bias, on the way; only with a schedule that
+  // has sum lists (SddmmSchedule::sum_begin). None: nullptr.
+  void* sums = nullptr;           // [out_features], of the gradient's dtype
+  float* sum_partials = nullptr;  // SddmmSumBytes(segments) of scratch
+  bool accumulate_sums = false;
+  const int32_t* sum_begin = nullptr;
+  const int32_t* sum_segments = nullptr;
 };
 
 struct SddmmVariant {
@@ -52,6 +59,11 @@ struct SddmmVariant {
 // A partial holds the accumulators of a CTA: 256 threads x 128 fp32.
 inline constexpr int64_t kSddmmPartialFloats = 256 * 128;
 inline int64_t SddmmPartialBytes(int slot_count) { return slot_count * kSddmmPartialFloats * 4; }
+// A segment's part of dY's sums: 64 columns of each warpgroup.
+inline constexpr int kSddmmSumFloats = 2 * 64;
+inline int64_t SddmmSumBytes(int segment_count) {
+  return int64_t{segment_count} * kSddmmSumFloats * 4;
+}
 
 bool CanImplementSddmmBsrSm90(const SddmmDesc& desc);
 SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& desc, int multiprocessors);

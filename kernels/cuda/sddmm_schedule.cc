@@ -48,6 +48,33 @@ std::vector<std::vector<Chunk>> ListChunks(const BsrPattern& pattern,
   return lists;
 }
 
+// Deals the four slices of every step to the warpgroups that read an A slice: the units of one list
+// lie one after the other, and with slices of 128 both warpgroups have columns of their own.
+void ShareColumnSums(int a_width, std::vector<SddmmUnit>* units) {
+  constexpr int kSlices = 4;
+  for (size_t begin = 0, end = 0; begin < units->size(); begin = end) {
+    std::vector<std::pair<SddmmUnit*, int>> takers;  // and their warpgroup
+    while (end < units->size() && (*units)[end].a_chunk == (*units)[begin].a_chunk) {
+      SddmmUnit* unit = &(*units)[end++];
+      for (int group = 0; group < (a_width == 128 ? 1 : 2); ++group) {
+        if (unit->chunk_count[group] > 0) takers.push_back({unit, group});
+      }
+    }
+    // Two of three readers take one slice each, the third two.
+    const int readers = std::min(kSlices, static_cast<int>(takers.size()));
+    int first = 0;
+    for (int i = 0; i < readers; ++i) {
+      const auto [unit, group] = takers[i];
+      const int count = readers == 3 ? (i == 0 ? 2 : 1) : kSlices / readers;
+      for (int g = group; g < (a_width == 128 ? 2 : group + 1); ++g) {
+        unit->sum_first[g] = first;
+        unit->sum_count[g] = count;
+      }
+      first += count;
+    }
+  }
+}
+
 std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation orientation) {
   const int a_width =
       orientation == SddmmOrientation::kRows ? pattern.block.rows : pattern.block.cols;
@@ -77,6 +104,7 @@ std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation ori
       units.push_back(unit);
     }
   }
+  if (orientation == SddmmOrientation::kRows) ShareColumnSums(a_width, &units);
   return units;
 }
 
@@ -210,6 +238,29 @@ void SumInPartials(SddmmSchedule* schedule) {
   }
 }
 
+// The segments whose column sums make up those of a block row, where every row has some.
+void ListColumnSums(int block_row_count, int a_width, SddmmSchedule* schedule) {
+  if (schedule->orientation != SddmmOrientation::kRows) return;
+  std::vector<std::vector<int32_t>> by_row(block_row_count);
+  for (size_t s = 0; s < schedule->segments.size(); ++s) {
+    const SddmmUnit& unit = schedule->units[schedule->segments[s].unit];
+    if (unit.sum_count[0] + unit.sum_count[1] == 0) continue;
+    by_row[unit.a_chunk / (a_width / kChunk)].push_back(static_cast<int32_t>(s));
+  }
+  std::vector<int32_t> begin = {0}, list;
+  for (std::vector<int32_t>& segments : by_row) {
+    if (segments.empty()) return;
+    std::sort(segments.begin(), segments.end(), [&](int32_t a, int32_t b) {
+      const SddmmSegment &x = schedule->segments[a], &y = schedule->segments[b];
+      return std::tie(x.unit, x.token_begin) < std::tie(y.unit, y.token_begin);
+    });
+    list.insert(list.end(), segments.begin(), segments.end());
+    begin.push_back(static_cast<int32_t>(list.size()));
+  }
+  schedule->sum_begin = std::move(begin);
+  schedule->sum_segments = std::move(list);
+}
+
 }  // namespace
 
 SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers,
@@ -260,6 +311,7 @@ SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int 
     consider(steps, candidate);
   }
   if (whole_sums) SumInPartials(&best);
+  ListColumnSums(pattern.block_row_count, pattern.block.rows, &best);
   return best;
 }
 

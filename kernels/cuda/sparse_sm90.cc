@@ -223,20 +223,32 @@ void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
   const SddmmConfig config = ConfigSddmmBsrSm90(desc, weight.device().multiprocessors());
   const DeviceSddmmSchedule& schedule = weight.SddmmScheduleFor(
       desc.tokens, config.workers, /*whole_sums=*/desc.gradient_dtype == DType::kBF16);
-  std::byte* partials = backend.Workspace(SddmmPartialBytes(schedule.slot_count));
-  const SddmmKernelArgs kernel = {.output_grad = Data(args.dy),
-                                  .input = Data(args.x),
-                                  .gradient = args.dvalues.data(),
-                                  .partials = reinterpret_cast<float*>(partials),
-                                  .output_grad_stride = args.dy.row_stride(),
-                                  .input_stride = args.x.row_stride(),
-                                  .accumulate = args.accumulate,
-                                  .orientation = schedule.orientation,
-                                  .units = schedule.units,
-                                  .segments = schedule.segments,
-                                  .worker_begin = schedule.worker_begin,
-                                  .reductions = schedule.reductions,
-                                  .reduction_count = schedule.reduction_count};
+  // Without a unit in every block row the sums are a pass of their own, which needs the workspace.
+  const bool sums = !args.dy_sums.empty() && schedule.sum_begin != nullptr;
+  if (!args.dy_sums.empty() && !sums) SumOutputGrad(backend, args, stream);
+  const int64_t partial_bytes = SddmmPartialBytes(schedule.slot_count);
+  std::byte* partials =
+      backend.Workspace(partial_bytes + (sums ? SddmmSumBytes(schedule.segment_count) : 0));
+  SddmmKernelArgs kernel = {.output_grad = Data(args.dy),
+                            .input = Data(args.x),
+                            .gradient = args.dvalues.data(),
+                            .partials = reinterpret_cast<float*>(partials),
+                            .output_grad_stride = args.dy.row_stride(),
+                            .input_stride = args.x.row_stride(),
+                            .accumulate = args.accumulate,
+                            .orientation = schedule.orientation,
+                            .units = schedule.units,
+                            .segments = schedule.segments,
+                            .worker_begin = schedule.worker_begin,
+                            .reductions = schedule.reductions,
+                            .reduction_count = schedule.reduction_count};
+  if (sums) {
+    kernel.sums = args.dy_sums.data();
+    kernel.sum_partials = reinterpret_cast<float*>(partials + partial_bytes);
+    kernel.accumulate_sums = args.accumulate_sums;
+    kernel.sum_begin = schedule.sum_begin;
+    kernel.sum_segments = schedule.sum_segments;
+  }
   LaunchSddmmBsrSm90(desc, config, kernel, NativeStream(stream));
 }
 

@@ -168,6 +168,49 @@ TEST(SpmmSchedule, LongRowsAreSpreadOverWorkers) {
   EXPECT_LT(longest * 8, total * 1.1);
 }
 
+// Of every column of a block row, each 16 tokens are summed once by the segments that the row
+// lists; there are lists where A is the output gradient and no row is empty.
+void CheckColumnSums(const Pattern& pattern, const SddmmSchedule& schedule, int steps) {
+  bool every_row = schedule.orientation == SddmmOrientation::kRows;
+  for (int i = 0; i < pattern.rows; ++i) {
+    every_row = every_row && pattern.row_begin[i] < pattern.row_begin[i + 1];
+  }
+  ASSERT_EQ(!schedule.sum_begin.empty(), every_row);
+  if (!every_row) return;
+  ASSERT_EQ(static_cast<int>(schedule.sum_begin.size()), pattern.rows + 1);
+  const int width = pattern.block.rows;
+  for (int i = 0; i < pattern.rows; ++i) {
+    // By columns: with slices of 128 each warpgroup has 64 of them, with slices of 64 both have
+    // all.
+    std::vector<std::vector<int>> covered(width / kChunk, std::vector<int>(4 * steps, 0));
+    std::pair<int, int> last = {-1, -1};
+    for (int k = schedule.sum_begin[i]; k < schedule.sum_begin[i + 1]; ++k) {
+      const SddmmSegment& segment = schedule.segments[schedule.sum_segments[k]];
+      const SddmmUnit& unit = schedule.units[segment.unit];
+      ASSERT_EQ(unit.a_chunk, i * width / kChunk);
+      const std::pair<int, int> next = {segment.unit, segment.token_begin};
+      EXPECT_LT(last, next) << "an order that is no function of the layout";
+      last = next;
+      for (int group = 0; group < 2; ++group) {
+        const int taken = unit.sum_count[group];
+        ASSERT_TRUE(taken == 0 || taken == 1 || taken == 2 || taken == 4) << taken;
+        if (taken > 0) {
+          EXPECT_GT(unit.chunk_count[width == 128 ? 0 : group], 0);
+        }
+        for (int step = 0; step < segment.step_count; ++step) {
+          for (int slice = unit.sum_first[group]; slice < unit.sum_first[group] + taken; ++slice) {
+            ASSERT_LT(slice, 4);
+            ++covered[width == 128 ? group : 0][4 * (segment.token_begin / 64 + step) + slice];
+          }
+        }
+      }
+    }
+    for (const std::vector<int>& counts : covered) {
+      EXPECT_EQ(std::count(counts.begin(), counts.end(), 1), 4 * steps) << "block row " << i;
+    }
+  }
+}
+
 // Tokens, workers, whole sums.
 class SddmmScheduleTest : public testing::TestWithParam<std::tuple<int64_t, int, bool>> {};
 
@@ -246,6 +289,7 @@ TEST_P(SddmmScheduleTest, EveryChunkAndTokenOnceAndTargetsConsistent) {
       }
     }
     EXPECT_EQ(std::count(reduced.begin(), reduced.end(), false), 0);
+    CheckColumnSums(pattern, schedule, steps);
   }
 }
 
