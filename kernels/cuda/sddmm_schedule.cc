@@ -1,6 +1,7 @@
 // The schedule of the weight gradient (block_schedule.h).
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <tuple>
 #include <utility>
@@ -138,6 +139,37 @@ double DivideUnits(int total_steps, int workers, const std::vector<double>& cost
       segments, workers, [&](const SddmmSegment& s) { return s.step_count * cost[s.unit]; },
       &longest);
   return longest + SlotCost(schedule->slot_count);
+}
+
+// Fewer units than workers, but more than half as many: every unit has a worker, which leaves its
+// last tokens to the workers without a unit; those take the ends of several units one after the
+// other. Infinite where that does not work out.
+double LeaveEnds(int total_steps, int workers, const std::vector<double>& cost,
+                 SddmmSchedule* schedule) {
+  const int units = static_cast<int>(cost.size()), spare = workers - units;
+  if (spare <= 0 || spare >= units) return std::numeric_limits<double>::infinity();
+  const int rounds = (units + spare - 1) / spare;
+  const int end_steps = total_steps / (rounds + 1), own_steps = total_steps - end_steps;
+  if (end_steps < kMinSliceSteps) return std::numeric_limits<double>::infinity();
+  schedule->worker_begin = {0};
+  double longest = 0;
+  const auto take = [&](int u, int begin, int steps, int target) {
+    schedule->segments.push_back({u, begin * kChunk, steps, target});
+    return steps * cost[u];
+  };
+  for (int u = 0; u < units; ++u) {
+    longest = std::max(longest, take(u, 0, own_steps, kTargetGradient));
+    schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
+    schedule->reductions.push_back({.unit = u, .slot_begin = u, .slot_count = 1});
+  }
+  for (int k = 0; k < spare; ++k) {
+    double load = 0;
+    for (int u = k; u < units; u += spare) load += take(u, own_steps, end_steps, u);
+    longest = std::max(longest, load);
+    schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
+  }
+  schedule->slot_count = units;
+  return longest + SlotCost(units);
 }
 
 // More units than workers: whole units first, the rest as slices taken up in passing.
@@ -305,6 +337,9 @@ SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int 
     const double steps = DivideUnits(total_steps, workers, cost, 1, &candidate);
     consider(steps, candidate);
   }
+  SddmmSchedule ends;
+  const double steps_with_ends = LeaveEnds(total_steps, workers, cost, &ends);
+  if (std::isfinite(steps_with_ends)) consider(steps_with_ends, ends);
   if (static_cast<int>(cost.size()) > workers) {
     SddmmSchedule candidate;
     const double steps = OwnUnits(total_steps, workers, cost, &candidate);
