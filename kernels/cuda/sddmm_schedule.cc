@@ -58,7 +58,7 @@ void ShareColumnSums(int a_width, std::vector<SddmmUnit>* units) {
     while (end < units->size() && (*units)[end].a_chunk == (*units)[begin].a_chunk) {
       SddmmUnit* unit = &(*units)[end++];
       for (int group = 0; group < (a_width == 128 ? 1 : 2); ++group) {
-        if (unit->chunk_count[group] > 0) takers.push_back({unit, group});
+        if (group == 0 || unit->chunk_count[group] > 0) takers.push_back({unit, group});
       }
     }
     // Two of three readers take one slice each, the third two.
@@ -76,7 +76,8 @@ void ShareColumnSums(int a_width, std::vector<SddmmUnit>* units) {
   }
 }
 
-std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation orientation) {
+std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation orientation,
+                                 bool column_sums) {
   const int a_width =
       orientation == SddmmOrientation::kRows ? pattern.block.rows : pattern.block.cols;
   const int max_chunks = a_width == 128 ? 4 : 8;
@@ -84,7 +85,7 @@ std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation ori
   std::vector<SddmmUnit> units;
   for (size_t i = 0; i < lists.size(); ++i) {
     const int chunks = static_cast<int>(lists[i].size());
-    const int parts = (chunks + max_chunks - 1) / max_chunks;
+    const int parts = std::max(column_sums ? 1 : 0, (chunks + max_chunks - 1) / max_chunks);
     for (int k = 0; k < parts; ++k) {
       int begin = max_chunks * k;
       int end = std::min(begin + max_chunks, chunks);
@@ -105,7 +106,7 @@ std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation ori
       units.push_back(unit);
     }
   }
-  if (orientation == SddmmOrientation::kRows) ShareColumnSums(a_width, &units);
+  if (column_sums) ShareColumnSums(a_width, &units);
   return units;
 }
 
@@ -270,9 +271,8 @@ void SumInPartials(SddmmSchedule* schedule) {
   }
 }
 
-// The segments whose column sums make up those of a block row, where every row has some.
+// The segments whose column sums make up those of a block row.
 void ListColumnSums(int block_row_count, int a_width, SddmmSchedule* schedule) {
-  if (schedule->orientation != SddmmOrientation::kRows) return;
   std::vector<std::vector<int32_t>> by_row(block_row_count);
   for (size_t s = 0; s < schedule->segments.size(); ++s) {
     const SddmmUnit& unit = schedule->units[schedule->segments[s].unit];
@@ -281,7 +281,7 @@ void ListColumnSums(int block_row_count, int a_width, SddmmSchedule* schedule) {
   }
   std::vector<int32_t> begin = {0}, list;
   for (std::vector<int32_t>& segments : by_row) {
-    if (segments.empty()) return;
+    CHECK(!segments.empty());
     std::sort(segments.begin(), segments.end(), [&](int32_t a, int32_t b) {
       const SddmmSegment &x = schedule->segments[a], &y = schedule->segments[b];
       return std::tie(x.unit, x.token_begin) < std::tie(y.unit, y.token_begin);
@@ -296,18 +296,22 @@ void ListColumnSums(int block_row_count, int a_width, SddmmSchedule* schedule) {
 }  // namespace
 
 SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers,
-                                 bool whole_sums) {
+                                 const SddmmForm& form) {
   CheckPattern(pattern);
   CHECK(tokens > 0 && tokens < (int64_t{1} << 31) - kChunk);
   SddmmSchedule best;
   double best_steps = 0;
   std::vector<double> cost;
+  const bool column_sums =
+      form.column_sums && pattern.block.rows >= pattern.block.cols && pattern.block_count() > 0;
   for (const auto orientation : {SddmmOrientation::kRows, SddmmOrientation::kColumns}) {
     const bool by_rows = orientation == SddmmOrientation::kRows;
     const int a_width = by_rows ? pattern.block.rows : pattern.block.cols;
     const int b_width = by_rows ? pattern.block.cols : pattern.block.rows;
     if (a_width < b_width) continue;  // the wider slice is the one to share
-    std::vector<SddmmUnit> units = MakeUnits(pattern, orientation);
+    // Sums on the way are worth more than a unit less.
+    if (column_sums && !by_rows) continue;
+    std::vector<SddmmUnit> units = MakeUnits(pattern, orientation, column_sums);
     if (!best.units.empty() && units.size() >= best.units.size()) continue;
     best.orientation = orientation;
     best.units = std::move(units);
@@ -345,8 +349,15 @@ SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int 
     const double steps = OwnUnits(total_steps, workers, cost, &candidate);
     consider(steps, candidate);
   }
-  if (whole_sums) SumInPartials(&best);
-  ListColumnSums(pattern.block_row_count, pattern.block.rows, &best);
+  if (form.whole_sums) SumInPartials(&best);
+  if (column_sums) ListColumnSums(pattern.block_row_count, pattern.block.rows, &best);
+  for (int w = 0; w < workers; ++w) {
+    int steps = 0;
+    for (int s = best.worker_begin[w]; s < best.worker_begin[w + 1]; ++s) {
+      steps += best.segments[s].step_count;
+    }
+    best.worker_steps = std::max(best.worker_steps, steps);
+  }
   return best;
 }
 

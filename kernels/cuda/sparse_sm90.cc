@@ -206,6 +206,7 @@ bool CanSampleSm90(const SddmmArgs& args) {
                           .tokens = args.x.rows(),
                           .out_features = layout.out(),
                           .in_features = layout.in(),
+                          .block_count = layout.block_count(),
                           .gradient_dtype = args.dvalues.dtype()};
   return CanImplementSddmmBsrSm90(desc) &&
          reinterpret_cast<uintptr_t>(args.dvalues.data()) % 16 == 0 && IsAligned(args.x) &&
@@ -219,11 +220,14 @@ void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
                           .tokens = args.x.rows(),
                           .out_features = layout.out(),
                           .in_features = layout.in(),
+                          .block_count = layout.block_count(),
                           .gradient_dtype = args.dvalues.dtype()};
   const SddmmConfig config = ConfigSddmmBsrSm90(desc, weight.device().multiprocessors());
-  const DeviceSddmmSchedule& schedule = weight.SddmmScheduleFor(
-      desc.tokens, config.workers, /*whole_sums=*/desc.gradient_dtype == DType::kBF16);
-  // Without a unit in every block row the sums are a pass of their own, which needs the workspace.
+  const SddmmForm form = {.whole_sums = desc.gradient_dtype == DType::kBF16,
+                          .column_sums = !args.dy_sums.empty()};
+  const DeviceSddmmSchedule& schedule = weight.SddmmScheduleFor(desc.tokens, config.workers, form);
+  // Where X is the slice that is shared, the sums are a pass of their own, which needs the
+  // workspace.
   const bool sums = !args.dy_sums.empty() && schedule.sum_begin != nullptr;
   if (!args.dy_sums.empty() && !sums) SumOutputGrad(backend, args, stream);
   const int64_t partial_bytes = SddmmPartialBytes(schedule.slot_count);
@@ -241,7 +245,9 @@ void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
                             .segments = schedule.segments,
                             .worker_begin = schedule.worker_begin,
                             .reductions = schedule.reductions,
-                            .reduction_count = schedule.reduction_count};
+                            .reduction_count = schedule.reduction_count,
+                            .worker_steps = schedule.worker_steps,
+                            .pace = backend.sddmm_pace()};
   if (sums) {
     kernel.sums = args.dy_sums.data();
     kernel.sum_partials = reinterpret_cast<float*>(partials + partial_bytes);
