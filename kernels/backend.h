@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "kernels/base/block_quantization.h"
 #include "kernels/base/device.h"
@@ -208,6 +209,10 @@ struct SddmmArgs {
   ConstTensorView x;   // [T, in]
   TensorView dvalues;  // [stored_count], gradient dtype
   bool accumulate = true;
+  // [out] or empty: as ColumnSum of dy, the gradient of the bias beside the weight; in the same
+  // pass where the backend can.
+  TensorView dy_sums = {};
+  bool accumulate_sums = true;
 };
 
 // dense[out, in] = stored values at their cells, zero elsewhere; or dense += stored values, other
@@ -373,8 +378,22 @@ struct AdamWArgs {
   int64_t step = 1;
   ConstTensorView born = {};  // [n] as master, or empty
   int64_t growth_ramp = 0;    // updates; 0: none
-  RoundingKey rounding = {};  // of this update, where anything is rounded stochastically
+  // Of this update; empty where nothing is rounded stochastically. With codes no more than one,
+  // since their blocks count from the first element.
+  std::vector<RoundedRange> rounding = {};
 };
+// That `rounding` is as said.
+inline void CheckRounding(const AdamWArgs& args) {
+  const std::vector<RoundedRange>& ranges = args.rounding;
+  const bool codes = args.m.dtype() == DType::kU8;
+  CHECK(ranges.empty() ? !args.master.empty() : !codes || ranges.size() == 1)
+      << ranges.size() << " ranges to round";
+  CHECK(ranges.empty() || ranges.front().begin == 0);
+  for (const RoundedRange& range : ranges) {
+    CHECK(range.begin % kQuantizationBlock == 0 && range.key.first % 8 == 0)
+        << "elements from " << range.begin << " are rounded as those from " << range.key.first;
+  }
+}
 
 // out[0] += sum of squares of `in`, F64, in a fixed order.
 struct SumOfSquaresArgs {

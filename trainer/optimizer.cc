@@ -57,11 +57,20 @@ Optimizer::Optimizer(const std::vector<Parameter>& parameters, std::vector<int64
   });
   update_runs_ = JoinRuns(buffer.owned(), [&](const OwnedRange& a, const OwnedRange& b) {
     if (BucketOf(a) != BucketOf(b)) return false;
-    // Random bits belong to a segment, and a code of zero is no number zero: padding stays out.
-    if (buffer.format() != StateFormat()) return false;
+    // A code of zero is no number zero: padding stays out.
+    if (buffer.format().eight_bit_moments) return false;
     const bool ramps_alike = growth_ramps_[a.segment] == growth_ramps_[b.segment];
     return decays(a) == decays(b) && (ramps_alike || !buffer.has_born());
   });
+  if (!buffer.format().bf16) return;
+  auto piece = buffer.owned().begin();
+  for (const OwnedRange& run : update_runs_) {
+    rounded_.emplace_back();
+    const int64_t end = run.flat_begin + run.count;
+    for (; piece != buffer.owned().end() && piece->flat_begin < end; ++piece) {
+      rounded_.back().push_back(*piece);
+    }
+  }
 }
 
 // Buckets that left earlier are summed while later ones travel.
@@ -178,6 +187,18 @@ Optimizer::Result Optimizer::EndPieces(Stream& stream) {
   return result;
 }
 
+// Random bits belong to a parameter, so that they do not depend on how a run is made up.
+std::vector<RoundedRange> Optimizer::RoundingOf(const OwnedRange& run, int64_t step) const {
+  std::vector<RoundedRange> ranges;
+  for (const OwnedRange& piece : rounded_[&run - update_runs_.data()]) {
+    const uint64_t stream = RngStream("stochastic rounding", parameters_[piece.segment].name,
+                                      static_cast<uint64_t>(step));
+    ranges.push_back({piece.flat_begin - run.flat_begin,
+                      {.seed = rounding_seed_, .stream = stream, .first = piece.segment_begin}});
+  }
+  return ranges;
+}
+
 void Optimizer::Update(const OwnedRange& run, const UpdateArgs& update, Stream& stream) {
   const OptimizerSpec& spec = update.spec;
   const Parameter& parameter = parameters_[run.segment];
@@ -199,10 +220,7 @@ void Optimizer::Update(const OwnedRange& run, const UpdateArgs& update, Stream& 
   args.born = buffer_.Born(run);
   if (!args.born.empty()) args.growth_ramp = growth_ramps_[run.segment];
   if (buffer_.format().bf16) {
-    args.rounding = {.seed = rounding_seed_,
-                     .stream = RngStream("stochastic rounding", parameter.name,
-                                         static_cast<uint64_t>(update.step)),
-                     .first = run.segment_begin};
+    args.rounding = RoundingOf(run, update.step);
   } else {
     args.master = buffer_.Master(run);
   }

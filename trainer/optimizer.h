@@ -80,12 +80,16 @@ class Optimizer {
   // The scale that clips gradients of norm `norm`, copied to the device.
   void CopyScale(const OptimizerSpec& spec, double norm, Stream& stream);
   void UpdateAll(const UpdateArgs& update, Stream& stream);
+  // `run` is one of update_runs_.
   void Update(const OwnedRange& run, const UpdateArgs& update, Stream& stream);
+  std::vector<RoundedRange> RoundingOf(const OwnedRange& run, int64_t step) const;
 
   // The owned pieces, neighbours joined to longer runs: each run is one launch. The padding between
   // segments joins them; it is zero in every array and an update leaves it so.
   std::vector<OwnedRange> runs_;         // what the norm sums
   std::vector<OwnedRange> update_runs_;  // all of one run decay, or none
+  // The pieces of each of `update_runs_`, where random bits are drawn for them.
+  std::vector<std::vector<OwnedRange>> rounded_;
 
   const std::vector<Parameter>& parameters_;
   const std::vector<int64_t> growth_ramps_;

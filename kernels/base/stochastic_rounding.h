@@ -3,9 +3,11 @@
 // average. Random bits are a pure function of a key and the element, like all of a run's.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <span>
 
 #include "kernels/base/dtype.h"
 #include "kernels/base/rng.h"
@@ -19,6 +21,24 @@ struct RoundingKey {
   uint64_t stream = 0;
   int64_t first = 0;  // a multiple of 8
 };
+
+// Of arrays that lie one after the other in those of a call: the elements from `begin` on, a
+// multiple of 256, to the next range's, are those of `key`'s array.
+struct RoundedRange {
+  int64_t begin = 0;
+  RoundingKey key;
+
+  // What the bits of elements i .. i + 7 of the call are drawn for.
+  int64_t GroupOf(int64_t i) const { return (key.first + i - begin) / 8; }
+};
+
+// The range that element i belongs to. They ascend, the first begins at 0.
+inline const RoundedRange& RangeOf(std::span<const RoundedRange> ranges, int64_t i) {
+  const auto next = std::upper_bound(
+      ranges.begin(), ranges.end(), i,
+      [](int64_t element, const RoundedRange& range) { return element < range.begin; });
+  return *(next - 1);
+}
 
 // Which of an element's numbers is rounded: each has bits of its own.
 enum class RoundedNumber : int { kWeight = 0, kM = 1, kV = 2 };

@@ -12,12 +12,13 @@ namespace {
 constexpr int64_t kBlock = kQuantizationBlock;
 constexpr int64_t kBlocksWorthAThread = 16;
 
-// The numbers of BF16 that `count` fp32 become, `begin` elements into the array of `key`.
+// The numbers of BF16 that `count` fp32 become, from element `begin` of the call on.
 template <typename Store>
-void RoundBlock(const float* from, int64_t begin, int64_t count, const RoundingKey& key,
-                RoundedNumber number, const Store& store) {
+void RoundBlock(const float* from, int64_t begin, int64_t count,
+                std::span<const RoundedRange> ranges, RoundedNumber number, const Store& store) {
   for (int64_t i = 0; i < count; i += 8) {
-    const auto bits = RoundingBits(key, number, (key.first + begin + i) / 8);
+    const RoundedRange& range = RangeOf(ranges, begin + i);
+    const auto bits = RoundingBits(range.key, number, range.GroupOf(begin + i));
     for (int64_t k = i; k < std::min(i + 8, count); ++k) {
       store(k, RoundStochastically(from[k], bits[k - i]));
     }
@@ -28,8 +29,8 @@ void RoundBlock(const float* from, int64_t begin, int64_t count, const RoundingK
 class Moment {
  public:
   Moment(const TensorView& held, const TensorView& scales, QuantizationMap map,
-         RoundedNumber number, const RoundingKey& key, int64_t n)
-      : map_(map), number_(number), key_(key) {
+         RoundedNumber number, std::span<const RoundedRange> ranges, int64_t n)
+      : map_(map), number_(number), ranges_(ranges) {
     if (held.dtype() == DType::kU8) {
       codes_ = AsVector<uint8_t>(held, n, "m or v");
       scales_ = AsVector<float>(scales, CeilDiv(n, kBlock), "m_scale or v_scale");
@@ -49,14 +50,14 @@ class Moment {
     if (codes_) QuantizeBlocks(map_, from, count, codes_ + begin, scales_ + begin / kBlock);
     if (floats_) std::copy_n(from, count, floats_ + begin);
     if (!halves_) return;
-    RoundBlock(from, begin, count, key_, number_,
+    RoundBlock(from, begin, count, ranges_, number_,
                [&](int64_t i, BFloat16 rounded) { halves_[begin + i] = rounded; });
   }
 
  private:
   const QuantizationMap map_;
   const RoundedNumber number_;
-  const RoundingKey key_;
+  const std::span<const RoundedRange> ranges_;
   uint8_t* codes_ = nullptr;
   float* scales_ = nullptr;
   BFloat16* halves_ = nullptr;
@@ -67,7 +68,7 @@ class Moment {
 
 void AdamWCompact(const AdamWArgs& args, double scale) {
   const int64_t n = args.values.size();
-  CHECK_EQ(args.rounding.first % 8, 0);
+  CheckRounding(args);
   float* values = AsVector<float>(args.values, n, "values");
   float* master = args.master.empty() ? nullptr : AsVector<float>(args.master, n, "master");
   const float* grads = AsVector<float>(args.grads, n, "grads");

@@ -84,7 +84,10 @@ void SddmmOf(const SddmmArgs& args) {
 
 }  // namespace
 
-void CpuBackend::Sddmm(const SddmmArgs& args, Stream&) {
+void CpuBackend::Sddmm(const SddmmArgs& args, Stream& stream) {
+  if (!args.dy_sums.empty()) {
+    ColumnSum({.in = args.dy, .out = args.dy_sums, .accumulate = args.accumulate_sums}, stream);
+  }
   const WideGrad dvalues(args.dvalues, ScratchSlot::kWideGrad, args.accumulate);
   SddmmArgs wide = args;
   wide.dvalues = dvalues.view();

@@ -94,6 +94,32 @@ __device__ __forceinline__ float ScaleOfWarp(const float (&values)[8]) {
   return fabsf(scale) < kSmallestScale ? 0.0f : scale;
 }
 
+// RoundedRange for kernels: a warp's block lies in one of them.
+constexpr int kMaxRanges = 96;
+struct RoundedRanges {
+  int count;
+  int64_t begin[kMaxRanges];
+  RoundingKey keys[kMaxRanges];
+};
+// A key, and what the bits of the lane's eight elements are drawn for.
+struct Draw {
+  RoundingKey key;
+  int64_t group;
+};
+
+// The range that element i belongs to.
+__device__ __forceinline__ Draw DrawFor(const RoundedRanges& ranges, int64_t block_begin,
+                                        int64_t lane_begin) {
+  int at = 0;
+#pragma unroll
+  for (int step = 64; step > 0; step /= 2) {
+    if (at + step < ranges.count && ranges.begin[at + step] <= block_begin) at += step;
+  }
+  const RoundingKey key = ranges.keys[at];
+  return {key, (key.first + lane_begin - ranges.begin[at]) / 8};
+}
+static_assert(kMaxRanges <= 128);
+
 // Moments as BF16.
 struct HalfMoment {
   bf16* data;
@@ -129,14 +155,13 @@ __device__ __forceinline__ void Read(const CodedMoment& moment, const Quantizati
 }
 
 __device__ __forceinline__ void Write(const HalfMoment& moment, const QuantizationTables&,
-                                      const Place& at, const RoundingKey& key, RoundedNumber number,
+                                      const Place& at, const Draw& draw, RoundedNumber number,
                                       const float (&values)[8]) {
-  const int64_t group = (key.first + at.begin) / 8;
   StoreEight(moment.data + at.begin, at.count, at.whole,
-             RoundStochastically(values, key, number, group));
+             RoundStochastically(values, draw.key, number, draw.group));
 }
 __device__ __forceinline__ void Write(const CodedMoment& moment, const QuantizationTables& tables,
-                                      const Place& at, const RoundingKey&, RoundedNumber,
+                                      const Place& at, const Draw&, RoundedNumber,
                                       const float (&values)[8]) {
   const float scale = ScaleOfWarp(values);
   uint32_t words[2] = {0, 0};
@@ -166,7 +191,7 @@ template <typename Grad, typename Moment, bool kMaster, bool kAged>
 __device__ __forceinline__ void Update(const State<Grad, Moment>& state,
                                        const QuantizationTables* tables, const Place& at,
                                        float scale, const AdamWFactors& factors,
-                                       const RoundingKey& key) {
+                                       const RoundedRanges& ranges) {
   float g[8], w[8], m[8], v[8], born[8];
   LoadEight(state.grads + at.begin, at.count, at.whole, g);
   if constexpr (kMaster) {
@@ -177,6 +202,7 @@ __device__ __forceinline__ void Update(const State<Grad, Moment>& state,
   Read(state.m, tables[0], at, m);
   Read(state.v, tables[1], at, v);
   if constexpr (kAged) LoadEight(state.born + at.begin, at.count, at.whole, born);
+  const Draw draw = DrawFor(ranges, at.block * kBlock, at.begin);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     AdamWFactors f = factors;
@@ -187,12 +213,11 @@ __device__ __forceinline__ void Update(const State<Grad, Moment>& state,
     StoreEight(state.master + at.begin, at.count, at.whole, w);
     StoreEight(state.values + at.begin, at.count, at.whole, Rounded(w));
   } else {
-    const int64_t group = (key.first + at.begin) / 8;
     StoreEight(state.values + at.begin, at.count, at.whole,
-               RoundStochastically(w, key, RoundedNumber::kWeight, group));
+               RoundStochastically(w, draw.key, RoundedNumber::kWeight, draw.group));
   }
-  Write(state.m, tables[0], at, key, RoundedNumber::kM, m);
-  Write(state.v, tables[1], at, key, RoundedNumber::kV, v);
+  Write(state.m, tables[0], at, draw, RoundedNumber::kM, m);
+  Write(state.v, tables[1], at, draw, RoundedNumber::kV, v);
 }
 
 // Bytes an element with F32 gradients: 12 without a master and with codes, 16 with BF16 moments, 18
@@ -200,7 +225,7 @@ __device__ __forceinline__ void Update(const State<Grad, Moment>& state,
 template <typename Grad, typename Moment, bool kMaster, bool kAged>
 __global__ void __launch_bounds__(kThreads)
     AdamWCompactKernel(State<Grad, Moment> state, int64_t count, const float* scale_pointer,
-                       AdamWFactors factors, RoundingKey key) {
+                       AdamWFactors factors, const __grid_constant__ RoundedRanges ranges) {
   __shared__ QuantizationTables tables[2];
   if constexpr (Moment::kCodes) {
     static_assert(kThreads == 256);
@@ -219,7 +244,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t left = count - begin;
     const int exist = left >= 8 ? 8 : left > 0 ? static_cast<int>(left) : 0;
     const Place at = {begin, block, exist, state.aligned && exist == 8};
-    Update<Grad, Moment, kMaster, kAged>(state, tables, at, scale, factors, key);
+    Update<Grad, Moment, kMaster, kAged>(state, tables, at, scale, factors, ranges);
   }
 }
 
@@ -244,11 +269,16 @@ void Launch(const AdamWArgs& args, Moment m, Moment v, cudaStream_t stream) {
                   Aligned(state.grads, 16) && Aligned(m) && Aligned(v) && Aligned(state.born, 16);
   const float* scale = AsElements<float>(args.scale, 1, "scale");
   const AdamWFactors factors = FactorsOf(args);
+  RoundedRanges ranges = {.count = static_cast<int>(args.rounding.size())};
+  for (int i = 0; i < ranges.count; ++i) {
+    ranges.begin[i] = args.rounding[i].begin;
+    ranges.keys[i] = args.rounding[i].key;
+  }
   const int64_t blocks = CeilDiv(count, int64_t{kBlock} * kWarps);
   const auto grid =
       static_cast<unsigned>(Moment::kCodes ? std::min(blocks, kResidentBlocks) : blocks);
   const auto launch = [&](auto* kernel) {
-    kernel<<<grid, kThreads, 0, stream>>>(state, count, scale, factors, args.rounding);
+    kernel<<<grid, kThreads, 0, stream>>>(state, count, scale, factors, ranges);
     CUDA_CHECK(cudaGetLastError());
   };
   if (!master) {
@@ -276,10 +306,32 @@ void LaunchForMoments(const AdamWArgs& args, cudaStream_t stream) {
                HalfMoment{AsElements<bf16>(args.v, count, "v")}, stream);
 }
 
+// The update of the elements of some ranges, [first, last).
+AdamWArgs Part(const AdamWArgs& args, int64_t first, int64_t last) {
+  const auto total = static_cast<int64_t>(args.rounding.size());
+  const int64_t begin = args.rounding[first].begin;
+  const int64_t end = last < total ? args.rounding[last].begin : args.values.size();
+  const auto cut = [&](auto view) { return view.empty() ? view : view.Range(begin, end - begin); };
+  AdamWArgs part = args;
+  part.values = cut(args.values);
+  part.grads = cut(args.grads);
+  part.m = cut(args.m);
+  part.v = cut(args.v);
+  part.born = cut(args.born);
+  part.rounding.assign(args.rounding.begin() + first, args.rounding.begin() + last);
+  for (RoundedRange& range : part.rounding) range.begin -= begin;
+  return part;
+}
+
 }  // namespace
 
 void LaunchAdamWCompact(const AdamWArgs& args, cudaStream_t stream) {
-  CHECK_EQ(args.rounding.first % 8, 0);
+  CheckRounding(args);
+  const auto ranges = static_cast<int64_t>(args.rounding.size());
+  if (ranges > kMaxRanges) {
+    LaunchAdamWCompact(Part(args, 0, kMaxRanges), stream);
+    return LaunchAdamWCompact(Part(args, kMaxRanges, ranges), stream);
+  }
   if (args.grads.dtype() == DType::kF32) {
     LaunchForMoments<float>(args, stream);
   } else {

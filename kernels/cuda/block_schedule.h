@@ -118,6 +118,10 @@ struct SddmmUnit {
   int32_t chunk_count[2];     // slots in use in each group of four
   int32_t b_chunk[8];         // which 64 columns of B
   int32_t gradient_chunk[8];  // offset of the chunk's first element in the gradient, in 64s
+  // Which of the four 16-deep slices of every step each warpgroup adds to the sums of A's columns;
+  // a power of two of them, or none.
+  int32_t sum_first[2];
+  int32_t sum_count[2];
 };
 
 // A range of tokens of one unit, summed by one worker in one go.
@@ -145,6 +149,11 @@ struct SddmmSchedule {
   std::vector<int32_t> worker_begin;   // workers + 1 offsets into `segments`
   std::vector<SddmmReduction> reductions;
   int slot_count = 0;
+  int worker_steps = 0;  // of the worker with most
+  // With `column_sums`, where A is the output gradient: of each block row the segments (indices
+  // into `segments`) whose sums of its columns, added in this order, are those over all tokens.
+  std::vector<int32_t> sum_begin;  // block_row_count + 1 offsets into `sum_segments`, or empty
+  std::vector<int32_t> sum_segments;
 };
 
 // All workers sweep the tokens in the same direction at the same pace, so that both operands are
@@ -156,7 +165,15 @@ struct SddmmSchedule {
 // With `whole_sums` no segment adds to a gradient that another has written: every segment of a
 // divided unit writes a partial sum, in the order of its tokens, and the reduction alone writes the
 // gradient.
+//
+// With `column_sums`, and blocks at least as high as they are wide, A is the output gradient, whose
+// sums over the tokens the units share; a block row without blocks has a unit of sums alone.
+struct SddmmForm {
+  bool whole_sums = false;
+  bool column_sums = false;
+  bool operator==(const SddmmForm&) const = default;
+};
 SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers,
-                                 bool whole_sums = false);
+                                 const SddmmForm& form = {});
 
 }  // namespace filigree

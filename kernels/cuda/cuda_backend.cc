@@ -4,11 +4,13 @@
 #include "kernels/cuda/attention_plans.h"
 #include "kernels/cuda/cuda_factory.h"
 #include "kernels/cuda/matmul_plans.h"
+#include "kernels/cuda/sddmm_bsr_sm90.h"
 
 namespace filigree {
 namespace {
 
 constexpr size_t kInitialWorkspaceBytes = size_t{32} << 20;
+constexpr int64_t kPaceCounters = kSddmmPaceWindows + 1;
 
 }  // namespace
 
@@ -16,10 +18,12 @@ CudaBackend::CudaBackend(CudaDevice& device)
     : device_(device),
       workspace_(device.Allocate(kInitialWorkspaceBytes, "scratch")),
       sum_counter_(device.Allocate(sizeof(uint32_t), "scratch")),
+      sddmm_pace_(device.Allocate(kPaceCounters * sizeof(uint32_t), "scratch")),
       matmul_plans_(std::make_unique<MatMulPlans>(device)),
       attention_plans_(std::make_unique<AttentionPlans>()) {
   const std::unique_ptr<Stream> stream = device.NewStream();
   device.ZeroAsync(sum_counter_.View(DType::kU32, 1), *stream);
+  device.ZeroAsync(sddmm_pace_.View(DType::kU32, kPaceCounters), *stream);
   stream->Synchronize();
   if (!AttentionPlans::Available()) {
     LogWarning("built without cuDNN: attention takes plain kernels, which are several times slower; "

@@ -85,6 +85,7 @@ class CudaBackend final : public Backend {
   // same stream (whose operands may lie in it if it is a MatMul). Operations of two streams must
   // not use it at once: the trainer computes on one.
   std::byte* Workspace(size_t bytes) { return Reserve(&workspace_, bytes); }
+  uint32_t* sddmm_pace() { return static_cast<uint32_t*>(sddmm_pace_.data()); }
   CudaDevice& cuda_device() { return device_; }
 
  private:
@@ -94,6 +95,7 @@ class CudaBackend final : public Backend {
   DeviceBuffer workspace_;
   DeviceBuffer product_;      // MatMul's own: its operands may lie in the workspace
   DeviceBuffer sum_counter_;  // one U32 of SumOfSquares, zero between its launches
+  DeviceBuffer sddmm_pace_;   // the same of the Hopper SDDMM (SddmmKernelArgs::pace)
   std::unique_ptr<MatMulPlans> matmul_plans_;
   std::unique_ptr<AttentionPlans> attention_plans_;
   bool deterministic_ = false;

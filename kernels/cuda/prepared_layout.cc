@@ -170,20 +170,22 @@ const DeviceSpmmSchedule& CudaPreparedLayout::SpmmScheduleFor(
 }
 
 const DeviceSddmmSchedule& CudaPreparedLayout::SddmmScheduleFor(int64_t tokens, int workers,
-                                                                bool whole_sums) const {
+                                                                const SddmmForm& form) const {
   const auto matches = [&](const DeviceSddmmSchedule& entry) {
-    return entry.tokens == tokens && entry.whole_sums == whole_sums;
+    return entry.tokens == tokens && entry.form == form;
   };
   if (const DeviceSddmmSchedule* found = Find(sddmm_, matches)) return *found;
   const HostPattern pattern = Pattern();
-  const SddmmSchedule host = BuildSddmmSchedule(pattern.view, tokens, workers, whole_sums);
+  const SddmmSchedule host = BuildSddmmSchedule(pattern.view, tokens, workers, form);
   Uploader uploader;
   const size_t units = uploader.Add(host.units), segments = uploader.Add(host.segments);
   const size_t begins = uploader.Add(host.worker_begin);
   const size_t reductions = uploader.Add(host.reductions);
+  const size_t sum_begin = uploader.Add(host.sum_begin);
+  const size_t sum_segments = uploader.Add(host.sum_segments);
   DeviceSddmmSchedule entry;
   entry.tokens = tokens;
-  entry.whole_sums = whole_sums;
+  entry.form = form;
   entry.buffer = uploader.Upload(device_);
   entry.orientation = host.orientation;
   entry.units = At<SddmmUnit>(entry.buffer, units);
@@ -192,6 +194,12 @@ const DeviceSddmmSchedule& CudaPreparedLayout::SddmmScheduleFor(int64_t tokens, 
   entry.reductions = At<SddmmReduction>(entry.buffer, reductions);
   entry.reduction_count = static_cast<int>(host.reductions.size());
   entry.slot_count = host.slot_count;
+  entry.segment_count = static_cast<int>(host.segments.size());
+  entry.worker_steps = host.worker_steps;
+  if (!host.sum_begin.empty()) {
+    entry.sum_begin = At<int32_t>(entry.buffer, sum_begin);
+    entry.sum_segments = At<int32_t>(entry.buffer, sum_segments);
+  }
   return Keep(sddmm_, std::move(entry));
 }
 

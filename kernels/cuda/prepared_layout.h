@@ -50,15 +50,19 @@ struct DeviceSpmmSchedule {
 
 struct DeviceSddmmSchedule {
   int64_t tokens = 0;
-  bool whole_sums = false;
+  SddmmForm form;
   DeviceBuffer buffer;
   SddmmOrientation orientation = SddmmOrientation::kRows;
   const SddmmUnit* units = nullptr;
   const SddmmSegment* segments = nullptr;
   const int32_t* worker_begin = nullptr;
   const SddmmReduction* reductions = nullptr;
+  const int32_t* sum_begin = nullptr;  // nullptr where the schedule has no lists of sums
+  const int32_t* sum_segments = nullptr;
   int reduction_count = 0;
   int slot_count = 0;
+  int segment_count = 0;
+  int worker_steps = 0;
 };
 
 class CudaPreparedLayout final : public PreparedLayout {
@@ -92,7 +96,7 @@ class CudaPreparedLayout final : public PreparedLayout {
                                             const SpmmTiling& tiling,
                                             std::span<const FactorPart> factors) const;
   const DeviceSddmmSchedule& SddmmScheduleFor(int64_t tokens, int workers,
-                                              bool whole_sums) const;
+                                              const SddmmForm& form) const;
 
  private:
   // The host arrays behind a BsrPattern.

@@ -9,8 +9,11 @@
 //   kWidth =  64: they share the slice and take up to four chunks each.
 // Grid: one CTA per multiprocessor, persistent; each walks its list of segments (unit, token range).
 //   Block: 384 threads: warpgroup 0 issues the copies, 1 and 2 multiply.
+// Where the sums of dY over the tokens are wanted (a bias's gradient) and A is dY, they are eight more
+//   columns of B, all ones: m64n8k16 beside m64n256k16, on slices that are in shared memory anyway.
+//   The units of a block row share that work, so that they keep one pace.
 // Shared memory: a ring of stages {A 64 tokens x kWidth, B up to 4 or 8 boxes of 64 tokens x 64},
-//   then barriers.
+//   then the ones and the barriers.
 // Bytes from L2 per step of 64 tokens: (kWidth + 64 * chunks) * 128. FLOPs: 2 * 64 *
 //   kWidth * 64 * chunks. Deterministic: where several CTAs share a unit, one writes the gradient and
 //   the others partial sums, which SddmmReduceKernel adds in a fixed order; where the gradient is bf16
@@ -20,6 +23,7 @@
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/sddmm_bsr_sm90.h"
+#include "kernels/cuda/sddmm_gradient_sm90.cuh"
 #include "kernels/cuda/sm90_pipeline.cuh"
 #include "kernels/cuda/sm90_tma.cuh"
 #include "kernels/cuda/sm90_wgmma.cuh"
@@ -31,10 +35,9 @@ namespace {
 using namespace sm90;  // NOLINT: device primitives, file-local
 
 constexpr int kThreads = 384;
-constexpr int kWarpgroup = 128;
-constexpr int kConsumers = 2 * kWarpgroup;
 using bf16 = __nv_bfloat16;
 constexpr int kBoxBytes = 64 * 128;  // 64 tokens x 64 columns
+constexpr int kOnesBytes = 16 * 8 * 2;  // a B operand of one k16 slice and 8 columns
 
 template <int kWidth>
 struct SddmmShape {
@@ -42,15 +45,19 @@ struct SddmmShape {
   static constexpr int kSlots = kWidth == 128 ? 4 : 8;
   static constexpr int kStages = kWidth == 128 ? 4 : 3;
   static constexpr int kStageBytes = (kSliceBoxes + kSlots) * kBoxBytes;
-  static constexpr int kBarrierOffset = kStages * kStageBytes;
+  static constexpr int kOnesOffset = kStages * kStageBytes;
+  static constexpr int kBarrierOffset = kOnesOffset + kOnesBytes;
   static constexpr int kSharedBytes =
       kBarrierOffset + static_cast<int>(sizeof(RingBarriers<kStages>)) + 1024;
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
-// Elements between neighbours along A and along B within a chunk of the gradient; one of them is 1.
-struct GradientStrides {
-  int a, b;
+// What keeps the workers' sweeps over the tokens together; a sweep is a number of windows.
+struct SddmmPace {
+  // counters[w]: workers past window w; counters[windows]: workers that are done, of which the last
+  // leaves zeros. nullptr: nobody waits.
+  uint32_t* counters;
+  int windows, window_steps;
 };
 
 // `Gradient`: float or bf16.
@@ -65,6 +72,8 @@ struct SddmmParams {
   const int32_t* worker_begin;
   GradientStrides strides;
   bool accumulate;
+  SddmmSums<Gradient> sums;
+  SddmmPace pace;
 };
 
 __device__ __forceinline__ SddmmSegment LoadSegment(const SddmmSegment* segments, int index) {
@@ -72,14 +81,57 @@ __device__ __forceinline__ SddmmSegment LoadSegment(const SddmmSegment* segments
   return {raw.x, raw.y, raw.z, raw.w};
 }
 
+// Before a worker's copies of a window start, all have started those of the window before: what
+// they share is then in the L2 for all of them. A worker that has waited in vain, since some do not
+// run yet, waits no more.
+class Pacer {
+ public:
+  __device__ explicit Pacer(const SddmmPace& pace) : pace_(pace), waits_(pace.counters != nullptr) {}
+
+  __device__ __forceinline__ void BeforeStep() {
+    if (pace_.counters == nullptr) return;
+    if (steps_ % pace_.window_steps == 0 && steps_ > 0) {
+      uint32_t* past = pace_.counters + steps_ / pace_.window_steps - 1;
+      atomicAdd(past, 1u);
+      if (waits_) waits_ = Wait(past);
+    }
+    ++steps_;
+  }
+  __device__ void Finish() {
+    if (pace_.counters == nullptr) return;
+    for (int w = steps_ == 0 ? 0 : (steps_ - 1) / pace_.window_steps; w < pace_.windows; ++w) {
+      atomicAdd(pace_.counters + w, 1u);
+    }
+    __threadfence();  // counted, and read for the last time, before this worker is done
+    if (atomicAdd(pace_.counters + pace_.windows, 1u) != gridDim.x - 1) return;
+    for (int w = 0; w <= pace_.windows; ++w) pace_.counters[w] = 0;
+  }
+
+ private:
+  __device__ static bool Wait(const uint32_t* counter) {
+    constexpr int kPatience = 40;  // reads of the L2: about 30 us
+    for (int i = 0; i < kPatience; ++i) {
+      if (*reinterpret_cast<const volatile uint32_t*>(counter) >= gridDim.x) return true;
+    }
+    return false;
+  }
+
+  const SddmmPace& pace_;
+  int steps_ = 0;
+  bool waits_;
+};
+
 template <int kWidth, typename Gradient>
 __device__ __forceinline__ void Produce(const SddmmParams<Gradient>& params, uint8_t* ring,
                                         RingBarriers<SddmmShape<kWidth>::kStages>& barriers,
                                         int begin, int end) {
   using Shape = SddmmShape<kWidth>;
-  // Tuned on an H100: every B column is met by many A slices, an A slice only by a few units.
+  // Tuned on an H100: a B column is met by many A slices, an A slice only by a few units. What is
+  // not memory-bound gains 1 to 2 % where B makes room, too.
+  const bool keeps_b = kWidth == 64 || params.pace.counters != nullptr;
   const uint64_t a_policy = PolicyEvictFirst();
-  const uint64_t b_policy = PolicyEvictLast();
+  const uint64_t b_policy = keeps_b ? PolicyEvictLast() : a_policy;
+  Pacer pacer(params.pace);
   RingPosition<Shape::kStages> position;
   position.parity = 1;
   for (int index = begin; index < end; ++index) {
@@ -99,6 +151,7 @@ __device__ __forceinline__ void Produce(const SddmmParams<Gradient>& params, uin
       const int token = segment.token_begin + step * 64;
       uint64_t* full = &barriers.full[position.slot];
       uint8_t* stage = ring + position.slot * Shape::kStageBytes;
+      pacer.BeforeStep();
       BarrierWait(&barriers.empty[position.slot], position.parity);
       BarrierExpectBytes(full, boxes * kBoxBytes);
 #pragma unroll
@@ -114,32 +167,46 @@ __device__ __forceinline__ void Produce(const SddmmParams<Gradient>& params, uin
       position.Advance();
     }
   }
+  pacer.Finish();
 }
 
-// Sums kChunks chunks over a segment; a slot is released one step late, when its reader has ended.
-// With kChunks = 0 the warpgroup has no part in the unit and only lets the slots pass.
-template <int kWidth, int kChunks>
-__device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, uint32_t ring,
+struct Sums {
+  float products[128];
+  float columns[4];  // of A alone: of columns r and r + 8 of its 64 (sm90_wgmma.cuh), twice each
+};
+
+// Sums kChunks chunks over a segment, and A alone over kSums of every four k16 slices from
+// `first_sum` on; a slot is released one step late, when its reader has ended. Without either the
+// warpgroup has no part in the unit and only lets the slots pass.
+template <int kWidth, int kChunks, int kSums>
+__device__ __forceinline__ void Accumulate(Sums& sums, int first_sum, int step_count, uint32_t ring,
                                            RingBarriers<SddmmShape<kWidth>::kStages>& barriers,
                                            RingPosition<SddmmShape<kWidth>::kStages>& position,
                                            int group) {
   using Shape = SddmmShape<kWidth>;
+  constexpr int kAdvance = kAdvanceTransposed >> 4;
+  const uint64_t ones = PlainDescriptor(ring + Shape::kOnesOffset);
   const uint32_t a_offset = kWidth == 128 ? group * kBoxBytes : 0;
   const uint32_t b_offset = (Shape::kSliceBoxes + (kWidth == 128 ? 0 : group * 4)) * kBoxBytes;
   const bool signals = threadIdx.x % 32 == 0;  // every warp releases a slot for itself
   int previous = 0;
   for (int step = 0; step < step_count; ++step) {
     BarrierWait(&barriers.full[position.slot], position.parity);
-    if constexpr (kChunks > 0) {
+    if constexpr (kChunks + kSums > 0) {
       const uint32_t stage = ring + position.slot * Shape::kStageBytes;
       const uint64_t a = OperandDescriptor(stage + a_offset, kBoxBytes);
       const uint64_t b = OperandDescriptor(stage + b_offset, kBoxBytes);
       WgmmaFence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        constexpr int kAdvance = kAdvanceTransposed >> 4;
-        Wgmma<64 * kChunks, 1, 1>(acc, a + k * kAdvance, b + k * kAdvance,
-                                 step > 0 || k > 0);
+        if constexpr (kChunks > 0) {
+          Wgmma<64 * kChunks, 1, 1>(sums.products, a + k * kAdvance, b + k * kAdvance,
+                                   step > 0 || k > 0);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kSums; ++k) {
+        WgmmaEight<1>(sums.columns, a + (first_sum + k) * kAdvance, ones, step > 0 || k > 0);
       }
       WgmmaCommit();
       WgmmaWait<1>();
@@ -148,72 +215,8 @@ __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, ui
     previous = position.slot;
     position.Advance();
   }
-  if constexpr (kChunks > 0) WgmmaWait<0>();
+  if constexpr (kChunks + kSums > 0) WgmmaWait<0>();
   if (step_count > 0 && signals) BarrierArrive(&barriers.empty[previous]);
-}
-
-// Where this thread's accumulators 4j .. 4j + 3 go: (r, c), (r, c + 1), (r + 8, c), (r + 8, c + 1).
-template <int kWidth, typename Gradient>
-__device__ __forceinline__ Gradient* GradientAddress(Gradient* gradient, const SddmmUnit& unit,
-                                                     GradientStrides strides, int thread,
-                                                     int chunk) {
-  const int group = thread / kWarpgroup;
-  const int slot = (kWidth == 128 ? 0 : group * 4) + chunk;
-  const int r = (kWidth == 128 ? group * 64 : 0) + (thread % kWarpgroup / 32) * 16 + thread % 32 / 4;
-  const int c = thread % 4 * 2;
-  return gradient + int64_t{unit.gradient_chunk[slot]} * 64 + r * strides.a + c * strides.b;
-}
-
-// Gradients pass through fp32, one or two neighbours at a time.
-__device__ __forceinline__ float Read(const float* from) { return *from; }
-__device__ __forceinline__ float Read(const bf16* from) { return __bfloat162float(*from); }
-__device__ __forceinline__ void Write(float* to, float value) { *to = value; }
-__device__ __forceinline__ void Write(bf16* to, float value) { *to = __float2bfloat16_rn(value); }
-__device__ __forceinline__ float2 ReadPair(const float* from) {
-  return *reinterpret_cast<const float2*>(from);
-}
-__device__ __forceinline__ float2 ReadPair(const bf16* from) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(from));
-}
-__device__ __forceinline__ void WritePair(float* to, float2 pair) {
-  *reinterpret_cast<float2*>(to) = pair;
-}
-__device__ __forceinline__ void WritePair(bf16* to, float2 pair) {
-  *reinterpret_cast<__nv_bfloat162*>(to) = __float22bfloat162_rn(pair);
-}
-
-// `count` quadruples, eight columns of B apart, into (or onto) the gradient.
-template <int kCount, typename Gradient>
-__device__ __forceinline__ void WriteQuadruples(Gradient* address, GradientStrides strides, bool add,
-                                                const float* values) {
-  float old[4 * kCount] = {};
-  if (strides.b == 1) {
-    if (add) {
-#pragma unroll
-      for (int i = 0; i < 2 * kCount; ++i) {
-        const float2 pair = ReadPair(address + (i % 2) * 8 * strides.a + (i / 2) * 8);
-        old[2 * i] = pair.x;
-        old[2 * i + 1] = pair.y;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * kCount; ++i) {
-      WritePair(address + (i % 2) * 8 * strides.a + (i / 2) * 8,
-                make_float2(old[2 * i] + values[2 * i], old[2 * i + 1] + values[2 * i + 1]));
-    }
-    return;
-  }
-  // strides.a == 1: the eight lanes of a column of the tile write neighbours.
-  if (add) {
-#pragma unroll
-    for (int i = 0; i < 4 * kCount; ++i) {
-      old[i] = Read(address + i / 2 % 2 * 8 + (i / 4 * 8 + i % 2) * strides.b);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 4 * kCount; ++i) {
-    Write(address + i / 2 % 2 * 8 + (i / 4 * 8 + i % 2) * strides.b, old[i] + values[i]);
-  }
 }
 
 template <int kWidth, typename Gradient>
@@ -240,25 +243,70 @@ __device__ __forceinline__ void WriteSegment(const SddmmParams<Gradient>& params
   }
 }
 
+// Every fourth lane has the sums of two columns of A.
+__device__ __forceinline__ void WriteColumnSums(const float (&columns)[4], float* partials,
+                                                int segment) {
+  const int thread = threadIdx.x - kWarpgroup, lane = thread % 32;
+  if (lane % 4 != 0) return;
+  float* to = partials + int64_t{segment} * kSddmmSumFloats + thread / kWarpgroup * 64 +
+              thread % kWarpgroup / 32 * 16 + lane / 4;
+  to[0] = columns[0];
+  to[8] = columns[2];
+}
+
+template <int kWidth, int kSums>
+__device__ __forceinline__ void AccumulateChunks(
+    Sums& sums, int count, int first_sum, int steps, uint32_t ring,
+    RingBarriers<SddmmShape<kWidth>::kStages>& barriers,
+    RingPosition<SddmmShape<kWidth>::kStages>& position, int group) {
+  const auto accumulate = [&](auto chunks) {
+    Accumulate<kWidth, chunks, kSums>(sums, first_sum, steps, ring, barriers, position, group);
+  };
+  switch (count) {
+    case 1: return accumulate(std::integral_constant<int, 1>());
+    case 2: return accumulate(std::integral_constant<int, 2>());
+    case 3: return accumulate(std::integral_constant<int, 3>());
+    default: return accumulate(std::integral_constant<int, 4>());
+  }
+}
+
 template <int kWidth, typename Gradient>
 __device__ __forceinline__ void Consume(const SddmmParams<Gradient>& params, uint32_t ring,
                                         RingBarriers<SddmmShape<kWidth>::kStages>& barriers,
                                         int group, int begin, int end) {
   RingPosition<SddmmShape<kWidth>::kStages> position;
-  float acc[128];
+  Sums sums;
   for (int index = begin; index < end; ++index) {
     const SddmmSegment segment = LoadSegment(params.segments, index);
     const SddmmUnit& unit = params.units[segment.unit];
     const int count = unit.chunk_count[kWidth == 128 ? 0 : group];
     const int steps = segment.step_count;
-    switch (count) {
-      case 0: Accumulate<kWidth, 0>(acc, steps, ring, barriers, position, group); break;
-      case 1: Accumulate<kWidth, 1>(acc, steps, ring, barriers, position, group); break;
-      case 2: Accumulate<kWidth, 2>(acc, steps, ring, barriers, position, group); break;
-      case 3: Accumulate<kWidth, 3>(acc, steps, ring, barriers, position, group); break;
-      default: Accumulate<kWidth, 4>(acc, steps, ring, barriers, position, group); break;
+    const bool sums_columns =
+        params.sums.out != nullptr && unit.sum_count[0] + unit.sum_count[1] > 0;
+    const int first_sum = unit.sum_first[group];
+    const auto accumulate = [&](auto slices) {
+      AccumulateChunks<kWidth, slices>(sums, count, first_sum, steps, ring, barriers, position,
+                                       group);
+    };
+    if (sums_columns) {
+#pragma unroll
+      for (float& column : sums.columns) column = 0;
     }
-    WriteSegment<kWidth>(params, acc, segment, unit, count);
+    const int sum_count = sums_columns ? unit.sum_count[group] : 0;
+    if (count == 0 && sum_count == 0) {
+      Accumulate<kWidth, 0, 0>(sums, 0, steps, ring, barriers, position, group);
+    } else if (count == 0) {  // a block row without blocks
+      Accumulate<kWidth, 0, 4>(sums, 0, steps, ring, barriers, position, group);
+    } else {
+      switch (sum_count) {
+        case 0: accumulate(std::integral_constant<int, 0>()); break;
+        case 1: accumulate(std::integral_constant<int, 1>()); break;
+        case 2: accumulate(std::integral_constant<int, 2>()); break;
+        default: accumulate(std::integral_constant<int, 4>()); break;
+      }
+    }
+    if (sums_columns) WriteColumnSums(sums.columns, params.sums.partials, index);
+    WriteSegment<kWidth>(params, sums.products, segment, unit, count);
   }
 }
 
@@ -277,6 +325,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     PrefetchTensorMap(&params.b);
     barriers.Init(8);  // eight consumer warps
   }
+  if (threadIdx.x < kOnesBytes / 4) {
+    reinterpret_cast<uint32_t*>(ring + Shape::kOnesOffset)[threadIdx.x] = 0x3F803F80;  // bf16 ones
+    FenceProxyAsync();
+  }
   __syncthreads();
   const int warpgroup = threadIdx.x / kWarpgroup;
   if (warpgroup == 0) {
@@ -286,37 +338,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     ClaimRegisters<224>();
     Consume<kWidth>(params, SharedAddress(ring), barriers, warpgroup - 1, begin, end);
   }
-}
-
-// Adds the partial sums of a unit in order, and with `add` what the gradient holds: what its first
-// segment has written (fp32), or what the call is to add to.
-// Grid: (reductions, 32 quadruples of accumulators); block: 256 threads, each for the consumer thread
-// of that number. Bytes: 4 per partial value, read once.
-template <int kWidth, typename Gradient>
-__global__ void __launch_bounds__(kConsumers)
-    SddmmReduceKernel(Gradient* gradient, const float* partials, const SddmmUnit* units,
-                      const SddmmReduction* reductions, GradientStrides strides, bool add) {
-  const SddmmReduction reduction = reductions[blockIdx.x];
-  const SddmmUnit& unit = units[reduction.unit];
-  const int thread = threadIdx.x;
-  const int chunk = blockIdx.y / 8;
-  if (chunk >= unit.chunk_count[kWidth == 128 ? 0 : thread / kWarpgroup]) return;
-  const float4* part =
-      reinterpret_cast<const float4*>(partials + reduction.slot_begin * kSddmmPartialFloats);
-  part += blockIdx.y * kConsumers + thread;
-  float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-  for (int s = 0; s < reduction.slot_count; ++s) {
-    const float4 value = part[s * (kSddmmPartialFloats / 4)];
-    sum.x += value.x;
-    sum.y += value.y;
-    sum.z += value.z;
-    sum.w += value.w;
-  }
-  Gradient* address = GradientAddress<kWidth>(gradient, unit, strides, thread, chunk) +
-                      blockIdx.y % 8 * 8 * strides.b;
-  const float values[4] = {sum.x, sum.y, sum.z, sum.w};
-  WriteQuadruples<1>(address, strides, add, values);
 }
 
 template <int kWidth, typename Gradient>
@@ -332,11 +353,14 @@ void Launch(const SddmmParams<Gradient>& params, const SddmmConfig& config,
   static_cast<void>(configured);
   kernel<<<config.workers, kThreads, kSharedBytes, stream>>>(params);
   CUDA_CHECK(cudaGetLastError());
-  if (args.reduction_count == 0) return;
+  const int sum_tiles = args.sums == nullptr ? 0 : (params.sums.out_features + 8191) / 8192;
+  if (args.reduction_count + sum_tiles == 0) return;
   // In fp32 a unit's first segment wrote the gradient (or onto it), in bf16 none did.
   const bool add = std::is_same_v<Gradient, float> || args.accumulate;
-  SddmmReduceKernel<kWidth><<<dim3(args.reduction_count, 32), kConsumers, 0, stream>>>(
-      params.gradient, args.partials, args.units, args.reductions, params.strides, add);
+  SddmmReduceKernel<kWidth, Gradient>
+      <<<dim3(args.reduction_count + sum_tiles, 32), kConsumers, 0, stream>>>(
+          params.gradient, args.partials, args.units, args.reductions, args.reduction_count,
+          params.strides, add, params.sums);
   CUDA_CHECK(cudaGetLastError());
 }
 
@@ -358,6 +382,21 @@ void Launch(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelA
   params.worker_begin = args.worker_begin;
   params.strides = by_rows ? GradientStrides{desc.block.cols, 1} : GradientStrides{1, desc.block.cols};
   params.accumulate = args.accumulate;
+  params.pace = {};
+  if (config.paced) {
+    CHECK(args.pace != nullptr && args.worker_steps > 0);
+    constexpr int kWindowSteps = 4;
+    const int steps = std::max(
+        kWindowSteps, (args.worker_steps + kSddmmPaceWindows - 1) / kSddmmPaceWindows);
+    params.pace = {args.pace, (args.worker_steps + steps - 1) / steps, steps};
+  }
+  CHECK(args.sums == nullptr || by_rows);
+  params.sums = {.out = static_cast<Gradient*>(args.sums),
+                 .partials = args.sum_partials,
+                 .begin = args.sum_begin,
+                 .segments = args.sum_segments,
+                 .out_features = static_cast<int>(desc.out_features),
+                 .accumulate = args.accumulate_sums};
   if (std::max(desc.block.rows, desc.block.cols) == 64) {
     Launch<64>(params, config, args, stream);
   } else {
@@ -374,8 +413,14 @@ bool CanImplementSddmmBsrSm90(const SddmmDesc& desc) {
          (desc.gradient_dtype == DType::kF32 || desc.gradient_dtype == DType::kBF16);
 }
 
-SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc&, int multiprocessors) {
-  return {.workers = multiprocessors};
+SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& desc, int multiprocessors) {
+  // Measured on an H100: waiting gains a fifth where device memory bounds the time, 90 % of 128-blocks
+  // for instance, and costs 3 to 10 % where products do.
+  constexpr int64_t kBalance = 200;  // operations a byte
+  const int64_t stored = desc.block_count * desc.block.rows * desc.block.cols;
+  const bool memory_bound = stored < kBalance * (desc.out_features + desc.in_features);
+  const bool wide = std::max(desc.block.rows, desc.block.cols) == 128;
+  return {.workers = multiprocessors, .paced = memory_bound && wide};
 }
 
 void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelArgs& args,

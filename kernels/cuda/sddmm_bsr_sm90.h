@@ -16,11 +16,13 @@ struct SddmmDesc {
   int64_t tokens = 0;
   int64_t out_features = 0;
   int64_t in_features = 0;
+  int64_t block_count = 0;
   DType gradient_dtype = DType::kF32;  // or BF16
 };
 
 struct SddmmConfig {
-  int workers = 132;  // CTAs; the schedule is built for as many
+  int workers = 132;   // CTAs; the schedule is built for as many
+  bool paced = false;  // they wait for each other (SddmmKernelArgs::pace)
 };
 
 // Device pointers; all arrays are owned by the caller and must outlive the launch.
@@ -40,6 +42,17 @@ struct SddmmKernelArgs {
   const int32_t* worker_begin = nullptr;
   const SddmmReduction* reductions = nullptr;
   int reduction_count = 0;
+  int worker_steps = 0;  // SddmmSchedule::worker_steps
+  // [kSddmmPaceWindows + 1] zeros, as which they are left; not of two launches at a time. Read
+  // where the config is paced.
+  uint32_t* pace = nullptr;
+  // The sums of dY over the tokens, the gradient of a bias, on the way; only with a schedule that
+  // has sum lists (SddmmSchedule::sum_begin). None: nullptr.
+  void* sums = nullptr;           // [out_features], of the gradient's dtype
+  float* sum_partials = nullptr;  // SddmmSumBytes(segments) of scratch
+  bool accumulate_sums = false;
+  const int32_t* sum_begin = nullptr;
+  const int32_t* sum_segments = nullptr;
 };
 
 struct SddmmVariant {
@@ -52,6 +65,12 @@ struct SddmmVariant {
 // A partial holds the accumulators of a CTA: 256 threads x 128 fp32.
 inline constexpr int64_t kSddmmPartialFloats = 256 * 128;
 inline int64_t SddmmPartialBytes(int slot_count) { return slot_count * kSddmmPartialFloats * 4; }
+inline constexpr int kSddmmPaceWindows = 1023;
+// A segment's part of dY's sums: 64 columns of each warpgroup.
+inline constexpr int kSddmmSumFloats = 2 * 64;
+inline int64_t SddmmSumBytes(int segment_count) {
+  return int64_t{segment_count} * kSddmmSumFloats * 4;
+}
 
 bool CanImplementSddmmBsrSm90(const SddmmDesc& desc);
 SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& desc, int multiprocessors);

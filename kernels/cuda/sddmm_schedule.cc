@@ -1,6 +1,7 @@
 // The schedule of the weight gradient (block_schedule.h).
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <tuple>
 #include <utility>
@@ -48,7 +49,35 @@ std::vector<std::vector<Chunk>> ListChunks(const BsrPattern& pattern,
   return lists;
 }
 
-std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation orientation) {
+// Deals the four slices of every step to the warpgroups that read an A slice: the units of one list
+// lie one after the other, and with slices of 128 both warpgroups have columns of their own.
+void ShareColumnSums(int a_width, std::vector<SddmmUnit>* units) {
+  constexpr int kSlices = 4;
+  for (size_t begin = 0, end = 0; begin < units->size(); begin = end) {
+    std::vector<std::pair<SddmmUnit*, int>> takers;  // and their warpgroup
+    while (end < units->size() && (*units)[end].a_chunk == (*units)[begin].a_chunk) {
+      SddmmUnit* unit = &(*units)[end++];
+      for (int group = 0; group < (a_width == 128 ? 1 : 2); ++group) {
+        if (group == 0 || unit->chunk_count[group] > 0) takers.push_back({unit, group});
+      }
+    }
+    // Two of three readers take one slice each, the third two.
+    const int readers = std::min(kSlices, static_cast<int>(takers.size()));
+    int first = 0;
+    for (int i = 0; i < readers; ++i) {
+      const auto [unit, group] = takers[i];
+      const int count = readers == 3 ? (i == 0 ? 2 : 1) : kSlices / readers;
+      for (int g = group; g < (a_width == 128 ? 2 : group + 1); ++g) {
+        unit->sum_first[g] = first;
+        unit->sum_count[g] = count;
+      }
+      first += count;
+    }
+  }
+}
+
+std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation orientation,
+                                 bool column_sums) {
   const int a_width =
       orientation == SddmmOrientation::kRows ? pattern.block.rows : pattern.block.cols;
   const int max_chunks = a_width == 128 ? 4 : 8;
@@ -56,7 +85,7 @@ std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation ori
   std::vector<SddmmUnit> units;
   for (size_t i = 0; i < lists.size(); ++i) {
     const int chunks = static_cast<int>(lists[i].size());
-    const int parts = (chunks + max_chunks - 1) / max_chunks;
+    const int parts = std::max(column_sums ? 1 : 0, (chunks + max_chunks - 1) / max_chunks);
     for (int k = 0; k < parts; ++k) {
       int begin = max_chunks * k;
       int end = std::min(begin + max_chunks, chunks);
@@ -77,6 +106,7 @@ std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation ori
       units.push_back(unit);
     }
   }
+  if (column_sums) ShareColumnSums(a_width, &units);
   return units;
 }
 
@@ -110,6 +140,37 @@ double DivideUnits(int total_steps, int workers, const std::vector<double>& cost
       segments, workers, [&](const SddmmSegment& s) { return s.step_count * cost[s.unit]; },
       &longest);
   return longest + SlotCost(schedule->slot_count);
+}
+
+// Fewer units than workers, but more than half as many: every unit has a worker, which leaves its
+// last tokens to the workers without a unit; those take the ends of several units one after the
+// other. Infinite where that does not work out.
+double LeaveEnds(int total_steps, int workers, const std::vector<double>& cost,
+                 SddmmSchedule* schedule) {
+  const int units = static_cast<int>(cost.size()), spare = workers - units;
+  if (spare <= 0 || spare >= units) return std::numeric_limits<double>::infinity();
+  const int rounds = (units + spare - 1) / spare;
+  const int end_steps = total_steps / (rounds + 1), own_steps = total_steps - end_steps;
+  if (end_steps < kMinSliceSteps) return std::numeric_limits<double>::infinity();
+  schedule->worker_begin = {0};
+  double longest = 0;
+  const auto take = [&](int u, int begin, int steps, int target) {
+    schedule->segments.push_back({u, begin * kChunk, steps, target});
+    return steps * cost[u];
+  };
+  for (int u = 0; u < units; ++u) {
+    longest = std::max(longest, take(u, 0, own_steps, kTargetGradient));
+    schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
+    schedule->reductions.push_back({.unit = u, .slot_begin = u, .slot_count = 1});
+  }
+  for (int k = 0; k < spare; ++k) {
+    double load = 0;
+    for (int u = k; u < units; u += spare) load += take(u, own_steps, end_steps, u);
+    longest = std::max(longest, load);
+    schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
+  }
+  schedule->slot_count = units;
+  return longest + SlotCost(units);
 }
 
 // More units than workers: whole units first, the rest as slices taken up in passing.
@@ -210,21 +271,47 @@ void SumInPartials(SddmmSchedule* schedule) {
   }
 }
 
+// The segments whose column sums make up those of a block row.
+void ListColumnSums(int block_row_count, int a_width, SddmmSchedule* schedule) {
+  std::vector<std::vector<int32_t>> by_row(block_row_count);
+  for (size_t s = 0; s < schedule->segments.size(); ++s) {
+    const SddmmUnit& unit = schedule->units[schedule->segments[s].unit];
+    if (unit.sum_count[0] + unit.sum_count[1] == 0) continue;
+    by_row[unit.a_chunk / (a_width / kChunk)].push_back(static_cast<int32_t>(s));
+  }
+  std::vector<int32_t> begin = {0}, list;
+  for (std::vector<int32_t>& segments : by_row) {
+    CHECK(!segments.empty());
+    std::sort(segments.begin(), segments.end(), [&](int32_t a, int32_t b) {
+      const SddmmSegment &x = schedule->segments[a], &y = schedule->segments[b];
+      return std::tie(x.unit, x.token_begin) < std::tie(y.unit, y.token_begin);
+    });
+    list.insert(list.end(), segments.begin(), segments.end());
+    begin.push_back(static_cast<int32_t>(list.size()));
+  }
+  schedule->sum_begin = std::move(begin);
+  schedule->sum_segments = std::move(list);
+}
+
 }  // namespace
 
 SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int workers,
-                                 bool whole_sums) {
+                                 const SddmmForm& form) {
   CheckPattern(pattern);
   CHECK(tokens > 0 && tokens < (int64_t{1} << 31) - kChunk);
   SddmmSchedule best;
   double best_steps = 0;
   std::vector<double> cost;
+  const bool column_sums =
+      form.column_sums && pattern.block.rows >= pattern.block.cols && pattern.block_count() > 0;
   for (const auto orientation : {SddmmOrientation::kRows, SddmmOrientation::kColumns}) {
     const bool by_rows = orientation == SddmmOrientation::kRows;
     const int a_width = by_rows ? pattern.block.rows : pattern.block.cols;
     const int b_width = by_rows ? pattern.block.cols : pattern.block.rows;
     if (a_width < b_width) continue;  // the wider slice is the one to share
-    std::vector<SddmmUnit> units = MakeUnits(pattern, orientation);
+    // Sums on the way are worth more than a unit less.
+    if (column_sums && !by_rows) continue;
+    std::vector<SddmmUnit> units = MakeUnits(pattern, orientation, column_sums);
     if (!best.units.empty() && units.size() >= best.units.size()) continue;
     best.orientation = orientation;
     best.units = std::move(units);
@@ -254,12 +341,23 @@ SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int 
     const double steps = DivideUnits(total_steps, workers, cost, 1, &candidate);
     consider(steps, candidate);
   }
+  SddmmSchedule ends;
+  const double steps_with_ends = LeaveEnds(total_steps, workers, cost, &ends);
+  if (std::isfinite(steps_with_ends)) consider(steps_with_ends, ends);
   if (static_cast<int>(cost.size()) > workers) {
     SddmmSchedule candidate;
     const double steps = OwnUnits(total_steps, workers, cost, &candidate);
     consider(steps, candidate);
   }
-  if (whole_sums) SumInPartials(&best);
+  if (form.whole_sums) SumInPartials(&best);
+  if (column_sums) ListColumnSums(pattern.block_row_count, pattern.block.rows, &best);
+  for (int w = 0; w < workers; ++w) {
+    int steps = 0;
+    for (int s = best.worker_begin[w]; s < best.worker_begin[w + 1]; ++s) {
+      steps += best.segments[s].step_count;
+    }
+    best.worker_steps = std::max(best.worker_steps, steps);
+  }
   return best;
 }
 

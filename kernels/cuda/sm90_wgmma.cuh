@@ -28,6 +28,13 @@ __device__ __forceinline__ uint64_t OperandDescriptor(uint32_t address, uint32_t
          uint64_t{(address & 0x3FFFF) >> 4};
 }
 
+// Descriptor of a K-major operand of 8 columns without a swizzle: 16 bytes of each column lie one
+// after the other, the next eight elements of the reduction 128 bytes further.
+__device__ __forceinline__ uint64_t PlainDescriptor(uint32_t address) {
+  constexpr uint64_t kOffsets = (uint64_t{128 >> 4} << 16) | (uint64_t{128 >> 4} << 32);
+  return kOffsets | uint64_t{(address & 0x3FFFF) >> 4};
+}
+
 __device__ __forceinline__ void WgmmaFence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -43,6 +50,17 @@ __device__ __forceinline__ void WgmmaWait() {
 // d[0 .. N/2) (+)= A * B for N = kColumns; `accumulate` = 0 starts from zero.
 template <int kColumns, int kTransposedA, int kTransposedB>
 __device__ __forceinline__ void Wgmma(float (&d)[128], uint64_t a, uint64_t b, int accumulate);
+
+// The same for 8 columns of a K-major B.
+template <int kTransposedA>
+__device__ __forceinline__ void WgmmaEight(float (&d)[4], uint64_t a, uint64_t b, int accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3}, %4, %5, p, 1, 1, %7, 0;\n}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "l"(a), "l"(b), "r"(accumulate), "n"(kTransposedA));
+}
 
 #define FILIGREE_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define FILIGREE_D16(i) FILIGREE_D4(i), FILIGREE_D4(i + 4), FILIGREE_D4(i + 8), FILIGREE_D4(i + 12)

@@ -102,12 +102,18 @@ std::span<const BlockProductVariant> BlockProductVariants() {
 
 std::span<const BlockGradVariant> BlockGradVariants() {
   static constexpr std::array kVariants = {
-      BlockGradVariant{"sddmm_bsr_sm90", &CanSampleSm90, &SampleSm90},
+      BlockGradVariant{"sddmm_bsr_sm90", &CanSampleSm90, &SampleSm90, /*sums_dy=*/true},
       BlockGradVariant{"part by part", &CanSampleParts, &SampleParts},
       BlockGradVariant{"sddmm_bsr_mma", &CanSampleMma, &SampleMma},
       BlockGradVariant{"dense", &AlwaysSample, &SampleDense},
   };
   return kVariants;
+}
+
+void SumOutputGrad(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
+  if (args.dy_sums.empty()) return;
+  backend.ColumnSum({.in = args.dy, .out = args.dy_sums, .accumulate = args.accumulate_sums},
+                    stream);
 }
 
 std::unique_ptr<PreparedLayout> CudaBackend::PrepareLayout(const SparseLayout& layout) {
@@ -155,6 +161,9 @@ void CudaBackend::Sddmm(const SddmmArgs& args, Stream& stream) {
   CheckMatrix(args.x, tokens, layout.in(), "x");
   CheckMatrix(args.dy, tokens, layout.out(), "dy");
   CHECK_EQ(args.dvalues.size(), Prepared(args.weight).value_count());
+  CHECK(args.dy_sums.empty() || args.dy_sums.size() == layout.out())
+      << args.dy_sums.size() << " sums of " << layout.out() << " columns";
+  if (tokens == 0) SumOutputGrad(*this, args, stream);
   if (tokens == 0 && args.accumulate) return;
   if (tokens == 0 && Prepared(args.weight).parts().empty()) {
     return device_.ZeroAsync(args.dvalues, stream);
@@ -162,6 +171,7 @@ void CudaBackend::Sddmm(const SddmmArgs& args, Stream& stream) {
   for (const BlockGradVariant& variant : BlockGradVariants()) {
     if (!variant.can_implement(args)) continue;
     if (TraceKernels()) TraceChoice("sddmm", ShapeText(layout, tokens), variant.name);
+    if (!variant.sums_dy && tokens > 0) SumOutputGrad(*this, args, stream);
     return variant.launch(*this, args, stream);
   }
 }

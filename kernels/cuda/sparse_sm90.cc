@@ -206,6 +206,7 @@ bool CanSampleSm90(const SddmmArgs& args) {
                           .tokens = args.x.rows(),
                           .out_features = layout.out(),
                           .in_features = layout.in(),
+                          .block_count = layout.block_count(),
                           .gradient_dtype = args.dvalues.dtype()};
   return CanImplementSddmmBsrSm90(desc) &&
          reinterpret_cast<uintptr_t>(args.dvalues.data()) % 16 == 0 && IsAligned(args.x) &&
@@ -219,24 +220,41 @@ void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
                           .tokens = args.x.rows(),
                           .out_features = layout.out(),
                           .in_features = layout.in(),
+                          .block_count = layout.block_count(),
                           .gradient_dtype = args.dvalues.dtype()};
   const SddmmConfig config = ConfigSddmmBsrSm90(desc, weight.device().multiprocessors());
-  const DeviceSddmmSchedule& schedule = weight.SddmmScheduleFor(
-      desc.tokens, config.workers, /*whole_sums=*/desc.gradient_dtype == DType::kBF16);
-  std::byte* partials = backend.Workspace(SddmmPartialBytes(schedule.slot_count));
-  const SddmmKernelArgs kernel = {.output_grad = Data(args.dy),
-                                  .input = Data(args.x),
-                                  .gradient = args.dvalues.data(),
-                                  .partials = reinterpret_cast<float*>(partials),
-                                  .output_grad_stride = args.dy.row_stride(),
-                                  .input_stride = args.x.row_stride(),
-                                  .accumulate = args.accumulate,
-                                  .orientation = schedule.orientation,
-                                  .units = schedule.units,
-                                  .segments = schedule.segments,
-                                  .worker_begin = schedule.worker_begin,
-                                  .reductions = schedule.reductions,
-                                  .reduction_count = schedule.reduction_count};
+  const SddmmForm form = {.whole_sums = desc.gradient_dtype == DType::kBF16,
+                          .column_sums = !args.dy_sums.empty()};
+  const DeviceSddmmSchedule& schedule = weight.SddmmScheduleFor(desc.tokens, config.workers, form);
+  // Where X is the slice that is shared, the sums are a pass of their own, which needs the
+  // workspace.
+  const bool sums = !args.dy_sums.empty() && schedule.sum_begin != nullptr;
+  if (!args.dy_sums.empty() && !sums) SumOutputGrad(backend, args, stream);
+  const int64_t partial_bytes = SddmmPartialBytes(schedule.slot_count);
+  std::byte* partials =
+      backend.Workspace(partial_bytes + (sums ? SddmmSumBytes(schedule.segment_count) : 0));
+  SddmmKernelArgs kernel = {.output_grad = Data(args.dy),
+                            .input = Data(args.x),
+                            .gradient = args.dvalues.data(),
+                            .partials = reinterpret_cast<float*>(partials),
+                            .output_grad_stride = args.dy.row_stride(),
+                            .input_stride = args.x.row_stride(),
+                            .accumulate = args.accumulate,
+                            .orientation = schedule.orientation,
+                            .units = schedule.units,
+                            .segments = schedule.segments,
+                            .worker_begin = schedule.worker_begin,
+                            .reductions = schedule.reductions,
+                            .reduction_count = schedule.reduction_count,
+                            .worker_steps = schedule.worker_steps,
+                            .pace = backend.sddmm_pace()};
+  if (sums) {
+    kernel.sums = args.dy_sums.data();
+    kernel.sum_partials = reinterpret_cast<float*>(partials + partial_bytes);
+    kernel.accumulate_sums = args.accumulate_sums;
+    kernel.sum_begin = schedule.sum_begin;
+    kernel.sum_segments = schedule.sum_segments;
+  }
   LaunchSddmmBsrSm90(desc, config, kernel, NativeStream(stream));
 }
 

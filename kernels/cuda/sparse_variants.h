@@ -36,7 +36,10 @@ struct BlockGradVariant {
   const char* name;
   bool (*can_implement)(const SddmmArgs& args);
   void (*launch)(CudaBackend& backend, const SddmmArgs& args, Stream& stream);
+  bool sums_dy = false;  // whether it sees to SddmmArgs::dy_sums
 };
+// SddmmArgs::dy_sums as a pass over dy.
+void SumOutputGrad(CudaBackend& backend, const SddmmArgs& args, Stream& stream);
 std::span<const BlockGradVariant> BlockGradVariants();
 
 // The rows' functions, by the file that holds them.

@@ -120,7 +120,12 @@ class GpuCompactAdamWTest : public GpuTest {
       args.step = 7;
       args.growth_ramp = form.growth_ramp;
       if (form.growth_ramp > 0) args.born = side(s.born);
-      args.rounding = {.seed = 11, .stream = RngStream("test"), .first = 512};
+      args.rounding = {{.key = {.seed = 11, .stream = RngStream("test"), .first = 512}}};
+      // Many arrays in one, for 100,003 elements more than a launch takes.
+      for (int64_t begin = 768; begin < s.m.size() && !form.eight_bit; begin += 768) {
+        args.rounding.push_back(
+            {begin, {.seed = 11, .stream = RngStream("test", "", begin), .first = 8 * begin}});
+      }
       on_gpu ? gpu().AdamW(args, stream()) : cpu().AdamW(args, cpu_stream());
     }
     stream().Synchronize();

@@ -18,8 +18,8 @@ constexpr Block kBlocks[] = {{128, 128}, {128, 64}, {64, 64}, {64, 128}};
 
 class BlockProductsTest : public GpuTest {
  protected:
-  // All three products over `layout`; the weight's gradient is overwritten, then added to, in
-  // either dtype.
+  // All three products over `layout`; the weight's gradient and the sums of dy are overwritten,
+  // then added to, in either dtype.
   static void CheckAll(const SparseLayout& layout, int64_t tokens, bool integers,
                        const std::string& what) {
     const auto draw = [&](int64_t rows, int64_t cols, uint64_t seed) {
@@ -34,6 +34,8 @@ class BlockProductsTest : public GpuTest {
     Mirror dx = Mirror::Output(tokens, layout.in(), DType::kBF16);
     Mirror grads = Mirror::Output(1, stored, DType::kF32);
     Mirror narrow_grads = Mirror::Output(1, stored, DType::kBF16);
+    Mirror sums = Mirror::Output(1, layout.out(), DType::kF32);
+    Mirror narrow_sums = Mirror::Output(1, layout.out(), DType::kBF16);
     const auto run = [&](Backend& backend, Stream& queue, const PreparedLayout* weight,
                          const auto& view) {
       backend.Spmm({.weight = weight, .values = view(values).Flat(), .x = view(x), .y = view(y)},
@@ -41,26 +43,29 @@ class BlockProductsTest : public GpuTest {
       backend.SpmmTransposed(
           {.weight = weight, .values = view(values).Flat(), .dy = view(dy), .dx = view(dx)}, queue);
       for (bool accumulate : {false, true}) {
-        for (Mirror* gradient : {&grads, &narrow_grads}) {
+        for (const bool narrow : {false, true}) {
           backend.Sddmm({.weight = weight,
                          .dy = view(dy),
                          .x = view(x),
-                         .dvalues = view(*gradient).Flat(),
-                         .accumulate = accumulate},
+                         .dvalues = view(narrow ? narrow_grads : grads).Flat(),
+                         .accumulate = accumulate,
+                         .dy_sums = view(narrow ? narrow_sums : sums).Flat(),
+                         .accumulate_sums = accumulate},
                         queue);
         }
       }
       queue.Synchronize();
     };
     const auto on_gpu = [](Mirror& m) { return m.gpu(); };
-    std::vector<double> results[2][4];
+    std::vector<double> results[2][6];
     for (auto& result : results) {
       run(gpu(), stream(), there.get(), on_gpu);
       result[0] = y.Download(), result[1] = dx.Download(), result[2] = grads.Download();
       result[3] = narrow_grads.Download();
+      result[4] = sums.Download(), result[5] = narrow_sums.Download();
     }
     run(cpu(), cpu_stream(), here.get(), [](Mirror& m) { return m.cpu(); });
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 6; ++i) {
       EXPECT_EQ(results[0][i], results[1][i]) << what << ", product " << i;
     }
     // Tensor cores truncate: an F32 sum loses up to its last bit at each of its 16-deep steps.
@@ -71,6 +76,26 @@ class BlockProductsTest : public GpuTest {
     ExpectParity(dx, what + ", input gradient", floor(layout.out()));
     ExpectParity(grads, what + ", weight gradient", floor(tokens));
     ExpectParity(narrow_grads, what + ", weight gradient in bf16", floor(tokens));
+    ExpectParity(sums, what + ", sums of dy", floor(tokens));
+    ExpectParity(narrow_sums, what + ", sums of dy in bf16", floor(tokens));
+    CheckSumsChangeNothing(layout, there.get(), dy, x, grads.Download());
+  }
+
+ private:
+  // The weight's gradient is the same bits whether sums are wanted beside it or not.
+  static void CheckSumsChangeNothing(const SparseLayout& layout, const PreparedLayout* weight,
+                                     Mirror& dy, Mirror& x, const std::vector<double>& expected) {
+    Mirror grads = Mirror::Output(1, layout.stored_count(), DType::kF32);
+    for (const bool accumulate : {false, true}) {
+      gpu().Sddmm({.weight = weight,
+                   .dy = dy.gpu(),
+                   .x = x.gpu(),
+                   .dvalues = grads.gpu_flat(),
+                   .accumulate = accumulate},
+                  stream());
+    }
+    stream().Synchronize();
+    EXPECT_EQ(grads.Download(), expected);
   }
 };
 

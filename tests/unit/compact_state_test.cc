@@ -170,7 +170,7 @@ TEST_F(CompactAdamWTest, SmallUpdatesMoveWeightsOnAverage) {
             .lr = 1e-5,
             .beta2 = 0.999,
             .step = step,
-            .rounding = {.seed = 1, .stream = RngStream("test", "w", step)}});
+            .rounding = {{.key = {.seed = 1, .stream = RngStream("test", "w", step)}}}});
   }
   double sum = 0;
   for (const float w : weights) {
@@ -201,7 +201,7 @@ TEST_F(CompactAdamWTest, SecondMomentsDecay) {
             .lr = 0,
             .beta2 = 0.999,
             .step = step,
-            .rounding = {.seed = 1, .stream = RngStream("test", "v", step)}});
+            .rounding = {{.key = {.seed = 1, .stream = RngStream("test", "v", step)}}}});
   }
   double mean = 0;
   for (const BFloat16 x : v) mean += static_cast<double>(static_cast<float>(x)) / kCount;
@@ -240,7 +240,8 @@ TEST_F(CompactAdamWTest, PiecesAreTheWhole) {
           if (eight_bit) args.v_scale = cut_scales(v8.scales);
           args.born = cut(born);
           args.growth_ramp = 10;
-          args.rounding = {.seed = 1, .stream = RngStream("test", "", step), .first = begin};
+          args.rounding = {
+              {.key = {.seed = 1, .stream = RngStream("test", "", step), .first = begin}}};
           Update(args);
         }
       }
@@ -249,6 +250,56 @@ TEST_F(CompactAdamWTest, PiecesAreTheWhole) {
     EXPECT_EQ(results[0], results[1]);
     EXPECT_EQ(results[0], results[2]);
     EXPECT_NE(results[0], start);
+  }
+}
+
+// Arrays one after the other in one call, with padding between them, become what a call each makes
+// of them, and padding stays zero.
+TEST_F(CompactAdamWTest, ManyArraysInOneCall) {
+  constexpr int64_t kBegins[] = {0, 512, 768, 2048}, kCounts[] = {300, 256, 1100, 57};
+  constexpr int64_t kCount = 2048 + 57;
+  std::vector<float> weights(kCount), grads(kCount);
+  for (int k = 0; k < 4; ++k) {
+    const std::vector<float> w = Normal(kCounts[k], 1 + k, 0.02), g = Normal(kCounts[k], 9, 1e-3);
+    for (int64_t i = 0; i < kCounts[k]; ++i) {
+      weights[kBegins[k] + i] = static_cast<float>(BFloat16(w[i]));
+      grads[kBegins[k] + i] = g[i];
+    }
+  }
+  const auto key = [](int k) {
+    return RoundingKey{.seed = 1, .stream = RngStream("test", "", k), .first = 256 * k};
+  };
+  std::vector<float> results[2] = {weights, weights};
+  std::vector<BFloat16> m[2], v[2];
+  for (int apart = 0; apart < 2; ++apart) {
+    m[apart].resize(kCount), v[apart].resize(kCount);
+    AdamWArgs whole = {.values = ViewOf(results[apart]),
+                       .grads = ViewOf(grads),
+                       .m = ViewOf(m[apart]),
+                       .v = ViewOf(v[apart]),
+                       .scale = scale_,
+                       .lr = 1e-3,
+                       .weight_decay = 0.1,
+                       .step = 3};
+    for (int k = 0; k < 4; ++k) {
+      if (!apart) {
+        whole.rounding.push_back({kBegins[k], key(k)});
+        continue;
+      }
+      AdamWArgs one = whole;
+      const auto cut = [&](auto view) { return view.Range(kBegins[k], kCounts[k]); };
+      one.values = cut(whole.values), one.grads = cut(whole.grads);
+      one.m = cut(whole.m), one.v = cut(whole.v);
+      one.rounding = {{.key = key(k)}};
+      Update(one);
+    }
+    if (!apart) Update(whole);
+  }
+  EXPECT_EQ(results[0], results[1]);
+  EXPECT_NE(results[0], weights);
+  for (int64_t i = 0; i < kCount; ++i) {
+    EXPECT_EQ(m[0][i].bits, m[1][i].bits);
+    EXPECT_EQ(v[0][i].bits, v[1][i].bits);
   }
 }
 

@@ -168,13 +168,59 @@ TEST(SpmmSchedule, LongRowsAreSpreadOverWorkers) {
   EXPECT_LT(longest * 8, total * 1.1);
 }
 
-// Tokens, workers, whole sums.
-class SddmmScheduleTest : public testing::TestWithParam<std::tuple<int64_t, int, bool>> {};
+// Of every column of a block row, each 16 tokens are summed once by the segments that the row
+// lists, be the row empty; there are lists where they are asked for and A can be the output
+// gradient.
+void CheckColumnSums(const Pattern& pattern, bool column_sums, const SddmmSchedule& schedule,
+                     int steps) {
+  const bool can = pattern.block.rows >= pattern.block.cols && !pattern.col.empty();
+  ASSERT_EQ(!schedule.sum_begin.empty(), column_sums && can);
+  if (schedule.sum_begin.empty()) return;
+  ASSERT_EQ(schedule.orientation, SddmmOrientation::kRows);
+  ASSERT_EQ(static_cast<int>(schedule.sum_begin.size()), pattern.rows + 1);
+  const int width = pattern.block.rows;
+  for (int i = 0; i < pattern.rows; ++i) {
+    // By columns: with slices of 128 each warpgroup has 64 of them, with slices of 64 both have
+    // all.
+    std::vector<std::vector<int>> covered(width / kChunk, std::vector<int>(4 * steps, 0));
+    std::pair<int, int> last = {-1, -1};
+    for (int k = schedule.sum_begin[i]; k < schedule.sum_begin[i + 1]; ++k) {
+      const SddmmSegment& segment = schedule.segments[schedule.sum_segments[k]];
+      const SddmmUnit& unit = schedule.units[segment.unit];
+      ASSERT_EQ(unit.a_chunk, i * width / kChunk);
+      const std::pair<int, int> next = {segment.unit, segment.token_begin};
+      EXPECT_LT(last, next) << "an order that is no function of the layout";
+      last = next;
+      for (int group = 0; group < 2; ++group) {
+        const int taken = unit.sum_count[group];
+        ASSERT_TRUE(taken == 0 || taken == 1 || taken == 2 || taken == 4) << taken;
+        if (unit.chunk_count[0] == 0) {
+          EXPECT_TRUE(taken == 4 || (taken == 0 && group == 1)) << taken;
+        } else if (taken > 0) {
+          EXPECT_GT(unit.chunk_count[width == 128 ? 0 : group], 0);
+        }
+        for (int step = 0; step < segment.step_count; ++step) {
+          for (int slice = unit.sum_first[group]; slice < unit.sum_first[group] + taken; ++slice) {
+            ASSERT_LT(slice, 4);
+            ++covered[width == 128 ? group : 0][4 * (segment.token_begin / 64 + step) + slice];
+          }
+        }
+      }
+    }
+    for (const std::vector<int>& counts : covered) {
+      EXPECT_EQ(std::count(counts.begin(), counts.end(), 1), 4 * steps) << "block row " << i;
+    }
+  }
+}
+
+// Tokens, workers, whole sums, column sums.
+class SddmmScheduleTest : public testing::TestWithParam<std::tuple<int64_t, int, bool, bool>> {};
 
 TEST_P(SddmmScheduleTest, EveryChunkAndTokenOnceAndTargetsConsistent) {
-  const auto [tokens, workers, whole_sums] = GetParam();
+  const auto [tokens, workers, whole_sums, column_sums] = GetParam();
   for (const Pattern& pattern : Patterns()) {
-    const SddmmSchedule schedule = BuildSddmmSchedule(pattern.view(), tokens, workers, whole_sums);
+    const SddmmSchedule schedule =
+        BuildSddmmSchedule(pattern.view(), tokens, workers, {whole_sums, column_sums});
     const auto positions = Positions(pattern);
     const bool by_rows = schedule.orientation == SddmmOrientation::kRows;
     const auto [rows, cols] = pattern.block;
@@ -246,12 +292,36 @@ TEST_P(SddmmScheduleTest, EveryChunkAndTokenOnceAndTargetsConsistent) {
       }
     }
     EXPECT_EQ(std::count(reduced.begin(), reduced.end(), false), 0);
+    CheckColumnSums(pattern, column_sums, schedule, steps);
+    int most = 0;
+    for (int w = 0; w < workers; ++w) {
+      int own = 0;
+      for (int s = schedule.worker_begin[w]; s < schedule.worker_begin[w + 1]; ++s) {
+        own += schedule.segments[s].step_count;
+      }
+      most = std::max(most, own);
+    }
+    EXPECT_EQ(schedule.worker_steps, most);
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(TokensAndWorkers, SddmmScheduleTest,
                          testing::Combine(testing::ValuesIn(kTokenCounts),
-                                          testing::Values(1, 13, 132), testing::Bool()));
+                                          testing::Values(1, 13, 132), testing::Bool(),
+                                          testing::Bool()));
+
+// GPT-3 XL's q, k, v at 75 %: 96 units, of which 36 spare workers take the ends.
+TEST(BlockSchedule, SpareWorkersTakeEnds) {
+  Pattern pattern{.block = {128, 128}, .rows = 48, .cols = 16, .row_begin = {0}, .col = {}};
+  for (int i = 0; i < pattern.rows; ++i) {
+    for (int j = i % 4; j < pattern.cols; j += 4) pattern.col.push_back(j);
+    pattern.row_begin.push_back(static_cast<int>(pattern.col.size()));
+  }
+  const SddmmSchedule schedule = BuildSddmmSchedule(pattern.view(), 16384, 132);
+  EXPECT_EQ(schedule.units.size(), 96u);
+  EXPECT_EQ(schedule.worker_steps, 192);  // of 256: three ends of 64 steps
+  EXPECT_EQ(schedule.slot_count, 96);
+}
 
 // Two weights as one pattern: the steps and chunks of the second lie where its values do.
 TEST(BlockSchedule, ValuesMayLieApart) {

@@ -52,9 +52,10 @@ class BlockSparseLinear final : public Linear {
                     .dy = dy,
                     .x = x,
                     .dvalues = weight_.grads,
-                    .accumulate = weight_.adds()},
+                    .accumulate = weight_.adds(),
+                    .dy_sums = bias_.grads(),
+                    .accumulate_sums = bias_.adds()},
                    stream);
-    bias_.Backward(dy, stream);
     if (input_grad.dx.empty()) return;
     backend_.SpmmTransposed({.weight = layout_.get(),
                              .values = weight_.values,

@@ -311,13 +311,15 @@ void LinearGroup::BackwardJoined(ConstTensorView x, ConstTensorView dy,
                   .dy = dy,
                   .x = x,
                   .dvalues = joined_grads_,
-                  .accumulate = products_[0].values.adds()},
+                  .accumulate = products_[0].values.adds(),
+                  .dy_sums = bias_grads_,
+                  .accumulate_sums = bias_grads_.empty() || biases_.front().adds()},
                  stream);
   if (factors_) {
     factors_->ExpandBackward(inner.values, dy, inner.grads, stream);
     factors_->ShrinkBackward(x, inner.grads, stream);
   }
-  BackwardBiases(dy, stream);
+  if (bias_grads_.empty()) BackwardBiases(dy, stream);
   if (input_grad.dx.empty()) return;
   backend_.SpmmTransposed({.weight = joined_.get(),
                            .values = joined_values_,

@@ -46,7 +46,11 @@ class LinearBias {
   // [padded out], or an empty view.
   ConstTensorView values() const { return bound_.values; }
   const BoundParameter& bound() const { return bound_; }
-  // The gradient, unless it was released.
+  // Where the gradient goes that a product over dy is to sum on its way: nowhere if it was
+  // released.
+  TensorView grads() const { return released_ ? TensorView() : bound_.grads; }
+  bool adds() const { return bound_.adds(); }
+  // The gradient, unless it was released, as a pass over dy.
   void Backward(ConstTensorView dy, Stream& stream) {
     if (!spec_.bias || released_) return;
     backend_.ColumnSum({.in = dy, .out = bound_.grads, .accumulate = bound_.adds()}, stream);

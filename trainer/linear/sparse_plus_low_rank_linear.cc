@@ -173,11 +173,12 @@ class FactoredLinear final : public SparsePlusLowRankLinear {
                     .dy = dy,
                     .x = x,
                     .dvalues = sparse_.grads,
-                    .accumulate = sparse_.adds()},
+                    .accumulate = sparse_.adds(),
+                    .dy_sums = bias_.grads(),
+                    .accumulate_sums = bias_.adds()},
                    stream);
     factors_.ExpandBackward(inner.values, dy, inner.grads, stream);
     factors_.ShrinkBackward(x, inner.grads, {}, stream);
-    bias_.Backward(dy, stream);
     if (input_grad.dx.empty()) return;
     const ConstTensorView a = factors_.a();
     backend_.SpmmTransposed({.weight = layout_.get(),
