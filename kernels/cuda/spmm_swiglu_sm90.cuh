@@ -29,8 +29,8 @@ __device__ __forceinline__ void SwiGluBackward(float gate, float& dy, float& up)
 // As WriteTile.
 template <int kFeatures>
 __device__ __forceinline__ void WriteSwiGluTile(
-    float (&acc)[128], uint8_t* buffers,
-    StoreBarriers<SpmmShape<kFeatures>::kBuffers>& barriers, int tile) {
+    float (&acc)[128], uint8_t* buffers, StoreBarriers<SpmmShape<kFeatures>::kBuffers>& barriers,
+    int tile) {
   using Shape = SpmmShape<kFeatures>;
   constexpr int kPairs = Shape::kBuffers / 2, kRounds = Shape::kChunks / kPairs;
   const uint32_t lane_address = LaneAddress(buffers);

@@ -175,8 +175,8 @@ TEST_F(GpuMatMulTest, StridedViewsKeepTheirGaps) {
 }
 
 TEST_F(GpuMatMulTest, EpiloguesFusedAndNot) {
-  for (Epilogue epilogue : {Epilogue::kResidual, Epilogue::kGelu, Epilogue::kGeluBackward,
-                            Epilogue::kSwiGluBackward}) {
+  for (Epilogue epilogue :
+       {Epilogue::kResidual, Epilogue::kGelu, Epilogue::kGeluBackward, Epilogue::kSwiGluBackward}) {
     for (const Shape& shape : kShapes) {
       for (bool bias : {false, true}) {
         for (int64_t gap : {0, 8, 3}) {

@@ -261,14 +261,14 @@ TEST_F(GpuProductTest, SwiGluGradientsInOneBufferRepeat) {
   std::vector<Mirror> grads;
   for (int run = 0; run < 4; ++run) {
     grads.push_back(Mirror::Output(kTokens, 2 * kIn, DType::kBF16));
-    gpu().SpmmTransposed({.weight = there.get(),
-                          .values = values.gpu_flat(),
-                          .dy = dy.gpu(),
-                          .dx = grads[run].gpu().Cols(0, kIn),
-                          .epilogue = {.swiglu = {both.gpu().Cols(0, kIn),
-                                                  both.gpu().Cols(kIn, kIn),
-                                                  grads[run].gpu().Cols(kIn, kIn)}}},
-                         stream());
+    gpu().SpmmTransposed(
+        {.weight = there.get(),
+         .values = values.gpu_flat(),
+         .dy = dy.gpu(),
+         .dx = grads[run].gpu().Cols(0, kIn),
+         .epilogue = {.swiglu = {both.gpu().Cols(0, kIn), both.gpu().Cols(kIn, kIn),
+                                 grads[run].gpu().Cols(kIn, kIn)}}},
+        stream());
   }
   stream().Synchronize();
   cpu().SpmmTransposed({.weight = here.get(),

@@ -124,9 +124,9 @@ TYPED_TEST(CpuDenseTest, MatMulEpilogues) {
     auto dup = TestMatrix<T>::Constant(m, n, NAN, 2), expected_dup = TestMatrix<T>(m, n);
     args.epilogue = {.swiglu = {other.view(), up.view(), dup.view(), linear}};
     this->backend_.MatMul(args, stream);
-    this->backend_.SwiGluBackward({other.view(), up.view(), product.view(), expected.view(),
-                                   expected_dup.view(), linear},
-                                  stream);
+    this->backend_.SwiGluBackward(
+        {other.view(), up.view(), product.view(), expected.view(), expected_dup.view(), linear},
+        stream);
     same(out, expected);
     same(dup, expected_dup);
   }
@@ -254,9 +254,9 @@ TYPED_TEST(CpuDenseTest, BackwardOverItsInputs) {
   this->backend_.GeluBackward({gate.view(), dy.view(), dx.view()}, *this->stream_);
   auto over_dy = dy, silu_over_dy = dy, dgate_over_dy = dy;
   TestMatrix<T> dup_beside(9, 21);
-  this->backend_.SwiGluBackward({gate.view(), up.view(), dgate_over_dy.view(),
-                                 dgate_over_dy.view(), dup_beside.view()},
-                                *this->stream_);
+  this->backend_.SwiGluBackward(
+      {gate.view(), up.view(), dgate_over_dy.view(), dgate_over_dy.view(), dup_beside.view()},
+      *this->stream_);
   this->backend_.GeluBackward({gate.view(), over_dy.view(), over_dy.view()}, *this->stream_);
   this->backend_.SwiGluBackward(
       {.gate = gate.view(), .dy = silu_over_dy.view(), .dgate = silu_over_dy.view()},

@@ -174,12 +174,13 @@ TYPED_TEST(CpuSparseTest, SwiGluGradients) {
     this->backend_.SpmmTransposed(
         {weight.layout(), weight.values.flat(), dy.view(), dproduct.view(), accumulate}, stream);
     // In place, as the product's own pass over it is.
-    this->backend_.SwiGluBackward({gate.view(), up.view(), dproduct.view(), dproduct.view(),
-                                   expected_dup.view()},
-                                  stream);
+    this->backend_.SwiGluBackward(
+        {gate.view(), up.view(), dproduct.view(), dproduct.view(), expected_dup.view()}, stream);
     const auto &cdgate = dproduct, &cdup = expected_dup;
-    ExpectNear(dgate, [&](int64_t t, int64_t j) { return cdgate(t, j); }, 0.0);
-    ExpectNear(dup, [&](int64_t t, int64_t j) { return cdup(t, j); }, 0.0);
+    ExpectNear(
+        dgate, [&](int64_t t, int64_t j) { return cdgate(t, j); }, 0.0);
+    ExpectNear(
+        dup, [&](int64_t t, int64_t j) { return cdup(t, j); }, 0.0);
   }
 }
 

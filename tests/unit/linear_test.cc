@@ -197,8 +197,7 @@ TEST_F(LinearTest, SwiGluGradientsOfEveryParameterisation) {
         bound.Forward(x, y, {}, *stream_);
         bound.Backward(x, dy, {.dx = dx.view()}, *stream_);
         bound.Backward(x, dy,
-                       {.dx = dgate.view(),
-                        .swiglu = {gate.view(), up.view(), dup.view(), linear}},
+                       {.dx = dgate.view(), .swiglu = {gate.view(), up.view(), dup.view(), linear}},
                        *stream_);
         backend_.SwiGluBackward(
             {gate.view(), up.view(), dx.view(), dx.view(), expected_dup.view(), linear}, *stream_);
