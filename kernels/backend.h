@@ -24,12 +24,26 @@ namespace filigree {
 
 // ---------------------------------------------------------------------------- dense operations
 
+// Where a product makes the gradient dy of y = silu(gate) * up (SwiGluArgs): with it as dy,
+//   dgate = dy * up * silu'(gate)   is the product's output,
+//   dup   = dy * silu(gate)         goes beside it, and dy itself nowhere.
+// With `linear` silu is the identity. All four views are given or none.
+struct SwiGluGradient {
+  ConstTensorView gate = {}, up = {};
+  TensorView dup = {};
+  bool linear = false;
+
+  bool empty() const { return gate.empty(); }
+};
+
 // What a product does with its result (bias and accumulation included) before it is stored. All of
-// the output's shape, none its memory; empty views do nothing.
+// the output's shape, none its memory; empty views do nothing. At most one of pre_activation,
+// gelu_input and swiglu is given.
 struct ProductEpilogue {
   ConstTensorView residual = {};    // is added to the result
   TensorView pre_activation = {};   // receives the result, and the output gelu(result)
   ConstTensorView gelu_input = {};  // the output is result * gelu'(gelu_input)
+  SwiGluGradient swiglu = {};       // the output is dgate, the result dy
   // [N] or empty: as ColumnSum of the output, the gradient of the bias that was added where the
   // output's own argument was made.
   TensorView column_sums = {};
@@ -118,7 +132,7 @@ struct SwiGluArgs {
 };
 struct SwiGluBackwardArgs {
   ConstTensorView gate, up = {}, dy;  // [T, F]; `up` and `dup` are empty together
-  // [T, F]; overwrites; may alias gate and up. Without `up`, dgate may alias gate or dy.
+  // [T, F]; overwrites; each may alias any of gate, up and dy, not the other.
   TensorView dgate, dup = {};
   bool linear = false;
 };

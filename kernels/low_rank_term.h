@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/backend.h"
+#include "kernels/swiglu_epilogue.h"
 
 namespace filigree {
 
@@ -35,6 +36,7 @@ inline void SpmmThenFactors(Backend& backend, const SpmmArgs& args, Stream& stre
   if (!args.epilogue.gelu_input.empty()) {
     backend.GeluBackward({.x = args.epilogue.gelu_input, .dy = args.y, .dx = args.y}, stream);
   }
+  ApplySwiGluBackward(backend, args.y, args.epilogue, stream);
   if (!args.epilogue.column_sums.empty()) {
     backend.ColumnSum({.in = args.y,
                        .out = args.epilogue.column_sums,

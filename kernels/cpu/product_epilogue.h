@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/swiglu_epilogue.h"
 
 namespace filigree {
 
@@ -21,6 +22,7 @@ inline void FinishProduct(CpuBackend& backend, TensorView out, const ProductEpil
   if (!epilogue.gelu_input.empty()) {
     backend.GeluBackward({.x = epilogue.gelu_input, .dy = out, .dx = out}, stream);
   }
+  ApplySwiGluBackward(backend, out, epilogue, stream);
   if (!epilogue.column_sums.empty()) {
     backend.ColumnSum(
         {.in = out, .out = epilogue.column_sums, .accumulate = epilogue.accumulate_sums}, stream);

@@ -90,6 +90,16 @@ bool Fuse(const MatMulArgs& args, MatMulCall* call) {
   return true;
 }
 
+// cuBLASLt has no such epilogue: dy goes through memory, rounded, in dgate's place.
+void MultiplyThenSwiGluBackward(CudaBackend& backend, const MatMulArgs& args, Stream& stream) {
+  MatMulArgs product = args;
+  product.epilogue = {.residual = args.epilogue.residual};
+  backend.MatMul(product, stream);
+  ProductEpilogue rest = args.epilogue;
+  rest.residual = {};
+  FinishProduct(backend, args.out, args.out, {}, rest, stream);
+}
+
 }  // namespace
 
 void CudaBackend::MatMul(const MatMulArgs& args, Stream& stream) {
@@ -101,6 +111,7 @@ void CudaBackend::MatMul(const MatMulArgs& args, Stream& stream) {
     if (matmul_plans_->Run(CallOf(args, args.out), tune, native)) return;
     return ForEachProduct(args, [&](const MatMulArgs& one) { MatMul(one, stream); });
   }
+  if (!args.epilogue.swiglu.empty()) return MultiplyThenSwiGluBackward(*this, args, stream);
   TensorView result = FinishInput(args.out, args.epilogue);
   const bool has_terms = (args.transpose_a ? args.a.rows() : args.a.cols()) > 0;
   if (has_terms) {

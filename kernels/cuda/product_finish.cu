@@ -6,6 +6,7 @@
 #include "kernels/cuda/device_rows.h"
 #include "kernels/cuda/product_finish.h"
 #include "kernels/cuda/vectors.cuh"
+#include "kernels/swiglu_epilogue.h"
 
 namespace filigree {
 namespace {
@@ -73,6 +74,11 @@ void CheckFinish(ConstTensorView out, ConstTensorView bias, const ProductEpilogu
   CheckShape(epilogue.residual, out, "residual");
   CheckShape(epilogue.pre_activation, out, "pre_activation");
   CheckShape(epilogue.gelu_input, out, "gelu_input");
+  CHECK_EQ(epilogue.swiglu.empty(), epilogue.swiglu.up.empty());
+  CHECK_EQ(epilogue.swiglu.empty(), epilogue.swiglu.dup.empty());
+  CheckShape(epilogue.swiglu.gate, out, "gate");
+  CheckShape(epilogue.swiglu.up, out, "up");
+  CheckShape(epilogue.swiglu.dup, out, "dup");
   CHECK(epilogue.column_sums.empty() || epilogue.column_sums.size() == out.cols())
       << epilogue.column_sums.size() << " sums of " << out.cols() << " columns";
 }
@@ -101,6 +107,7 @@ void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out,
   if (!epilogue.gelu_input.empty()) {
     backend.GeluBackward({.x = epilogue.gelu_input, .dy = out, .dx = out}, stream);
   }
+  ApplySwiGluBackward(backend, out, epilogue, stream);
   SumColumns(backend, out, epilogue, stream);
 }
 

@@ -83,6 +83,7 @@ bool CanMultiplyParts(const BlockProduct& product) { return !product.weight->par
 
 void MultiplyParts(CudaBackend& backend, const BlockProduct& product, Stream& stream) {
   const std::vector<CudaPreparedLayout::Part>& parts = product.weight->parts();
+  const SwiGluGradient& swiglu = product.epilogue.swiglu;
   for (const CudaPreparedLayout::Part& part : parts) {
     const bool is_first = &part == &parts.front(), is_last = &part == &parts.back();
     const ConstTensorView values = ValuesOf(product.values, part);
@@ -107,6 +108,8 @@ void MultiplyParts(CudaBackend& backend, const BlockProduct& product, Stream& st
                   .epilogue = {.residual = ColumnsOf(product.epilogue.residual, part),
                                .pre_activation = ColumnsOf(product.epilogue.pre_activation, part),
                                .gelu_input = ColumnsOf(product.epilogue.gelu_input, part),
+                               .swiglu = {ColumnsOf(swiglu.gate, part), ColumnsOf(swiglu.up, part),
+                                          ColumnsOf(swiglu.dup, part), swiglu.linear},
                                .column_sums = SumsOf(product.epilogue.column_sums, part),
                                .accumulate_sums = product.epilogue.accumulate_sums}},
                  stream);

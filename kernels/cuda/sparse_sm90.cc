@@ -37,12 +37,17 @@ bool IsHopper(const CudaDevice& device) { return device.compute_capability() == 
 SpmmFinish FinishOf(const BlockProduct& product) {
   const ProductEpilogue& epilogue = product.epilogue;
   const bool residual = !epilogue.residual.empty(), gelu = !epilogue.pre_activation.empty();
-  const bool dgelu = !epilogue.gelu_input.empty();
-  if (product.accumulate || residual + gelu + dgelu != 1) return SpmmFinish::kStore;
+  const bool dgelu = !epilogue.gelu_input.empty(), dswiglu = !epilogue.swiglu.empty();
+  if (product.accumulate || residual + gelu + dgelu + dswiglu != 1) return SpmmFinish::kStore;
   if (residual && !product.transposed && IsAligned(epilogue.residual)) return SpmmFinish::kResidual;
   if (gelu && !product.transposed && IsAligned(epilogue.pre_activation)) return SpmmFinish::kGelu;
   if (dgelu && product.transposed && IsAligned(epilogue.gelu_input)) {
     return SpmmFinish::kGeluBackward;
+  }
+  const SwiGluGradient& swiglu = epilogue.swiglu;
+  if (dswiglu && product.transposed && !swiglu.linear && IsAligned(swiglu.gate) &&
+      IsAligned(swiglu.up) && IsAligned(swiglu.dup)) {
+    return SpmmFinish::kSwiGluBackward;
   }
   return SpmmFinish::kStore;
 }
@@ -121,15 +126,22 @@ void Launch(const BlockProduct& product, const FactorOperand& factors, const Spm
   }
   const ProductEpilogue& epilogue = product.epilogue;
   if (!product.bias.empty()) args.bias = Data(product.bias);
-  if (desc.finish == SpmmFinish::kResidual || desc.finish == SpmmFinish::kGeluBackward) {
-    const ConstTensorView operand =
-        desc.finish == SpmmFinish::kResidual ? epilogue.residual : epilogue.gelu_input;
+  const auto set_operand = [&](ConstTensorView operand) {
     args.operand = Data(operand);
     args.operand_stride = operand.row_stride();
-  }
-  if (desc.finish == SpmmFinish::kGelu) {
-    args.pre_activation = Data(epilogue.pre_activation);
-    args.pre_activation_stride = epilogue.pre_activation.row_stride();
+  };
+  const auto set_beside = [&](TensorView beside) {
+    args.beside = Data(beside);
+    args.beside_stride = beside.row_stride();
+  };
+  if (desc.finish == SpmmFinish::kResidual) set_operand(epilogue.residual);
+  if (desc.finish == SpmmFinish::kGelu) set_beside(epilogue.pre_activation);
+  if (desc.finish == SpmmFinish::kGeluBackward) set_operand(epilogue.gelu_input);
+  if (desc.finish == SpmmFinish::kSwiGluBackward) {
+    set_operand(epilogue.swiglu.gate);
+    set_beside(epilogue.swiglu.dup);
+    args.up = Data(epilogue.swiglu.up);
+    args.up_stride = epilogue.swiglu.up.row_stride();
   }
   LaunchSpmmBsrSm90(desc, config, args, stream);
 }

@@ -58,10 +58,11 @@ void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const Spm
     params.inner = EncodeChunkMap(args.inner, desc.tokens, desc.inner_width, args.inner_stride, 256);
   }
   params.output = store_map(args.output, args.output_stride);
-  if (HasOperand(desc.finish)) {
-    params.operand = EncodeChunkMap(args.operand, desc.tokens, desc.output_width(),
-                                    args.operand_stride, store_tokens);
-  }
+  const auto operand_map = [&](const __nv_bfloat16* data, int64_t stride) {
+    return EncodeChunkMap(data, desc.tokens, desc.output_width(), stride, store_tokens);
+  };
+  if (HasOperand(desc.finish)) params.operand = operand_map(args.operand, args.operand_stride);
+  if (StoresPerChunk(desc.finish) == 2) params.beside = store_map(args.beside, args.beside_stride);
   params.bias = args.bias;
   params.tokens = static_cast<int32_t>(desc.tokens);
   params.steps = args.steps;
@@ -78,13 +79,16 @@ void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const Spm
       return LaunchSpmmResidual(features, config.cluster, params, workers, stream);
     case SpmmFinish::kGelu:
       CHECK(!desc.transposed);
-      params.pre_activation = store_map(args.pre_activation, args.pre_activation_stride);
       return LaunchSpmmGelu(features, config.cluster, params, workers, stream);
     case SpmmFinish::kGeluBackward:
       CHECK(desc.transposed && args.bias == nullptr);
       params.sums = args.sums;
       params.features = static_cast<int32_t>(desc.output_width());
       return LaunchSpmmTransposedGeluBackward(features, config.cluster, params, workers, stream);
+    case SpmmFinish::kSwiGluBackward:
+      CHECK(desc.transposed && args.bias == nullptr);
+      params.up = operand_map(args.up, args.up_stride);
+      return LaunchSpmmTransposedSwiGluBackward(features, config.cluster, params, workers, stream);
   }
 }
 

@@ -15,8 +15,10 @@ namespace filigree {
 enum class SpmmFinish {
   kStore,         // output = sum
   kResidual,      // output = sum + operand (forward only)
-  kGelu,          // pre_activation = sum, output = gelu(sum) (forward only)
+  kGelu,          // beside = sum, output = gelu(sum) (forward only)
   kGeluBackward,  // output = sum * gelu'(operand) (transposed only)
+  // output = sum * up * silu'(operand), beside = sum * silu(operand) (transposed only)
+  kSwiGluBackward,
 };
 
 struct SpmmDesc {
@@ -58,8 +60,12 @@ struct SpmmKernelArgs {
   const __nv_bfloat16* bias = nullptr;     // [output_width] or none
   const __nv_bfloat16* operand = nullptr;  // [tokens, output_width], where the finish has one; rows
   int64_t operand_stride = 0;              // begin at multiples of 16 bytes
-  __nv_bfloat16* pre_activation = nullptr;  // [tokens, output_width], where the finish has one
-  int64_t pre_activation_stride = 0;
+  const __nv_bfloat16* up = nullptr;       // as operand, kSwiGluBackward only
+  int64_t up_stride = 0;
+  // [tokens, output_width], what the finish stores beside the output: kGelu's pre_activation,
+  // kSwiGluBackward's other gradient.
+  __nv_bfloat16* beside = nullptr;
+  int64_t beside_stride = 0;
   // [SpmmSumRows(tokens), output_width] or none, kGeluBackward only: sums of the output as it is
   // stored over 256 tokens each.
   float* sums = nullptr;

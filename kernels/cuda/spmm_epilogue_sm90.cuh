@@ -112,6 +112,16 @@ struct FeatureSums {
   }
 };
 
+// Where stmatrix and ldmatrix find this lane's row of the first buffer's first 16 tokens. Lane l
+// addresses row l % 8 of the 8x8 tile l / 8: tiles are (features 0-7 | 8-15) x two token groups;
+// 16-byte columns are swizzled by the row.
+__device__ __forceinline__ uint32_t LaneAddress(const uint8_t* buffers) {
+  const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
+  const int row = (lane / 16) * 8 + lane % 8;
+  const int column = (2 * warp + (lane / 8) % 2) ^ (lane % 8);
+  return SharedAddress(buffers) + row * kLineBytes + column * 16;
+}
+
 // The first of a thread's two features within its warpgroup's 64.
 __device__ __forceinline__ int ThreadFeature() {
   return threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
@@ -145,13 +155,7 @@ __device__ __forceinline__ void WriteTile(const SpmmParams& params, float (&acc)
                                           int tile, const SpmmPart& part) {
   using Shape = SpmmShape<kFeatures>;
   constexpr int kStores = StoresPerChunk(kFinish);
-  const int warp = threadIdx.x % kWarpgroup / 32;
-  const int lane = threadIdx.x % 32;
-  // Lane l addresses row l % 8 of the 8x8 tile l / 8: tiles are (features 0-7 | 8-15) x two token
-  // groups; 16-byte columns are swizzled by the row.
-  const int row = (lane / 16) * 8 + lane % 8;
-  const int column = (2 * warp + (lane / 8) % 2) ^ (lane % 8);
-  const uint32_t lane_address = SharedAddress(buffers) + row * kLineBytes + column * 16;
+  const uint32_t lane_address = LaneAddress(buffers);
   FeatureSums sums;
 #pragma unroll
   for (int pass = 0; pass < Shape::kChunks * kStores; ++pass) {
@@ -177,7 +181,7 @@ __device__ __forceinline__ void WriteTile(const SpmmParams& params, float (&acc)
     }
     FenceProxyAsync();
     __syncwarp();
-    if (lane == 0) BarrierArrive(&barriers.written[buffer]);
+    if (threadIdx.x % 32 == 0) BarrierArrive(&barriers.written[buffer]);
   }
   if constexpr (kFinish == SpmmFinish::kGeluBackward) {
     if (params.sums != nullptr) sums.Write(params, part.feature + ThreadFeature(), part.token);

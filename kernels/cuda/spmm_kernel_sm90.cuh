@@ -25,6 +25,7 @@
 #include "kernels/cuda/spmm_epilogue_sm90.cuh"
 #include "kernels/cuda/spmm_shape_sm90.cuh"
 #include "kernels/cuda/spmm_ship_sm90.cuh"
+#include "kernels/cuda/spmm_swiglu_sm90.cuh"
 
 namespace filigree::sm90 {
 
@@ -164,8 +165,12 @@ __device__ __forceinline__ void Consume(const SpmmParams& params, uint8_t* ring,
     const FeatureBias<kFinish> bias(params, part);
     Accumulate<kTransposed, kFeatures, kCluster>(acc, StepsOf(tile), SharedAddress(ring),
                                                  barriers.ring, position, group);
-    WriteTile<kFeatures, kFinish>(params, acc, bias, buffers, barriers.store[group],
-                                  index - tile_begin, part);
+    if constexpr (kFinish == SpmmFinish::kSwiGluBackward) {
+      WriteSwiGluTile<kFeatures>(acc, buffers, barriers.store[group], index - tile_begin);
+    } else {
+      WriteTile<kFeatures, kFinish>(params, acc, bias, buffers, barriers.store[group],
+                                    index - tile_begin, part);
+    }
     tile = next;
   }
 }

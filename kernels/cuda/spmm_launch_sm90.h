@@ -17,5 +17,7 @@ void LaunchSpmmTransposedStore(int features, int cluster, const SpmmParams& para
                                cudaStream_t stream);
 void LaunchSpmmTransposedGeluBackward(int features, int cluster, const SpmmParams& params,
                                       int workers, cudaStream_t stream);
+void LaunchSpmmTransposedSwiGluBackward(int features, int cluster, const SpmmParams& params,
+                                        int workers, cudaStream_t stream);
 
 }  // namespace filigree::sm90

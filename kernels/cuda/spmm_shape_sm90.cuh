@@ -62,12 +62,14 @@ struct SpmmBarriers {
 
 // Whether a finish reads an operand of the output's shape.
 __host__ __device__ constexpr bool HasOperand(SpmmFinish finish) {
-  return finish == SpmmFinish::kResidual || finish == SpmmFinish::kGeluBackward;
+  return finish == SpmmFinish::kResidual || finish == SpmmFinish::kGeluBackward ||
+         finish == SpmmFinish::kSwiGluBackward;
 }
 
-// How often a chunk is stored: with GELU the sum, then its activation.
+// How often a chunk is stored: with GELU the sum, then its activation; of SwiGLU's gradients up's,
+// then gate's.
 __host__ __device__ constexpr int StoresPerChunk(SpmmFinish finish) {
-  return finish == SpmmFinish::kGelu ? 2 : 1;
+  return finish == SpmmFinish::kGelu || finish == SpmmFinish::kSwiGluBackward ? 2 : 1;
 }
 
 struct SpmmParams {
@@ -76,10 +78,11 @@ struct SpmmParams {
   CUtensorMap factors;  // as `weight`, of the factors' operand; `weight` itself where there is none
   CUtensorMap inner;    // as `input`, of what is between the factors; `input` itself
   CUtensorMap output;   // [tokens][features]
-  CUtensorMap operand;  // as `input`, where the finish has one: the residual or gelu's input
-  CUtensorMap pre_activation;  // [tokens][features], kGelu only
-  const __nv_bfloat16* bias;   // [features] or nullptr
-  float* sums;                 // [ceil(tokens / 256), features], kGeluBackward only, or nullptr
+  CUtensorMap operand;  // as `input`, where the finish has one: the residual, gelu's input, gate
+  CUtensorMap up;       // as `operand`, kSwiGluBackward only
+  CUtensorMap beside;   // as `output`, where a chunk is stored twice: what goes first
+  const __nv_bfloat16* bias;  // [features] or nullptr
+  float* sums;                // [ceil(tokens / 256), features], kGeluBackward only, or nullptr
   int32_t tokens;
   int32_t features;  // of the output
   const SpmmStep* steps;

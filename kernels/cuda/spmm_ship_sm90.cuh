@@ -25,10 +25,12 @@ __device__ __forceinline__ void Prime(const SpmmParams& params, uint8_t* buffers
   if constexpr (!HasOperand(kFinish)) {
     BarrierArrive(ready);
   } else {
-    static_assert(StoresPerChunk(kFinish) == 1);
+    constexpr int kStores = StoresPerChunk(kFinish);
+    const bool first_of_two = kStores == 2 && pass % 2 == 0;
     BarrierExpectBytes(ready, Shape::kStoreBytes);
-    TmaLoad3D(buffers + buffer * Shape::kStoreBytes, &params.operand, ready, policy, 0,
-              part.token + pass * Shape::kStoreTokens, part.feature / 64);
+    TmaLoad3D(buffers + buffer * Shape::kStoreBytes, first_of_two ? &params.up : &params.operand,
+              ready, policy, 0, part.token + pass / kStores * Shape::kStoreTokens,
+              part.feature / 64);
   }
 }
 
@@ -38,8 +40,8 @@ __device__ __forceinline__ void Ship(const SpmmParams& params, uint8_t* buffers,
                                      uint32_t rank, int group, int tile_begin, int tile_end) {
   using Shape = SpmmShape<kFeatures>;
   constexpr int kBuffers = Shape::kBuffers, kStores = StoresPerChunk(kFinish);
-  constexpr int kPasses = Shape::kChunks * kStores;
-  static_assert(kPasses == kStores * kBuffers);
+  constexpr int kPasses = Shape::kChunks * kStores, kRounds = kPasses / kBuffers;
+  static_assert(kPasses == kRounds * kBuffers);
   if (tile_begin == tile_end) return;
   const uint64_t policy = PolicyEvictFirst();
   SpmmPart part = PartOf<kFeatures>(LoadTile(params.tiles, tile_begin), rank, group), next = part;
@@ -61,9 +63,9 @@ __device__ __forceinline__ void Ship(const SpmmParams& params, uint8_t* buffers,
     for (int pass = 0; pass < kPasses; ++pass) {
       const int buffer = pass % kBuffers;
       const bool first_of_two = kStores == 2 && pass % 2 == 0;
-      const int round = (index - tile_begin) * kStores + pass / kBuffers;
+      const int round = (index - tile_begin) * kRounds + pass / kBuffers;
       BarrierWait(&barriers.written[buffer], round % 2);
-      TmaStore2D(first_of_two ? &params.pre_activation : &params.output,
+      TmaStore2D(first_of_two ? &params.beside : &params.output,
                  buffers + buffer * Shape::kStoreBytes, policy, part.feature,
                  part.token + pass / kStores * Shape::kStoreTokens);
       TmaStoreCommit();

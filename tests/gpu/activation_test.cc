@@ -59,6 +59,13 @@ TEST_F(GpuActivationTest, SwiGluBackwardApartAndOverItsInputs) {
     run(cpu(), cpu_stream(), both.cpu(), dy.cpu(), apart.cpu());
     stream().Synchronize();
     ExpectParity(apart, Name("SwiGluBackward", s));
+    // The gate's gradient over dy, the other in its place beside, as a product leaves them.
+    auto beside = Mirror::Random(s.rows, 2 * s.cols, DType::kBF16, 3, 1, s.gap);
+    device().CopyAsync(beside.gpu().Cols(0, s.cols), dy.gpu(), stream());
+    run(gpu(), stream(), both.gpu(), beside.gpu().Cols(0, s.cols), beside.gpu());
+    stream().Synchronize();
+    EXPECT_EQ(beside.Download(), apart.Download()) << Name("SwiGluBackward over dy", s);
+    EXPECT_TRUE(beside.GapsAreIntact());
     run(gpu(), stream(), both.gpu(), dy.gpu(), both.gpu());
     stream().Synchronize();
     EXPECT_EQ(both.Download(), apart.Download()) << Name("SwiGluBackward in place", s);

@@ -30,7 +30,7 @@ const FactorCase kCases[] = {
     {104, 72, 32, 32, 0.6, 8, 33, false},
 };
 
-enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward };
+enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward, kSwiGluBackward };
 
 class GpuLowRankTest : public GpuTest {
  protected:
@@ -61,15 +61,19 @@ class GpuLowRankTest : public GpuTest {
     Mirror out = o.accumulate ? Draw(o, c.tokens, width, 3)
                               : Mirror::Output(c.tokens, width, DType::kBF16, o.gap);
     Mirror operand = Draw(o, c.tokens, width, 4);
-    Mirror pre = Mirror::Output(c.tokens, width, DType::kBF16, o.gap);
+    Mirror up = Draw(o, c.tokens, width, 8);
+    Mirror beside = Mirror::Output(c.tokens, width, DType::kBF16, o.gap);
     Mirror bias = Mirror::Integers(1, width, DType::kBF16, 5);
     const auto launch = [&](bool on_gpu) {
       const auto view = [&](Mirror& m) { return on_gpu ? m.gpu() : m.cpu(); };
       const auto stored = [&](Mirror& m) { return view(m).Flat().Range(0, layout.stored_count()); };
       ProductEpilogue epilogue;
       if (o.epilogue == Epilogue::kResidual) epilogue.residual = view(operand);
-      if (o.epilogue == Epilogue::kGelu) epilogue.pre_activation = view(pre);
+      if (o.epilogue == Epilogue::kGelu) epilogue.pre_activation = view(beside);
       if (o.epilogue == Epilogue::kGeluBackward) epilogue.gelu_input = view(operand);
+      if (o.epilogue == Epilogue::kSwiGluBackward) {
+        epilogue.swiglu = {view(operand), view(up), view(beside)};
+      }
       Backend& backend = on_gpu ? static_cast<Backend&>(gpu()) : cpu();
       Stream& queue = on_gpu ? stream() : cpu_stream();
       const PreparedLayout* weight = on_gpu ? there.get() : here.get();
@@ -106,7 +110,9 @@ class GpuLowRankTest : public GpuTest {
     // Products apart round the first before the second is added.
     const bool once = c.on_tensor_cores && device().compute_capability() == 90 && !o.accumulate;
     ExpectParity(out, what, once ? (o.integers ? 0 : 1e-3) : 3e-3);
-    if (o.epilogue == Epilogue::kGelu) ExpectParity(pre, what + ", before gelu", 3e-3);
+    if (o.epilogue == Epilogue::kGelu || o.epilogue == Epilogue::kSwiGluBackward) {
+      ExpectParity(beside, what + ", what goes beside the output", 3e-3);
+    }
   }
 };
 
@@ -133,6 +139,8 @@ TEST_F(GpuLowRankTest, BiasAndEpilogues) {
     Run(c, true, {.accumulate = true});
     Run(c, true, {.epilogue = Epilogue::kGeluBackward, .gap = 8});
     Run(c, true, {.accumulate = true, .epilogue = Epilogue::kGeluBackward});
+    Run(c, true, {.epilogue = Epilogue::kSwiGluBackward, .gap = 8});
+    Run(c, true, {.accumulate = true, .epilogue = Epilogue::kSwiGluBackward});
   }
 }
 

@@ -26,7 +26,7 @@ struct Case {
   }
 };
 
-enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward };
+enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward, kSwiGluBackward };
 
 class GpuMatMulTest : public GpuTest {
  protected:
@@ -44,7 +44,8 @@ class GpuMatMulTest : public GpuTest {
     Mirror bias =
         integers ? Mirror::Integers(1, n, DType::kBF16, 4) : Mirror::Random(1, n, DType::kBF16, 4);
     Mirror operand = draw(m, n, c.out, 5, 1);
-    Mirror pre = Mirror::Output(m, n, c.out, c.gap);
+    Mirror up = draw(m, n, c.out, 7, 1);
+    Mirror beside = Mirror::Output(m, n, c.out, c.gap);
     const bool sums_output = epilogue != Epilogue::kNone && c.out == DType::kBF16;
     Mirror sums =
         c.accumulate ? Mirror::Random(1, n, DType::kF32, 6) : Mirror::Output(1, n, DType::kF32);
@@ -59,8 +60,11 @@ class GpuMatMulTest : public GpuTest {
                          .scale = c.scale};
       if (c.bias) args.bias = gpu ? bias.gpu_flat() : bias.cpu_flat();
       if (epilogue == Epilogue::kResidual) args.epilogue.residual = view(operand);
-      if (epilogue == Epilogue::kGelu) args.epilogue.pre_activation = view(pre);
+      if (epilogue == Epilogue::kGelu) args.epilogue.pre_activation = view(beside);
       if (epilogue == Epilogue::kGeluBackward) args.epilogue.gelu_input = view(operand);
+      if (epilogue == Epilogue::kSwiGluBackward) {
+        args.epilogue.swiglu = {view(operand), view(up), view(beside)};
+      }
       if (gpu && sums_output) {
         args.epilogue.column_sums = sums.gpu_flat();
         args.epilogue.accumulate_sums = c.accumulate;
@@ -75,7 +79,10 @@ class GpuMatMulTest : public GpuTest {
     } else {
       ExpectParity(out, c.Name(), epilogue == Epilogue::kNone ? 1e-4 : 5e-4);
     }
-    if (epilogue == Epilogue::kGelu) ExpectParity(pre, c.Name() + ", before gelu");
+    if (epilogue == Epilogue::kGelu) ExpectParity(beside, c.Name() + ", before gelu");
+    if (epilogue == Epilogue::kSwiGluBackward) {
+      ExpectParity(beside, c.Name() + ", gradient of up", 5e-4);
+    }
     if (sums_output) ExpectColumnSums(sums, out, m, n, c.accumulate, c.Name() + ", column sums");
   }
 };
@@ -168,7 +175,8 @@ TEST_F(GpuMatMulTest, StridedViewsKeepTheirGaps) {
 }
 
 TEST_F(GpuMatMulTest, EpiloguesFusedAndNot) {
-  for (Epilogue epilogue : {Epilogue::kResidual, Epilogue::kGelu, Epilogue::kGeluBackward}) {
+  for (Epilogue epilogue :
+       {Epilogue::kResidual, Epilogue::kGelu, Epilogue::kGeluBackward, Epilogue::kSwiGluBackward}) {
     for (const Shape& shape : kShapes) {
       for (bool bias : {false, true}) {
         for (int64_t gap : {0, 8, 3}) {
@@ -179,6 +187,7 @@ TEST_F(GpuMatMulTest, EpiloguesFusedAndNot) {
   }
   Run({.shape = {256, 512, 384}, .accumulate = true}, Epilogue::kResidual, false);
   Run({.shape = {256, 512, 384}, .accumulate = true}, Epilogue::kGeluBackward, false);
+  Run({.shape = {256, 512, 384}, .accumulate = true}, Epilogue::kSwiGluBackward, false);
 }
 
 // 0.5 is exact and leaves bias and what is added to alone, so integers show whether it was applied

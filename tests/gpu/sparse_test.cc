@@ -127,12 +127,13 @@ const ProductCase kProducts[] = {
     {23, 31, 3, 5, 0.4, 12},
 };
 
-enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward };
+enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward, kSwiGluBackward };
 
 class GpuProductTest : public GpuSparseTest {
  protected:
   struct Options {
     bool bias = false, accumulate = false, integers = false, sums = false;
+    bool linear = false;  // of SwiGLU
     Epilogue epilogue = Epilogue::kNone;
     int64_t gap = 0;
   };
@@ -151,7 +152,8 @@ class GpuProductTest : public GpuSparseTest {
     Mirror out = o.accumulate ? Draw(o, c.tokens, width, 3)
                               : Mirror::Output(c.tokens, width, DType::kBF16, o.gap);
     Mirror operand = Draw(o, c.tokens, width, 4);
-    Mirror pre = Mirror::Output(c.tokens, width, DType::kBF16, o.gap);
+    Mirror up = Draw(o, c.tokens, width, 7);
+    Mirror beside = Mirror::Output(c.tokens, width, DType::kBF16, o.gap);
     Mirror bias = Mirror::Integers(1, width, DType::kBF16, 5);
     Mirror sums = o.accumulate ? Mirror::Random(1, width, DType::kF32, 6)
                                : Mirror::Output(1, width, DType::kF32);
@@ -160,8 +162,11 @@ class GpuProductTest : public GpuSparseTest {
       const auto flat = [&](Mirror& m) { return on_gpu ? m.gpu_flat() : m.cpu_flat(); };
       ProductEpilogue epilogue;
       if (o.epilogue == Epilogue::kResidual) epilogue.residual = view(operand);
-      if (o.epilogue == Epilogue::kGelu) epilogue.pre_activation = view(pre);
+      if (o.epilogue == Epilogue::kGelu) epilogue.pre_activation = view(beside);
       if (o.epilogue == Epilogue::kGeluBackward) epilogue.gelu_input = view(operand);
+      if (o.epilogue == Epilogue::kSwiGluBackward) {
+        epilogue.swiglu = {view(operand), view(up), view(beside), o.linear};
+      }
       if (o.sums && on_gpu) {
         epilogue.column_sums = sums.gpu_flat();
         epilogue.accumulate_sums = o.accumulate;
@@ -193,7 +198,10 @@ class GpuProductTest : public GpuSparseTest {
     const std::string what = Describe(layout) + (transposed ? " transposed, " : ", ") +
                              std::to_string(c.tokens) + " tokens, gap " + std::to_string(o.gap);
     ExpectParity(out, what, o.integers ? 0 : 1e-3);
-    if (o.epilogue == Epilogue::kGelu) ExpectParity(pre, what + ", before gelu", 1e-3);
+    if (o.epilogue == Epilogue::kGelu) ExpectParity(beside, what + ", before gelu", 1e-3);
+    if (o.epilogue == Epilogue::kSwiGluBackward) {
+      ExpectParity(beside, what + ", gradient of up", 1e-3);
+    }
     if (o.sums) ExpectColumnSums(sums, out, c.tokens, width, o.accumulate, what + ", sums");
   }
 };
@@ -231,6 +239,49 @@ TEST_F(GpuProductTest, BiasAndEpilogues) {
   }
 }
 
+TEST_F(GpuProductTest, SwiGluGradients) {
+  for (const ProductCase& c : kProducts) {
+    for (int64_t gap : {0, 8, 3}) {
+      Run(c, true, {.epilogue = Epilogue::kSwiGluBackward, .gap = gap});
+      Run(c, true, {.linear = true, .epilogue = Epilogue::kSwiGluBackward, .gap = gap});
+      Run(c, true, {.accumulate = true, .epilogue = Epilogue::kSwiGluBackward, .gap = gap});
+      Run(c, true, {.sums = true, .epilogue = Epilogue::kSwiGluBackward, .gap = gap});
+    }
+  }
+}
+
+// gate and up are halves of one buffer, as are their gradients: the same bits at every call.
+TEST_F(GpuProductTest, SwiGluGradientsInOneBufferRepeat) {
+  constexpr int64_t kIn = 1408, kOut = 512, kTokens = 2600;
+  const SparseLayout layout = RandomUniformBlocks(kOut, kIn, 128, 128, 0.3, 3, "product");
+  const auto there = gpu().PrepareLayout(layout), here = cpu().PrepareLayout(layout);
+  Mirror values = Stored(layout, DType::kBF16, 1, 0);
+  Mirror dy = Mirror::Random(kTokens, kOut, DType::kBF16, 2);
+  Mirror both = Mirror::Random(kTokens, 2 * kIn, DType::kBF16, 3, 3);
+  std::vector<Mirror> grads;
+  for (int run = 0; run < 4; ++run) {
+    grads.push_back(Mirror::Output(kTokens, 2 * kIn, DType::kBF16));
+    gpu().SpmmTransposed(
+        {.weight = there.get(),
+         .values = values.gpu_flat(),
+         .dy = dy.gpu(),
+         .dx = grads[run].gpu().Cols(0, kIn),
+         .epilogue = {.swiglu = {both.gpu().Cols(0, kIn), both.gpu().Cols(kIn, kIn),
+                                 grads[run].gpu().Cols(kIn, kIn)}}},
+        stream());
+  }
+  stream().Synchronize();
+  cpu().SpmmTransposed({.weight = here.get(),
+                        .values = values.cpu_flat(),
+                        .dy = dy.cpu(),
+                        .dx = grads[0].cpu().Cols(0, kIn),
+                        .epilogue = {.swiglu = {both.cpu().Cols(0, kIn), both.cpu().Cols(kIn, kIn),
+                                                grads[0].cpu().Cols(kIn, kIn)}}},
+                       cpu_stream());
+  ExpectParity(grads[0], "gradients of gate and up", 1e-3);
+  for (int run = 1; run < 4; ++run) EXPECT_EQ(grads[run].Download(), grads[0].Download());
+}
+
 // Several tiles for each multiprocessor, some of them without blocks: what is brought in ahead
 // belongs to the next tile.
 TEST_F(GpuProductTest, EpiloguesOverManyTiles) {
@@ -243,6 +294,7 @@ TEST_F(GpuProductTest, EpiloguesOverManyTiles) {
       const ProductCase deep = {256, 2048, block_out, block_in, 0.3, 2600};
       Run(deep, true, {.integers = true});
       Run(deep, true, {.sums = true, .epilogue = Epilogue::kGeluBackward});
+      Run(deep, true, {.epilogue = Epilogue::kSwiGluBackward});
     }
   }
 }

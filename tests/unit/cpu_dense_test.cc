@@ -118,6 +118,18 @@ TYPED_TEST(CpuDenseTest, MatMulEpilogues) {
   this->backend_.MatMul(args, stream);
   this->backend_.GeluBackward({other.view(), product.view(), expected.view()}, stream);
   same(out, expected);
+
+  auto up = TestMatrix<T>::Random(m, n, 5, 1);
+  for (const bool linear : {false, true}) {
+    auto dup = TestMatrix<T>::Constant(m, n, NAN, 2), expected_dup = TestMatrix<T>(m, n);
+    args.epilogue = {.swiglu = {other.view(), up.view(), dup.view(), linear}};
+    this->backend_.MatMul(args, stream);
+    this->backend_.SwiGluBackward(
+        {other.view(), up.view(), product.view(), expected.view(), expected_dup.view(), linear},
+        stream);
+    same(out, expected);
+    same(dup, expected_dup);
+  }
 }
 
 TYPED_TEST(CpuDenseTest, NoTokensIsNoWork) {
@@ -240,7 +252,11 @@ TYPED_TEST(CpuDenseTest, BackwardOverItsInputs) {
   this->backend_.SwiGluBackward({gate.view(), up.view(), dy.view(), dgate.view(), dup.view()},
                                 *this->stream_);
   this->backend_.GeluBackward({gate.view(), dy.view(), dx.view()}, *this->stream_);
-  auto over_dy = dy, silu_over_dy = dy;
+  auto over_dy = dy, silu_over_dy = dy, dgate_over_dy = dy;
+  TestMatrix<T> dup_beside(9, 21);
+  this->backend_.SwiGluBackward(
+      {gate.view(), up.view(), dgate_over_dy.view(), dgate_over_dy.view(), dup_beside.view()},
+      *this->stream_);
   this->backend_.GeluBackward({gate.view(), over_dy.view(), over_dy.view()}, *this->stream_);
   this->backend_.SwiGluBackward(
       {.gate = gate.view(), .dy = silu_over_dy.view(), .dgate = silu_over_dy.view()},
@@ -251,6 +267,10 @@ TYPED_TEST(CpuDenseTest, BackwardOverItsInputs) {
   this->backend_.SwiGluBackward({gate.view(), up.view(), dy.view(), gate.view(), up.view()},
                                 *this->stream_);
   const auto &cdgate = dgate, &cdup = dup, &cdx = dx, &cdsilu = dsilu;
+  ExpectNear(
+      dgate_over_dy, [&](int64_t i, int64_t j) { return cdgate(i, j); }, 0.0);
+  ExpectNear(
+      dup_beside, [&](int64_t i, int64_t j) { return cdup(i, j); }, 0.0);
   ExpectNear(
       silu_over_dy, [&](int64_t i, int64_t j) { return cdsilu(i, j); }, 0.0);
   ExpectNear(

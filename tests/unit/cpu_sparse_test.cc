@@ -152,6 +152,38 @@ TYPED_TEST(CpuSparseTest, Epilogues) {
   EXPECT_EQ(sums.data(), expected_sums.data());
 }
 
+TYPED_TEST(CpuSparseTest, SwiGluGradients) {
+  using T = TypeParam;
+  const Case c = {40, 50, 16, 16, 0.5, 33};
+  auto weight = WeightOf<T>(this->backend_, c);
+  auto dy = TestMatrix<T>::Random(c.tokens, c.out, 2);
+  auto gate = TestMatrix<T>::Random(c.tokens, c.in, 3, 1);
+  auto up = TestMatrix<T>::Random(c.tokens, c.in, 4);
+  Stream& stream = *this->stream_;
+  for (const bool accumulate : {false, true}) {
+    auto start = TestMatrix<T>::Random(c.tokens, c.in, 5, 2);
+    auto dgate = start, dproduct = start;
+    auto dup = TestMatrix<T>::Constant(c.tokens, c.in, NAN, 1), expected_dup = dup;
+    this->backend_.SpmmTransposed({.weight = weight.layout(),
+                                   .values = weight.values.flat(),
+                                   .dy = dy.view(),
+                                   .dx = dgate.view(),
+                                   .accumulate = accumulate,
+                                   .epilogue = {.swiglu = {gate.view(), up.view(), dup.view()}}},
+                                  stream);
+    this->backend_.SpmmTransposed(
+        {weight.layout(), weight.values.flat(), dy.view(), dproduct.view(), accumulate}, stream);
+    // In place, as the product's own pass over it is.
+    this->backend_.SwiGluBackward(
+        {gate.view(), up.view(), dproduct.view(), dproduct.view(), expected_dup.view()}, stream);
+    const auto &cdgate = dproduct, &cdup = expected_dup;
+    ExpectNear(
+        dgate, [&](int64_t t, int64_t j) { return cdgate(t, j); }, 0.0);
+    ExpectNear(
+        dup, [&](int64_t t, int64_t j) { return cdup(t, j); }, 0.0);
+  }
+}
+
 TYPED_TEST(CpuSparseTest, SddmmAddsAndLeavesPaddingZero) {
   using T = TypeParam;
   for (const Case& c : kCases) {

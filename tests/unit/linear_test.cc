@@ -182,6 +182,33 @@ TEST_F(LinearTest, GradientsOverwriteAndBiasGradientsAreReleased) {
   }
 }
 
+// What a linear's product does with its input's gradient is the operation after it.
+TEST_F(LinearTest, SwiGluGradientsOfEveryParameterisation) {
+  for (const Parameterisation& row : Parameterisations()) {
+    for (const SparsitySpec& sparsity : Variants(row.name)) {
+      for (const bool linear : {false, true}) {
+        SCOPED_TRACE(std::string(row.name) + " compute " +
+                     std::to_string(static_cast<int>(sparsity.compute)));
+        BoundLinear bound(Spec(), sparsity, backend_);
+        Matrix x = Matrix::Random(kTokens, kIn, 1, 2), dy = Matrix::Random(kTokens, kOut, 2, 1);
+        Matrix gate = Matrix::Random(kTokens, kIn, 3), up = Matrix::Random(kTokens, kIn, 4, 5);
+        Matrix y(kTokens, kOut), dx(kTokens, kIn), expected_dup(kTokens, kIn);
+        Matrix dgate = Matrix::Constant(kTokens, kIn, NAN, 3), dup = dgate;
+        bound.Forward(x, y, {}, *stream_);
+        bound.Backward(x, dy, {.dx = dx.view()}, *stream_);
+        bound.Backward(x, dy,
+                       {.dx = dgate.view(), .swiglu = {gate.view(), up.view(), dup.view(), linear}},
+                       *stream_);
+        backend_.SwiGluBackward(
+            {gate.view(), up.view(), dx.view(), dx.view(), expected_dup.view(), linear}, *stream_);
+        const auto &expected = dx, &beside = expected_dup;
+        ExpectNear(dgate, [&](int64_t i, int64_t j) { return expected(i, j); });
+        ExpectNear(dup, [&](int64_t i, int64_t j) { return beside(i, j); });
+      }
+    }
+  }
+}
+
 // One function in all forms, with everything that may happen to a product.
 TEST_F(LinearTest, FormsOfSparsePlusLowRankAgreeWithTheMergedWeight) {
   const std::vector<SparsitySpec> variants = Variants("sparse_plus_low_rank");

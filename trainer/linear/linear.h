@@ -56,19 +56,23 @@ struct BoundParameter {
 };
 
 // Where the gradient of a linear's input goes: dx [T, in] (+)= dy W, times gelu'(gelu_input) if
-// that is given. An empty dx is not computed. `column_sums` [in], where given, receives dx's sums
-// over rows: the gradient of the bias that was added in making the linear's input.
+// that is given; or, where the input was made by SwiGLU, dx becomes the gate's gradient and
+// swiglu.dup the other's. An empty dx is not computed. `column_sums` [in], where given, receives
+// dx's sums over rows: the gradient of the bias that was added in making the linear's input.
 struct InputGrad {
   TensorView dx;
   bool accumulate = false;
   ConstTensorView gelu_input = {};
+  SwiGluGradient swiglu = {};
   TensorView column_sums = {};
   bool accumulate_sums = true;
 
   // What the product that makes dx is to do with it.
   ProductEpilogue epilogue() const {
-    return {
-        .gelu_input = gelu_input, .column_sums = column_sums, .accumulate_sums = accumulate_sums};
+    return {.gelu_input = gelu_input,
+            .swiglu = swiglu,
+            .column_sums = column_sums,
+            .accumulate_sums = accumulate_sums};
   }
 };
 

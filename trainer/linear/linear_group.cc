@@ -231,7 +231,13 @@ void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InnerAct
     InputGrad part_grad = {.dx = InputOf(input_grad.dx, part),
                            .accumulate = input_grad.accumulate || i > 0};
     // The derivative of the activation multiplies the sum over the parts.
-    if (i + 1 == parts_.size()) part_grad.gelu_input = InputOf(input_grad.gelu_input, part);
+    if (i + 1 == parts_.size()) {
+      part_grad.gelu_input = InputOf(input_grad.gelu_input, part);
+      part_grad.swiglu = {.gate = InputOf(input_grad.swiglu.gate, part),
+                          .up = InputOf(input_grad.swiglu.up, part),
+                          .dup = InputOf(input_grad.swiglu.dup, part),
+                          .linear = input_grad.swiglu.linear};
+    }
     if (SumsInputGrad()) {
       part_grad.column_sums = input_grad.column_sums;
       part_grad.accumulate_sums = input_grad.accumulate_sums;
@@ -288,7 +294,11 @@ void LinearGroup::PadOutput(TensorView y, int i, Stream& stream) {
 // Whoever adds to dx finds its padding zero, and leaves it so.
 void LinearGroup::PadInputGrad(const InputGrad& input_grad, int i, Stream& stream) {
   if (input_grad.dx.empty() || input_grad.accumulate || parts_[i]->pads()) return;
-  ZeroPadding(backend_.device(), input_grad.dx, input_grad.dx.rows(), specs_[i].in, stream);
+  for (const TensorView grad : {input_grad.dx, input_grad.swiglu.dup}) {
+    if (!grad.empty()) {
+      ZeroPadding(backend_.device(), grad, grad.rows(), specs_[i].in, stream);
+    }
+  }
 }
 
 void LinearGroup::ForwardJoined(ConstTensorView x, TensorView y, TensorView inner,

@@ -98,7 +98,6 @@ LayerGradients DecoderLayer::LayOutGradients(ActivationArena& arena, int64_t tok
   g.qkv = arena.Matrix(tokens, qkv_.group().out());
   g.attention_output = arena.Matrix(tokens, shape_.heads * spec_.head_size);
   g.gate_up = arena.Matrix(tokens, gate_up_.group().out());
-  if (traits_.gated) g.hidden = arena.Matrix(tokens, hidden_width());
   return g;
 }
 
@@ -171,15 +170,14 @@ void DecoderLayer::BackwardMlp(TensorView dx, const LayerActivations& a, const L
                                Stream& stream) {
   const InnerActivations inner = InnerOf(down_, a, g);
   if (traits_.gated) {
-    down_.Backward(a.hidden, dx, inner, {.dx = g.hidden}, stream);
     const LinearGroup& group = gate_up_.group();
-    backend_.SwiGluBackward({.gate = group.PaddedPart(a.gate_up, 0),
-                             .up = group.PaddedPart(a.gate_up, 1),
-                             .dy = g.hidden,
-                             .dgate = group.PaddedPart(g.gate_up, 0),
-                             .dup = group.PaddedPart(g.gate_up, 1),
-                             .linear = spec_.gate_activation == GateActivation::kIdentity},
-                            stream);
+    down_.Backward(a.hidden, dx, inner,
+                   {.dx = group.PaddedPart(g.gate_up, 0),
+                    .swiglu = {.gate = group.PaddedPart(a.gate_up, 0),
+                               .up = group.PaddedPart(a.gate_up, 1),
+                               .dup = group.PaddedPart(g.gate_up, 1),
+                               .linear = spec_.gate_activation == GateActivation::kIdentity}},
+                   stream);
   } else {
     down_.Backward(a.hidden, dx, inner,
                    {.dx = g.gate_up,

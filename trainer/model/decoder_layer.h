@@ -33,7 +33,7 @@ struct LayerGradients {
   TensorView normed;            // of attention_input and mlp_input [T, D]
   TensorView qkv;               // [T, (H + 2K) E]
   TensorView attention_output;  // [T, H E]
-  TensorView gate_up, hidden;   // [T, 2Fp or Fp], [T, Fp]
+  TensorView gate_up;           // [T, 2Fp or Fp]
   TensorView inner;             // of one group of linears [T, the widest group's], or empty
 };
 
