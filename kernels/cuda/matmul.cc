@@ -6,6 +6,7 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/matmul_plans.h"
 #include "kernels/cuda/product_finish.h"
+#include "kernels/gelu_epilogue.h"
 #include "kernels/matmul_batch.h"
 
 namespace filigree {
@@ -90,6 +91,20 @@ bool Fuse(const MatMulArgs& args, MatMulCall* call) {
   return true;
 }
 
+bool HasCodes(const ProductEpilogue& epilogue) {
+  return epilogue.makes_codes() ||
+         (!epilogue.gelu_input.empty() && epilogue.gelu_input.dtype() == DType::kU8);
+}
+
+// cuBLASLt knows no codes of GELU's derivative.
+void MultiplyThenGelu(CudaBackend& backend, const MatMulArgs& args, Stream& stream) {
+  MatMulArgs product = args;
+  product.epilogue = {.residual = args.epilogue.residual};
+  backend.MatMul(product, stream);
+  ApplyGelu(backend, args.out, args.epilogue, stream);
+  SumColumns(backend, args.out, args.epilogue, stream);
+}
+
 }  // namespace
 
 void CudaBackend::MatMul(const MatMulArgs& args, Stream& stream) {
@@ -101,7 +116,8 @@ void CudaBackend::MatMul(const MatMulArgs& args, Stream& stream) {
     if (matmul_plans_->Run(CallOf(args, args.out), tune, native)) return;
     return ForEachProduct(args, [&](const MatMulArgs& one) { MatMul(one, stream); });
   }
-  TensorView result = FinishInput(args.out, args.epilogue);
+  if (HasCodes(args.epilogue)) return MultiplyThenGelu(*this, args, stream);
+  TensorView result = args.epilogue.ResultIn(args.out);
   const bool has_terms = (args.transpose_a ? args.a.rows() : args.a.cols()) > 0;
   if (has_terms) {
     MatMulCall fused = CallOf(args, args.out);

@@ -17,6 +17,8 @@ enum class SpmmFinish {
   kResidual,      // output = sum + operand (forward only)
   kGelu,          // pre_activation = sum, output = gelu(sum) (forward only)
   kGeluBackward,  // output = sum * gelu'(operand) (transposed only)
+  kGeluCode,      // codes = those of gelu'(sum), output = gelu(sum) (forward only)
+  kGeluCodeBackward,  // output = sum * what codes stand for (transposed only)
 };
 
 struct SpmmDesc {
@@ -42,6 +44,7 @@ struct SpmmDesc {
 // A pure function of the problem and of the number of multiprocessors.
 struct SpmmConfig {
   int cluster = 1;  // CTAs along the tokens that share each weight slice by multicast
+  bool deep_ring = false;  // one more stage, for half of the buffers; kStore, 128 features only
   SpmmTiling tiling;
 };
 
@@ -60,8 +63,12 @@ struct SpmmKernelArgs {
   int64_t operand_stride = 0;              // begin at multiples of 16 bytes
   __nv_bfloat16* pre_activation = nullptr;  // [tokens, output_width], where the finish has one
   int64_t pre_activation_stride = 0;
-  // [SpmmSumRows(tokens), output_width] or none, kGeluBackward only: sums of the output as it is
-  // stored over 256 tokens each.
+  // [tokens, output_width] of kernels/base/gelu_code.h, where the finish has them: kGeluCode writes
+  // them. Rows begin at multiples of 16 bytes.
+  const uint8_t* codes = nullptr;
+  int64_t codes_stride = 0;
+  // [SpmmSumRows(tokens), output_width] or none, the two backward finishes only: sums of the output as
+  // it is stored over 256 tokens each.
   float* sums = nullptr;
   // BuildSpmmSchedule(pattern, transposed, tokens, tiling, factors)
   const SpmmStep* steps = nullptr;
