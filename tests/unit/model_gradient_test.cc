@@ -321,8 +321,9 @@ TEST_P(GradientTest, FollowsWithCodesOfGelusDerivative) {
       ASSERT_NEAR(wide.at(cell), found.at(cell), 1e-11) << p.name << " cell " << cell;
       ASSERT_EQ(same.at(cell), found.at(cell)) << p.name << " cell " << cell;
     }
-    EXPECT_LE(std::sqrt(error), 0.01 * std::sqrt(size)) << p.name;
-    moved = std::max(moved, std::sqrt(error / size));
+    // Nothing moves the gradient of keys' biases, which is zero.
+    EXPECT_LE(std::sqrt(error), 0.01 * std::sqrt(size) + 1e-12) << p.name;
+    if (size > 1e-18) moved = std::max(moved, std::sqrt(error / size));
   }
   EXPECT_GT(moved, 1e-4);
   const auto bytes = [](Problem& problem) {
