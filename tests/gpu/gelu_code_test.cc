@@ -72,13 +72,14 @@ class GpuGeluCodeTest : public GpuTest {
     return derivative;
   }
 
-  // Half a step, and what the derivative itself may be off by: fast tanh's 2^-11, times the slope of
-  // what is made of it, and `rounding` of x, by which it moves at most 0.8 as far.
+  // Half a step, and what the derivative itself may be off by: half of fast tanh's 2^-11 times the
+  // slope of what is made of it, 20 at 4, beyond which tanh is 1; and `rounding` of x, by which the
+  // derivative moves at most 0.8 as far.
   static void ExpectCodesOf(const std::vector<double>& x, const std::vector<uint8_t>& codes,
                             double rounding, const std::string& what) {
     const std::vector<double> expected = Derivatives(x);
     for (size_t i = 0; i < x.size(); ++i) {
-      const double limit = 0.5 / kGeluCodesPerUnit + 3e-3 + 0.8 * rounding * (std::abs(x[i]) + 0.1);
+      const double limit = 0.5 / kGeluCodesPerUnit + 5e-3 + 0.8 * rounding * (std::abs(x[i]) + 0.1);
       ASSERT_NEAR(DecodeGeluDerivative(codes[i]), expected[i], limit)
           << what << ": element " << i << ", gelu' of " << x[i];
     }

@@ -180,12 +180,17 @@ TEST_P(GpuModelTest, CodesOfGelusDerivativeStayWithinTwiceBf16sError) {
     reference.LossAndGradients(tokens, targets);
     const double loss = bf16.LossAndGradients(tokens, targets);
     EXPECT_NEAR(coded.LossAndGradients(tokens, targets), loss, 2e-3 * loss);
-    double worst = 0;
+    double worst = 0, largest = 0;
+    for (size_t i = 0; i < reference.parameters().size(); ++i) {
+      const std::vector<float> gradient = reference.Gradient(static_cast<int>(i));
+      largest = std::max(largest, Compare(gradient, gradient).size);
+    }
     for (size_t i = 0; i < reference.parameters().size(); ++i) {
       const auto index = static_cast<int>(i);
       const std::vector<float> expected = reference.Gradient(index);
       const Difference usual = Compare(bf16.Gradient(index), expected);
       const Difference codes = Compare(coded.Gradient(index), expected);
+      if (codes.size < 1e-6 * largest) continue;  // biases of keys, whose gradients are zero
       EXPECT_LE(codes.error, 2 * usual.error + 1e-3 * codes.size)
           << reference.parameters()[i].name;
       worst = std::max(worst, codes.error / usual.error);
