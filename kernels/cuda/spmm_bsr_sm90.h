@@ -44,7 +44,8 @@ struct SpmmDesc {
 // A pure function of the problem and of the number of multiprocessors.
 struct SpmmConfig {
   int cluster = 1;  // CTAs along the tokens that share each weight slice by multicast
-  bool deep_ring = false;  // one more stage, for half of the buffers; kStore, 128 features only
+  // One more stage, for half of the buffers; kStore and kGelu of 128 features only.
+  bool deep_ring = false;
   SpmmTiling tiling;
 };
 

@@ -260,13 +260,12 @@ void LaunchSpmmKernel(int features, int cluster, const SpmmParams& params, int w
 }
 
 // The same with the deeper ring, 128 features only.
-template <bool kTransposed>
+template <bool kTransposed, SpmmFinish kFinish>
 void LaunchSpmmDeepRing(int cluster, const SpmmParams& params, int workers, cudaStream_t stream) {
-  constexpr auto kStore = SpmmFinish::kStore;
   CHECK(cluster == 1 || cluster == 2) << "cluster of " << cluster;
   cluster == 1
-      ? LaunchKernel<kTransposed, 128, 1, kStore, SpmmForm::kRing>(params, workers, stream)
-      : LaunchKernel<kTransposed, 128, 2, kStore, SpmmForm::kRing>(params, workers, stream);
+      ? LaunchKernel<kTransposed, 128, 1, kFinish, SpmmForm::kRing>(params, workers, stream)
+      : LaunchKernel<kTransposed, 128, 2, kFinish, SpmmForm::kRing>(params, workers, stream);
 }
 
 }  // namespace filigree::sm90

@@ -5,7 +5,9 @@ namespace filigree::sm90 {
 
 void LaunchSpmmStore(int features, int cluster, bool deep_ring, const SpmmParams& params,
                      int workers, cudaStream_t stream) {
-  if (deep_ring) return LaunchSpmmDeepRing<false>(cluster, params, workers, stream);
+  if (deep_ring) {
+    return LaunchSpmmDeepRing<false, SpmmFinish::kStore>(cluster, params, workers, stream);
+  }
   LaunchSpmmKernel<false, SpmmFinish::kStore>(features, cluster, params, workers, stream);
 }
 

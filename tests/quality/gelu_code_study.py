@@ -2,7 +2,8 @@
 """What a byte of GELU's derivative costs in loss, against its input in bf16, on the quickstart's text.
 
     python3 tests/quality/gelu_code_study.py --device "NVIDIA H100"
-    python3 tests/quality/gelu_code_study.py --steps 3 --seeds 1234 --tokens-per-step 512
+    python3 tests/quality/gelu_code_study.py --steps 300 --width 128 --tokens-per-step 2048 --lr 3e-3 \\
+        --validation-tokens 16384                                          # minutes on a processor core
 
 A GPT of four layers, dense and in blocks at 75 %, with and without model { gelu_derivative_bits: 8 },
 from several seeds: what one seed differs by from another is what the difference is held against. Writes
@@ -19,17 +20,21 @@ import statistics
 
 import topology_study as study
 
-STRUCTURES = {
-    "dense": "",
-    "blocks75": 'sparsity { parameterisation: "block_sparse" sparsity: 0.75 block_out: 64 block_in: 64 }',
-}
+STRUCTURES = ("dense", "blocks75")
 FORMS = {"input": 0, "codes": 8}
 
 
-def config(arguments, entry, bits, seed):
+def config(arguments, structure, bits, seed):
+    side = arguments.width // 8  # of a block
+    entry = "" if structure == "dense" else (
+        'sparsity { parameterisation: "block_sparse" sparsity: 0.75 '
+        f"block_out: {side} block_in: {side} }}")
     return f"""
 seed: {seed}
-model {{ family: GPT2 layers: 4 width: 512 heads: 8 gelu_derivative_bits: {bits} }}
+model {{
+  family: GPT2 layers: 4 width: {arguments.width} heads: {max(arguments.width // 64, 2)}
+  gelu_derivative_bits: {bits}
+}}
 data {{ prepared: "{arguments.data}" }}
 batch {{
   seq_len: 256 tokens_per_step: {arguments.tokens_per_step}
@@ -39,7 +44,7 @@ optimizer {{ weight_decay: 0.1 }}
 schedule {{ lr: {arguments.lr} warmup_fraction: 0.05 }}
 {entry}
 phase {{ steps: {arguments.steps} }}
-evaluation {{ every_steps: 0 tokens: 65536 }}
+evaluation {{ every_steps: 0 tokens: {arguments.validation_tokens} }}
 checkpoint {{ every_steps: 0 keep_last: 1 }}
 """
 
@@ -49,7 +54,7 @@ def losses(arguments, structure, form):
     found = []
     for seed in arguments.seeds:
         name = f"{structure}-{form}-{seed}"
-        text = config(arguments, STRUCTURES[structure], FORMS[form], seed)
+        text = config(arguments, structure, FORMS[form], seed)
         found.append(study.train(arguments, name, study.write_config(arguments, name, text)))
     return found
 
@@ -60,11 +65,12 @@ def record(arguments, structure, form, found):
             "peer_ms": None, "samples": len(found), "run_id": arguments.run_id,
             "settings": {"seeds": arguments.seeds, "losses": [round(loss, 5) for loss in found],
                          "lr": arguments.lr, "steps": arguments.steps,
-                         "tokens_per_step": arguments.tokens_per_step},
+                         "tokens_per_step": arguments.tokens_per_step, "width": arguments.width},
             "device": arguments.device, "date": datetime.date.today().isoformat(),
             "commit": arguments.commit,
             "command": f"python3 tests/quality/gelu_code_study.py --steps {arguments.steps} "
-                       f"--tokens-per-step {arguments.tokens_per_step} --lr {arguments.lr} "
+                       f"--tokens-per-step {arguments.tokens_per_step} --width {arguments.width} "
+                       f"--validation-tokens {arguments.validation_tokens} --lr {arguments.lr} "
                        f"--seeds {','.join(map(str, arguments.seeds))}"}
 
 
@@ -75,7 +81,7 @@ def table(records):
     lines = [
         "# A byte of GELU's derivative instead of its input", "",
         f"Held-out loss in nats a token after {tokens:,} tokens of the quickstart's text, a GPT of 4 layers of "
-        f"width 512, learning rate {first['settings']['lr']}. *Spread*: the standard deviation between "
+        f"width {first['settings']['width']}, learning rate {first['settings']['lr']}. *Spread*: the standard deviation between "
         f"seeds that keep the input. Device {first['device']}, {first['date']}, commit {first['commit']}.",
         "", f"`{first['command']}` writes this file and `gelu_codes.json`.", "",
         "| structure | input | codes | codes minus input, seed by seed | mean | spread |",
@@ -97,6 +103,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--tokens-per-step", type=int, default=8192)
+    parser.add_argument("--width", type=int, default=512, help="blocks are an eighth of it")
+    parser.add_argument("--validation-tokens", type=int, default=65536)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", default="1234,1235,1236")
     parser.add_argument("--data", default=os.path.join(study.ROOT, "runs", "quickstart", "data"))
@@ -112,7 +120,7 @@ def main():
     arguments = parser.parse_args()
     arguments.seeds = [int(seed) for seed in arguments.seeds.split(",")]
     study.complete(arguments)
-    arguments.run_id = f"{arguments.tokens_per_step}x{arguments.steps}-lr{arguments.lr}"
+    arguments.run_id = f"width{arguments.width}-{arguments.tokens_per_step}x{arguments.steps}-lr{arguments.lr}"
     arguments.out = os.path.join(arguments.out, arguments.run_id)
     os.makedirs(arguments.out, exist_ok=True)
     os.makedirs(arguments.results, exist_ok=True)
