@@ -38,7 +38,8 @@ struct SwiGluGradient {
 
 // What a product does with its result (bias and accumulation included) before it is stored. All of
 // the output's shape, none its memory; empty views do nothing. At most one of pre_activation,
-// gelu_input and swiglu is given.
+// gelu_input and swiglu is given. What GELU keeps for its gradient is its input, or, in views of U8,
+// codes of its derivative there (kernels/base/gelu_code.h).
 struct ProductEpilogue {
   ConstTensorView residual = {};    // is added to the result
   TensorView pre_activation = {};   // receives the result, and the output gelu(result)
@@ -48,6 +49,15 @@ struct ProductEpilogue {
   // output's own argument was made.
   TensorView column_sums = {};
   bool accumulate_sums = true;
+
+  // Whether GELU keeps codes.
+  bool makes_codes() const {
+    return !pre_activation.empty() && pre_activation.dtype() == DType::kU8;
+  }
+  // Where the result is before GELU, if it is stored at all: pre_activation, or the output itself.
+  TensorView ResultIn(TensorView out) const {
+    return pre_activation.empty() || makes_codes() ? out : pre_activation;
+  }
 };
 
 // Products of one shape: the operands and the output of product i begin i * (their number of
@@ -137,14 +147,16 @@ struct SwiGluBackwardArgs {
   bool linear = false;
 };
 
-// y = gelu(x), tanh form (Hugging Face's gelu_new).
+// y = gelu(x), tanh form (Hugging Face's gelu_new). `codes`, where given, receive gelu'(x).
 struct GeluArgs {
-  ConstTensorView x;  // [T, F]
-  TensorView y;       // [T, F]
+  ConstTensorView x;      // [T, F]
+  TensorView y;           // [T, F]; may alias x
+  TensorView codes = {};  // [T, F] U8, kernels/base/gelu_code.h
 };
 struct GeluBackwardArgs {
-  ConstTensorView x, dy;  // [T, F]
-  TensorView dx;          // [T, F]; overwrites; may alias dy
+  ConstTensorView x;   // [T, F], or the codes
+  ConstTensorView dy;  // [T, F]
+  TensorView dx;       // [T, F]; overwrites; may alias dy
 };
 
 // out = a + b, any shape; out may alias a or b.

@@ -4,18 +4,14 @@
 #pragma once
 
 #include "kernels/backend.h"
+#include "kernels/gelu_epilogue.h"
 #include "kernels/swiglu_epilogue.h"
 
 namespace filigree {
 
-// The result before the activation has its place in the epilogue or is the output itself.
-inline TensorView SumOf(TensorView out, const ProductEpilogue& epilogue) {
-  return epilogue.pre_activation.empty() ? out : epilogue.pre_activation;
-}
-
 // args.low_rank has factors.
 inline void SpmmThenFactors(Backend& backend, const SpmmArgs& args, Stream& stream) {
-  const TensorView sum = SumOf(args.y, args.epilogue);
+  const TensorView sum = args.epilogue.ResultIn(args.y);
   SpmmArgs blocked = args;
   blocked.low_rank = {};
   blocked.y = sum;
@@ -32,10 +28,7 @@ inline void SpmmThenFactors(Backend& backend, const SpmmArgs& args, Stream& stre
     inner_begin += b.cols();
     out_begin += b.rows();
   }
-  if (!args.epilogue.pre_activation.empty()) backend.Gelu({.x = sum, .y = args.y}, stream);
-  if (!args.epilogue.gelu_input.empty()) {
-    backend.GeluBackward({.x = args.epilogue.gelu_input, .dy = args.y, .dx = args.y}, stream);
-  }
+  ApplyGelu(backend, args.y, args.epilogue, stream);
   ApplySwiGluBackward(backend, args.y, args.epilogue, stream);
   if (!args.epilogue.column_sums.empty()) {
     backend.ColumnSum({.in = args.y,

@@ -43,6 +43,8 @@ struct ModelSpec {
   double norm_epsilon = 1e-6;
   double init_std = 0.02;
   Recompute recompute = Recompute::kNone;
+  // What is kept of GELU for its gradient: its input, or (8) its derivative in codes of a byte.
+  int gelu_derivative_bits = 0;
   GateActivation gate_activation = GateActivation::kSilu;
   // RMSNorm's divisor: the width before stem channels were removed; 0: width.
   int64_t norm_width = 0;

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "kernels/base/gelu_code.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/parallel.h"
@@ -118,20 +119,46 @@ void SwiGluBackwardOf(const SwiGluBackwardArgs& args) {
   });
 }
 
+// The codes of gelu' in a row.
+template <typename T>
+void EncodeRow(const T* x, uint8_t* codes, int64_t cols) {
+  constexpr int64_t kPiece = 128;
+  T ones[kPiece], derivative[kPiece];
+  std::fill_n(ones, kPiece, T(1));
+  for (int64_t begin = 0; begin < cols; begin += kPiece) {
+    const int64_t count = std::min(kPiece, cols - begin);
+    Simd<T>().gelu_backward(x + begin, ones, derivative, count);
+    std::transform(derivative, derivative + count, codes + begin, EncodeGeluDerivative);
+  }
+}
+
 template <typename T>
 void GeluOf(const GeluArgs& args) {
   const int64_t rows = args.y.rows(), cols = args.y.cols();
   const auto x = AsMatrix<T>(args.x, rows, cols, "x");
   const auto y = AsMatrix<T>(args.y, rows, cols, "y");
+  if (!args.codes.empty()) {
+    const auto codes = AsMatrix<uint8_t>(args.codes, rows, cols, "codes");
+    ForEachRow(rows, cols, [&](int64_t i) { EncodeRow<T>(x.row(i), codes.row(i), cols); });
+  }
   ForEachRow(rows, cols, [&](int64_t i) { Simd<T>().gelu(x.row(i), y.row(i), cols); });
 }
 
 template <typename T>
 void GeluBackwardOf(const GeluBackwardArgs& args) {
   const int64_t rows = args.dy.rows(), cols = args.dy.cols();
-  const auto x = AsMatrix<T>(args.x, rows, cols, "x");
   const auto dy = AsMatrix<T>(args.dy, rows, cols, "dy");
   const auto dx = AsMatrix<T>(args.dx, rows, cols, "dx");
+  if (args.x.dtype() == DType::kU8) {
+    const auto codes = AsMatrix<uint8_t>(args.x, rows, cols, "codes");
+    ForEachRow(rows, cols, [&](int64_t i) {
+      for (int64_t j = 0; j < cols; ++j) {
+        dx.row(i)[j] = dy.row(i)[j] * static_cast<T>(DecodeGeluDerivative(codes.row(i)[j]));
+      }
+    });
+    return;
+  }
+  const auto x = AsMatrix<T>(args.x, rows, cols, "x");
   ForEachRow(rows, cols,
              [&](int64_t i) { Simd<T>().gelu_backward(x.row(i), dy.row(i), dx.row(i), cols); });
 }
@@ -151,7 +178,7 @@ void CpuBackend::MatMul(const MatMulArgs& args, Stream& stream) {
   if (args.batch.count > 1) {
     return ForEachProduct(args, [&](const MatMulArgs& one) { MatMul(one, stream); });
   }
-  const WideGrad wide(ProductResult(args.out, args.epilogue), ScratchSlot::kWideGrad,
+  const WideGrad wide(args.epilogue.ResultIn(args.out), ScratchSlot::kWideGrad,
                       args.accumulate);
   const TensorView result = wide.view();
   DispatchFloat(result.dtype(), [&](auto t) { MatMulOf<decltype(t)>(args, result); });

@@ -176,13 +176,13 @@ void SpmmTransposedOf(const SpmmTransposedArgs& args, TensorView dx) {
 
 void CpuBackend::Spmm(const SpmmArgs& args, Stream& stream) {
   if (!args.low_rank.factors.empty()) return SpmmThenFactors(*this, args, stream);
-  const TensorView result = ProductResult(args.y, args.epilogue);
+  const TensorView result = args.epilogue.ResultIn(args.y);
   DispatchFloat(result.dtype(), [&](auto t) { SpmmOf<decltype(t)>(args, result); });
   FinishProduct(*this, args.y, args.epilogue, stream);
 }
 void CpuBackend::SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) {
   if (!args.low_rank.factors.empty()) return SpmmTransposedThenFactors(*this, args, stream);
-  const TensorView result = ProductResult(args.dx, args.epilogue);
+  const TensorView result = args.epilogue.ResultIn(args.dx);
   DispatchFloat(result.dtype(), [&](auto t) { SpmmTransposedOf<decltype(t)>(args, result); });
   FinishProduct(*this, args.dx, args.epilogue, stream);
 }

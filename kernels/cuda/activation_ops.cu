@@ -1,8 +1,9 @@
 // SwiGLU, SiLU, GELU and their gradients, and sums, element by element.
 // Grid and block: map_rows.cuh. Bytes an element: SwiGlu 6, its backward 10, Gelu 4, its backward
-// 6, Add 6.
+// 6, with codes 5 both, Add 6.
 #include <type_traits>
 
+#include "kernels/base/gelu_code.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device_rows.h"
 #include "kernels/cuda/map_rows.cuh"
@@ -19,6 +20,12 @@ constexpr float kGeluScale = 1.5957691216057308f, kGeluCubic = 0.044715f;
 __device__ __forceinline__ float GeluGate(float x) {
   return Sigmoid(kGeluScale * x * (1.0f + kGeluCubic * x * x));
 }
+
+// kVec codes in one access.
+template <int kVec>
+struct alignas(kVec) Bytes {
+  uint8_t byte[kVec];
+};
 
 // What the operations read: one, two or three packs.
 template <int kVec>
@@ -142,6 +149,63 @@ struct GeluFunction {
   }
 };
 
+// y = gelu(x), and the codes of gelu'(x).
+struct GeluCodeOp {
+  Rows<const bf16> x;
+  Rows<bf16> y;
+  Rows<uint8_t> codes;
+
+  template <int kVec>
+  using Inputs = OnePack<kVec>;
+  template <int kVec>
+  __device__ Inputs<kVec> Load(int64_t row, int64_t col) const {
+    return {filigree::Load<kVec>(x.row(row) + col)};
+  }
+  template <int kVec>
+  __device__ void Apply(int64_t row, int64_t col, const Inputs<kVec>& in) const {
+    constexpr float kUnit = kGeluCodesPerUnit;
+    float v[kVec];
+    Unpack(in.a, v);
+    Bytes<kVec> code;
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) {
+      const float steps = fmaf(GeluFunction::Slope(v[k]), kUnit, kGeluCodeOfZero + 0.5f);
+      code.byte[k] = static_cast<uint8_t>(fminf(fmaxf(steps, 0.0f), 255.0f));
+      v[k] = GeluFunction::Value(v[k]);
+    }
+    *reinterpret_cast<Bytes<kVec>*>(codes.row(row) + col) = code;
+    Store<kVec>(y.row(row) + col, Rounded(v));
+  }
+};
+
+// dx = dy times what the codes stand for.
+struct GeluCodeBackwardOp {
+  Rows<const uint8_t> codes;
+  Rows<const bf16> dy;
+  Rows<bf16> dx;
+
+  template <int kVec>
+  struct Inputs {
+    Bytes<kVec> code;
+    Bf16Pack<kVec> dy;
+  };
+  template <int kVec>
+  __device__ Inputs<kVec> Load(int64_t row, int64_t col) const {
+    return {*reinterpret_cast<const Bytes<kVec>*>(codes.row(row) + col),
+            filigree::Load<kVec>(dy.row(row) + col)};
+  }
+  template <int kVec>
+  __device__ void Apply(int64_t row, int64_t col, const Inputs<kVec>& in) const {
+    float d[kVec];
+    Unpack(in.dy, d);
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) {
+      d[k] *= static_cast<float>(in.code.byte[k] - kGeluCodeOfZero) * (1.0f / kGeluCodesPerUnit);
+    }
+    Store<kVec>(dx.row(row) + col, Rounded(d));
+  }
+};
+
 struct SiluFunction {
   static __device__ float Value(float x) { return x * Sigmoid(x); }
   // s (1 + x (1 - s)), s = sigmoid(x).
@@ -219,11 +283,22 @@ void CudaBackend::SwiGluBackward(const SwiGluBackwardArgs& args, Stream& stream)
 }
 
 void CudaBackend::Gelu(const GeluArgs& args, Stream& stream) {
-  MapUnary<GeluFunction>(args.x, args.y, stream);
+  if (args.codes.empty()) return MapUnary<GeluFunction>(args.x, args.y, stream);
+  const int64_t rows = args.y.rows(), cols = args.y.cols();
+  const GeluCodeOp op{AsRows<bf16>(args.x, rows, cols, "x"), AsRows<bf16>(args.y, rows, cols, "y"),
+                      AsRows<uint8_t>(args.codes, rows, cols, "codes")};
+  MapRows(op, rows, cols, TakeVectors(args.x, args.y, args.codes), NativeStream(stream));
 }
 
 void CudaBackend::GeluBackward(const GeluBackwardArgs& args, Stream& stream) {
-  MapUnaryBackward<GeluFunction>(args.x, args.dy, args.dx, stream);
+  if (args.x.dtype() != DType::kU8) {
+    return MapUnaryBackward<GeluFunction>(args.x, args.dy, args.dx, stream);
+  }
+  const int64_t rows = args.dy.rows(), cols = args.dy.cols();
+  const GeluCodeBackwardOp op{AsRows<uint8_t>(args.x, rows, cols, "codes"),
+                              AsRows<bf16>(args.dy, rows, cols, "dy"),
+                              AsRows<bf16>(args.dx, rows, cols, "dx")};
+  MapRows(op, rows, cols, TakeVectors(args.x, args.dy, args.dx), NativeStream(stream));
 }
 
 void CudaBackend::Add(const AddArgs& args, Stream& stream) {

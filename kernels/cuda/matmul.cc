@@ -6,6 +6,7 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/matmul_plans.h"
 #include "kernels/cuda/product_finish.h"
+#include "kernels/gelu_epilogue.h"
 #include "kernels/matmul_batch.h"
 
 namespace filigree {
@@ -90,8 +91,15 @@ bool Fuse(const MatMulArgs& args, MatMulCall* call) {
   return true;
 }
 
-// cuBLASLt has no such epilogue: dy goes through memory, rounded, in dgate's place.
-void MultiplyThenSwiGluBackward(CudaBackend& backend, const MatMulArgs& args, Stream& stream) {
+// cuBLASLt knows neither SwiGLU's gradient nor codes of GELU's.
+bool NeedsPass(const ProductEpilogue& epilogue) {
+  const bool reads_codes =
+      !epilogue.gelu_input.empty() && epilogue.gelu_input.dtype() == DType::kU8;
+  return !epilogue.swiglu.empty() || epilogue.makes_codes() || reads_codes;
+}
+
+// The result goes through memory, rounded, in the output's place.
+void MultiplyThenFinish(CudaBackend& backend, const MatMulArgs& args, Stream& stream) {
   MatMulArgs product = args;
   product.epilogue = {.residual = args.epilogue.residual};
   backend.MatMul(product, stream);
@@ -111,8 +119,8 @@ void CudaBackend::MatMul(const MatMulArgs& args, Stream& stream) {
     if (matmul_plans_->Run(CallOf(args, args.out), tune, native)) return;
     return ForEachProduct(args, [&](const MatMulArgs& one) { MatMul(one, stream); });
   }
-  if (!args.epilogue.swiglu.empty()) return MultiplyThenSwiGluBackward(*this, args, stream);
-  TensorView result = FinishInput(args.out, args.epilogue);
+  if (NeedsPass(args.epilogue)) return MultiplyThenFinish(*this, args, stream);
+  TensorView result = args.epilogue.ResultIn(args.out);
   const bool has_terms = (args.transpose_a ? args.a.rows() : args.a.cols()) > 0;
   if (has_terms) {
     MatMulCall fused = CallOf(args, args.out);

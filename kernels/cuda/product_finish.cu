@@ -6,6 +6,7 @@
 #include "kernels/cuda/device_rows.h"
 #include "kernels/cuda/product_finish.h"
 #include "kernels/cuda/vectors.cuh"
+#include "kernels/gelu_epilogue.h"
 #include "kernels/swiglu_epilogue.h"
 
 namespace filigree {
@@ -92,7 +93,7 @@ void SumColumns(CudaBackend& backend, ConstTensorView out, const ProductEpilogue
 
 void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out,
                    ConstTensorView bias, const ProductEpilogue& epilogue, Stream& stream) {
-  const TensorView sum = FinishInput(out, epilogue);
+  const TensorView sum = epilogue.ResultIn(out);
   const bool elsewhere = result.data() != sum.data();
   if (elsewhere || !bias.empty() || !epilogue.residual.empty()) {
     if (out.dtype() == DType::kF32) {
@@ -103,10 +104,7 @@ void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out,
       AddTerms<bf16, bf16>(result, bias, epilogue.residual, sum, NativeStream(stream));
     }
   }
-  if (!epilogue.pre_activation.empty()) backend.Gelu({.x = sum, .y = out}, stream);
-  if (!epilogue.gelu_input.empty()) {
-    backend.GeluBackward({.x = epilogue.gelu_input, .dy = out, .dx = out}, stream);
-  }
+  ApplyGelu(backend, out, epilogue, stream);
   ApplySwiGluBackward(backend, out, epilogue, stream);
   SumColumns(backend, out, epilogue, stream);
 }

@@ -43,6 +43,15 @@ __device__ __forceinline__ void TmaLoad3D(void* destination, const CUtensorMap* 
       : "memory");
 }
 
+__device__ __forceinline__ void TmaLoad2D(void* destination, const CUtensorMap* map,
+                                          uint64_t* barrier, uint64_t policy, int c0, int c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%4, %5}], [%2], %3;" ::"r"(SharedAddress(destination)),
+      "l"(map), "r"(SharedAddress(barrier)), "l"(policy), "r"(c0), "r"(c1)
+      : "memory");
+}
+
 // Brings a box into the L2.
 __device__ __forceinline__ void TmaPrefetch3D(const CUtensorMap* map, int c0, int c1, int c2) {
   asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(c0),

@@ -48,7 +48,7 @@ SddmmMmaDesc DescOf(const SddmmArgs& args) {
 bool CanMultiplyMma(const BlockProduct& product) {
   return IsServed(*product.weight) && CanImplementSpmmBsrMma(DescOf(product)) &&
          IsAligned(product.values) && IsAligned(product.in) && IsAligned(product.out) &&
-         IsAligned(FinishInput(product.out, product.epilogue)) &&
+         IsAligned(product.epilogue.ResultIn(product.out)) &&
          (product.epilogue.residual.empty() || IsAligned(product.epilogue.residual)) &&
          (product.bias.empty() || IsAligned(product.bias.Reshape({1, product.bias.size()})));
 }
@@ -56,7 +56,7 @@ bool CanMultiplyMma(const BlockProduct& product) {
 void MultiplyMma(CudaBackend& backend, const BlockProduct& product, Stream& stream) {
   const SpmmMmaDesc desc = DescOf(product);
   const BlockIndex& index = product.weight->block_index();
-  const TensorView result = FinishInput(product.out, product.epilogue);
+  const TensorView result = product.epilogue.ResultIn(product.out);
   ProductEpilogue rest = product.epilogue;
   SpmmMmaArgs args = {.values = Data(product.values),
                       .offsets = product.transposed ? index.column_offsets : index.row_offsets,

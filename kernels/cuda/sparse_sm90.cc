@@ -28,7 +28,8 @@ BlockShape BlockOf(const SparseLayout& layout) {
 
 // The copy engine needs rows that begin at multiples of 16 bytes.
 bool IsAligned(ConstTensorView view) {
-  return reinterpret_cast<uintptr_t>(view.data()) % 16 == 0 && view.row_stride() % 8 == 0;
+  return reinterpret_cast<uintptr_t>(view.data()) % 16 == 0 &&
+         view.row_stride() * static_cast<int64_t>(SizeOf(view.dtype())) % 16 == 0;
 }
 
 bool IsHopper(const CudaDevice& device) { return device.compute_capability() == 90; }
@@ -40,9 +41,12 @@ SpmmFinish FinishOf(const BlockProduct& product) {
   const bool dgelu = !epilogue.gelu_input.empty(), dswiglu = !epilogue.swiglu.empty();
   if (product.accumulate || residual + gelu + dgelu + dswiglu != 1) return SpmmFinish::kStore;
   if (residual && !product.transposed && IsAligned(epilogue.residual)) return SpmmFinish::kResidual;
-  if (gelu && !product.transposed && IsAligned(epilogue.pre_activation)) return SpmmFinish::kGelu;
+  if (gelu && !product.transposed && IsAligned(epilogue.pre_activation)) {
+    return epilogue.makes_codes() ? SpmmFinish::kGeluCode : SpmmFinish::kGelu;
+  }
   if (dgelu && product.transposed && IsAligned(epilogue.gelu_input)) {
-    return SpmmFinish::kGeluBackward;
+    return epilogue.gelu_input.dtype() == DType::kU8 ? SpmmFinish::kGeluCodeBackward
+                                                     : SpmmFinish::kGeluBackward;
   }
   const SwiGluGradient& swiglu = epilogue.swiglu;
   if (dswiglu && product.transposed && !swiglu.linear && IsAligned(swiglu.gate) &&
@@ -143,6 +147,12 @@ void Launch(const BlockProduct& product, const FactorOperand& factors, const Spm
     args.up = Data(epilogue.swiglu.up);
     args.up_stride = epilogue.swiglu.up.row_stride();
   }
+  if (desc.finish == SpmmFinish::kGeluCode || desc.finish == SpmmFinish::kGeluCodeBackward) {
+    const ConstTensorView codes =
+        desc.transposed ? epilogue.gelu_input : ConstTensorView(epilogue.pre_activation);
+    args.codes = static_cast<const uint8_t*>(codes.data());
+    args.codes_stride = codes.row_stride();
+  }
   LaunchSpmmBsrSm90(desc, config, args, stream);
 }
 
@@ -181,7 +191,7 @@ bool CanMultiplySm90(const BlockProduct& product) {
   const bool bias_fits =
       product.bias.empty() || reinterpret_cast<uintptr_t>(product.bias.data()) % 16 == 0;
   return CanImplementSpmmBsrSm90(DescOf(product, *factors)) && IsAligned(product.values) &&
-         IsAligned(product.in) && IsAligned(FinishInput(product.out, product.epilogue)) &&
+         IsAligned(product.in) && IsAligned(product.epilogue.ResultIn(product.out)) &&
          IsAligned(product.out) && bias_fits;
 }
 
@@ -189,14 +199,14 @@ void MultiplySm90(CudaBackend& backend, const BlockProduct& product, Stream& str
   const FactorOperand factors = *FactorsOf(product);
   const SpmmDesc desc = DescOf(product, factors);
   const cudaStream_t native = NativeStream(stream);
-  if (desc.finish == SpmmFinish::kGeluBackward) {
+  if (desc.finish == SpmmFinish::kGeluBackward || desc.finish == SpmmFinish::kGeluCodeBackward) {
     return MultiplyGeluBackward(backend, product, factors, desc, native);
   }
   if (desc.finish != SpmmFinish::kStore) {
     Launch(product, factors, desc, product.out, nullptr, native);
     return SumColumns(backend, product.out, product.epilogue, stream);
   }
-  TensorView result = FinishInput(product.out, product.epilogue);
+  TensorView result = product.epilogue.ResultIn(product.out);
   if (!product.accumulate) {
     Launch(product, factors, desc, result, nullptr, native);
     return FinishProduct(backend, result, product.out, {}, product.epilogue, stream);

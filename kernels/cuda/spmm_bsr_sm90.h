@@ -19,6 +19,8 @@ enum class SpmmFinish {
   kGeluBackward,  // output = sum * gelu'(operand) (transposed only)
   // output = sum * up * silu'(operand), beside = sum * silu(operand) (transposed only)
   kSwiGluBackward,
+  kGeluCode,      // codes = those of gelu'(sum), output = gelu(sum) (forward only)
+  kGeluCodeBackward,  // output = sum * what codes stand for (transposed only)
 };
 
 struct SpmmDesc {
@@ -44,6 +46,8 @@ struct SpmmDesc {
 // A pure function of the problem and of the number of multiprocessors.
 struct SpmmConfig {
   int cluster = 1;  // CTAs along the tokens that share each weight slice by multicast
+  // One more stage, for half of the buffers; kStore and kGelu of 128 features only.
+  bool deep_ring = false;
   SpmmTiling tiling;
 };
 
@@ -66,8 +70,12 @@ struct SpmmKernelArgs {
   // kSwiGluBackward's other gradient.
   __nv_bfloat16* beside = nullptr;
   int64_t beside_stride = 0;
-  // [SpmmSumRows(tokens), output_width] or none, kGeluBackward only: sums of the output as it is
-  // stored over 256 tokens each.
+  // [tokens, output_width] of kernels/base/gelu_code.h, where the finish has them: kGeluCode writes
+  // them. Rows begin at multiples of 16 bytes.
+  const uint8_t* codes = nullptr;
+  int64_t codes_stride = 0;
+  // [SpmmSumRows(tokens), output_width] or none, the two backward finishes only: sums of the output as
+  // it is stored over 256 tokens each.
   float* sums = nullptr;
   // BuildSpmmSchedule(pattern, transposed, tokens, tiling, factors)
   const SpmmStep* steps = nullptr;

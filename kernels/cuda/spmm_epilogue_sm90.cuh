@@ -9,14 +9,17 @@
 //
 // An operand of the output's shape (residual, gelu's input) comes the same way back: the other warp
 // has loaded it into the very buffer, and ldmatrix hands each thread the elements whose place it is
-// to write.
+// to write. Codes have a place of their own, for a whole tile (spmm_gelu_code_sm90.cuh).
 //
 // The gradient of a bias is the column sums of GELU's gradient: each thread has the sums of two
 // features over the tile's tokens as they are stored, and one lane of the four that share them
 // writes them; the tiles' numbers are added up in order afterwards (SumColumnPartials).
 #pragma once
 
+#include "kernels/cuda/sm90_matrix.cuh"
 #include "kernels/cuda/sm90_tma.cuh"
+#include "kernels/cuda/spmm_gelu_code_sm90.cuh"
+#include "kernels/cuda/spmm_gelu_sm90.cuh"
 #include "kernels/cuda/spmm_shape_sm90.cuh"
 
 namespace filigree::sm90 {
@@ -30,47 +33,6 @@ __device__ __forceinline__ uint32_t PackBf16(float low, float high) {
 
 __device__ __forceinline__ float2 UnpackBf16(uint32_t pair) {
   return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u)};
-}
-
-// tanh to 2^-11, a quarter of bf16's spacing.
-__device__ __forceinline__ float ApproximateTanh(float x) {
-  float y;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-constexpr float kGeluScale = 0.7978845608028654f;  // sqrt(2 / pi)
-constexpr float kGeluCubic = 0.044715f;
-
-// tanh's argument is x * (k + k c x^2); the fewest instructions, since an epilogue runs them for
-// every element on few warps.
-__device__ __forceinline__ float GeluTanh(float x, float x2) {
-  return ApproximateTanh(x * fmaf(kGeluScale * kGeluCubic, x2, kGeluScale));
-}
-
-__device__ __forceinline__ float Gelu(float x) {
-  const float half = 0.5f * x;
-  return fmaf(half, GeluTanh(x, x * x), half);
-}
-
-// (1 + t) / 2 + x / 2 * (1 - t^2) * k (1 + 3 c x^2).
-__device__ __forceinline__ float GeluDerivative(float x) {
-  const float x2 = x * x, t = GeluTanh(x, x2);
-  const float slope = x * fmaf(1.5f * kGeluScale * kGeluCubic, x2, 0.5f * kGeluScale);
-  return fmaf(slope, fmaf(-t, t, 1.0f), fmaf(0.5f, t, 0.5f));
-}
-
-__device__ __forceinline__ void StoreMatrixTransposed(uint32_t address, const uint32_t (&r)[4]) {
-  asm volatile(
-      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-      : "memory");
-}
-__device__ __forceinline__ void LoadMatrixTransposed(uint32_t address, uint32_t (&r)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
 }
 
 // Combines a thread's four sums with the operand's elements at the same places.
@@ -133,13 +95,13 @@ struct FeatureBias {
   float low = 0, high = 0;
 
   __device__ __forceinline__ FeatureBias(const SpmmParams& params, const SpmmPart& part) {
-    if (kFinish == SpmmFinish::kGeluBackward || params.bias == nullptr) return;
+    if (IsGeluBackward(kFinish) || params.bias == nullptr) return;
     low = __bfloat162float(params.bias[part.feature + ThreadFeature()]);
     high = __bfloat162float(params.bias[part.feature + ThreadFeature() + 8]);
   }
   // To sums that lie as accumulators do.
   __device__ __forceinline__ void AddTo(float* acc) const {
-    if constexpr (kFinish != SpmmFinish::kGeluBackward) {
+    if constexpr (!IsGeluBackward(kFinish)) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) acc[i] += i / 2 % 2 == 0 ? low : high;
     }
@@ -148,19 +110,22 @@ struct FeatureBias {
 
 // One warpgroup's part of a tile: pass by pass into its next buffer, from which Ship stores it.
 // Warps wait for nobody but the buffer. `tile` counts the worker's.
-template <int kFeatures, SpmmFinish kFinish>
+template <typename Shape, SpmmFinish kFinish>
 __device__ __forceinline__ void WriteTile(const SpmmParams& params, float (&acc)[128],
                                           const FeatureBias<kFinish>& bias, uint8_t* buffers,
-                                          StoreBarriers<SpmmShape<kFeatures>::kBuffers>& barriers,
-                                          int tile, const SpmmPart& part) {
-  using Shape = SpmmShape<kFeatures>;
-  constexpr int kStores = StoresPerChunk(kFinish);
+                                          StoreBarriers<Shape::kBuffers>& barriers, int tile,
+                                          const SpmmPart& part) {
+  constexpr int kStores = StoresPerChunk(kFinish), kPasses = Shape::kChunks * kStores;
   const uint32_t lane_address = LaneAddress(buffers);
   FeatureSums sums;
+  CodeChunk<kFinish> codes(buffers + Shape::kCodeOffset);
+  if constexpr (HasCodes(kFinish)) BarrierWait(&barriers.codes, tile % 2);
 #pragma unroll
-  for (int pass = 0; pass < Shape::kChunks * kStores; ++pass) {
+  for (int pass = 0; pass < kPasses; ++pass) {
     const int chunk = pass / kStores, buffer = pass % Shape::kBuffers;
-    BarrierWait(&barriers.ready[buffer], (tile * kStores + pass / Shape::kBuffers) % 2);
+    constexpr int kRounds = kPasses / Shape::kBuffers;
+    BarrierWait(&barriers.ready[buffer], (tile * kRounds + pass / Shape::kBuffers) % 2);
+    codes.Begin(chunk);
 #pragma unroll
     for (int t = 0; t < Shape::kStoreTokens; t += 16) {
       const uint32_t address = lane_address + buffer * Shape::kStoreBytes + t * kLineBytes;
@@ -174,16 +139,18 @@ __device__ __forceinline__ void WriteTile(const SpmmParams& params, float (&acc)
         LoadMatrixTransposed(address, other);
         Combine<kFinish>(value, other);
       }
+      codes.Apply(t / 16, value);
       const uint32_t packed[4] = {PackBf16(value[0], value[1]), PackBf16(value[2], value[3]),
                                   PackBf16(value[4], value[5]), PackBf16(value[6], value[7])};
-      if constexpr (kFinish == SpmmFinish::kGeluBackward) sums.Add(packed);
+      if constexpr (IsGeluBackward(kFinish)) sums.Add(packed);
       StoreMatrixTransposed(address, packed);
     }
+    codes.End(chunk);
     FenceProxyAsync();
     __syncwarp();
     if (threadIdx.x % 32 == 0) BarrierArrive(&barriers.written[buffer]);
   }
-  if constexpr (kFinish == SpmmFinish::kGeluBackward) {
+  if constexpr (IsGeluBackward(kFinish)) {
     if (params.sums != nullptr) sums.Write(params, part.feature + ThreadFeature(), part.token);
   }
 }

@@ -12,7 +12,8 @@
 //   the copies into the ring, warps 1 and 2 those to and from the buffers of a consumer warpgroup
 //   each.
 // Shared memory: a ring of stages {weight kFeatures x 128 B, input tokens x 128 B}, one reduction
-//   step of 64 each; then each consumer warpgroup's buffers (spmm_ship_sm90.cuh); then barriers.
+//   step of 64 each; then each consumer warpgroup's buffers (spmm_ship_sm90.cuh) and codes; then
+//   barriers. SpmmForm says how many of each.
 //   The warpgroups share stages but never wait for each other.
 // Bytes from L2 per step: (kFeatures / kCluster + tokens) * 128. FLOPs per step:
 //   2 * 64 * kFeatures * tokens. Device memory: X and Y once each, W once per token group.
@@ -68,11 +69,10 @@ __device__ __forceinline__ void LoadWeight(const CUtensorMap* map, uint8_t* dest
 
 // One thread issues every copy into the ring. It knows the next step, of the next tile too, before
 // it needs it: a look into a list takes as long as a step.
-template <bool kTransposed, int kFeatures, int kCluster>
+template <bool kTransposed, typename Shape, int kCluster>
 __device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
-                                        RingBarriers<SpmmShape<kFeatures>::kStages>& barriers,
-                                        uint32_t rank, int tile_begin, int tile_end) {
-  using Shape = SpmmShape<kFeatures>;
+                                        RingBarriers<Shape::kStages>& barriers, uint32_t rank,
+                                        int tile_begin, int tile_end) {
   if (tile_begin == tile_end) return;
   const uint64_t weight_policy = PolicyEvictLast();
   const uint64_t input_policy = PolicyEvictLast();
@@ -95,7 +95,7 @@ __device__ __forceinline__ void Produce(const SpmmParams& params, uint8_t* ring,
       const int input_chunk = factor ? ~step.input_chunk : step.input_chunk;
       BarrierWait(&barriers.empty[position.slot], position.parity);
       BarrierExpectBytes(full, Shape::kStageBytes);
-      LoadWeight<kTransposed, kFeatures, kCluster>(factor ? &params.factors : &params.weight,
+      LoadWeight<kTransposed, Shape::kFeatures, kCluster>(factor ? &params.factors : &params.weight,
                                                    weight, full, weight_policy, rank, step);
 #pragma unroll
       for (int t = 0; t < Shape::kTokens; t += 256) {
@@ -121,17 +121,15 @@ __device__ __forceinline__ void Release(uint64_t* empty) {
 
 // Sums one tile into the accumulators. A slot is released as soon as its products have ended; what
 // the tensor cores miss by that, the other warpgroup's products fill.
-template <bool kTransposed, int kFeatures, int kCluster>
+template <bool kTransposed, typename Shape, int kCluster>
 __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, uint32_t ring,
-                                           RingBarriers<SpmmShape<kFeatures>::kStages>& barriers,
-                                           RingPosition<SpmmShape<kFeatures>::kStages>& position,
-                                           int group) {
-  using Shape = SpmmShape<kFeatures>;
+                                           RingBarriers<Shape::kStages>& barriers,
+                                           RingPosition<Shape::kStages>& position, int group) {
   constexpr int kAdvance = kTransposed ? kAdvanceTransposed : kAdvanceKMajor;
   // Which half of which operand is this warpgroup's.
-  const uint32_t weight_offset = kFeatures == 128 ? group * 64 * kLineBytes : 0;
+  const uint32_t weight_offset = Shape::kFeatures == 128 ? group * 64 * kLineBytes : 0;
   const uint32_t input_offset =
-      Shape::kWeightBytes + (kFeatures == 128 ? 0 : group * 256 * kLineBytes);
+      Shape::kWeightBytes + (Shape::kFeatures == 128 ? 0 : group * 256 * kLineBytes);
   for (int step = 0; step < step_count; ++step) {
     BarrierWait(&barriers.full[position.slot], position.parity);
     const uint32_t stage = ring + position.slot * Shape::kStageBytes;
@@ -150,40 +148,40 @@ __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, ui
   }
 }
 
-template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish>
+template <bool kTransposed, typename Shape, int kCluster, SpmmFinish kFinish>
 __device__ __forceinline__ void Consume(const SpmmParams& params, uint8_t* ring, uint8_t* buffers,
-                                        SpmmBarriers<kFeatures>& barriers, uint32_t rank, int group,
+                                        SpmmBarriers<Shape>& barriers, uint32_t rank, int group,
                                         int tile_begin, int tile_end) {
   if (tile_begin == tile_end) return;
-  RingPosition<SpmmShape<kFeatures>::kStages> position;
+  RingPosition<Shape::kStages> position;
   SpmmTile tile = LoadTile(params.tiles, tile_begin);
   float acc[128];
   for (int index = tile_begin; index < tile_end; ++index) {
     // What is needed after the products is loaded before them.
     const SpmmTile next = LoadTile(params.tiles, min(index + 1, tile_end - 1));
-    const SpmmPart part = PartOf<kFeatures>(tile, rank, group);
+    const SpmmPart part = PartOf<Shape>(tile, rank, group);
     const FeatureBias<kFinish> bias(params, part);
-    Accumulate<kTransposed, kFeatures, kCluster>(acc, StepsOf(tile), SharedAddress(ring),
+    Accumulate<kTransposed, Shape, kCluster>(acc, StepsOf(tile), SharedAddress(ring),
                                                  barriers.ring, position, group);
     if constexpr (kFinish == SpmmFinish::kSwiGluBackward) {
-      WriteSwiGluTile<kFeatures>(acc, buffers, barriers.store[group], index - tile_begin);
+      WriteSwiGluTile<Shape>(acc, buffers, barriers.store[group], index - tile_begin);
     } else {
-      WriteTile<kFeatures, kFinish>(params, acc, bias, buffers, barriers.store[group],
-                                    index - tile_begin, part);
+      WriteTile<Shape, kFinish>(params, acc, bias, buffers, barriers.store[group],
+                                index - tile_begin, part);
     }
     tile = next;
   }
 }
 
-template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish>
+template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish, SpmmForm kForm>
 __global__ void __launch_bounds__(kSpmmThreads, 1)
     SpmmBsrKernel(const __grid_constant__ SpmmParams params) {
-  using Shape = SpmmShape<kFeatures>;
+  using Shape = SpmmShape<kFeatures, kForm>;
   extern __shared__ uint8_t shared[];
   uint8_t* ring = shared + (1024 - SharedAddress(shared) % 1024) % 1024;
-  auto& barriers = *reinterpret_cast<SpmmBarriers<kFeatures>*>(ring + Shape::kBarrierOffset);
+  auto& barriers = *reinterpret_cast<SpmmBarriers<Shape>*>(ring + Shape::kBarrierOffset);
   const auto buffers = [ring](int group) {
-    return ring + Shape::kRingBytes + group * Shape::kBuffers * Shape::kStoreBytes;
+    return ring + Shape::kRingBytes + group * Shape::kGroupBytes;
   };
   const int warpgroup = threadIdx.x / kWarpgroup;
   const uint32_t rank = kCluster == 1 ? 0 : ClusterCtaRank();
@@ -208,28 +206,29 @@ __global__ void __launch_bounds__(kSpmmThreads, 1)
     ReleaseRegisters<40>();
     const int warp = threadIdx.x / 32;
     if (threadIdx.x == 0) {
-      Produce<kTransposed, kFeatures, kCluster>(params, ring, barriers.ring, rank, tile_begin,
-                                                tile_end);
+      Produce<kTransposed, Shape, kCluster>(params, ring, barriers.ring, rank, tile_begin,
+                                            tile_end);
     } else if (threadIdx.x % 32 == 0 && warp <= 2) {
       const int group = warp - 1;
-      Ship<kFeatures, kFinish>(params, buffers(group), barriers.store[group], rank, group,
-                               tile_begin, tile_end);
+      Ship<Shape, kFinish>(params, buffers(group), barriers.store[group], rank, group, tile_begin,
+                           tile_end);
     }
     __syncwarp();
   } else {
     ClaimRegisters<232>();
     const int group = warpgroup - 1;
-    Consume<kTransposed, kFeatures, kCluster, kFinish>(params, ring, buffers(group), barriers, rank,
-                                                       group, tile_begin, tile_end);
+    Consume<kTransposed, Shape, kCluster, kFinish>(params, ring, buffers(group), barriers, rank,
+                                                   group, tile_begin, tile_end);
   }
   // A CTA must not leave while another may still signal its barriers.
   if constexpr (kCluster > 1) ClusterSync();
 }
 
-template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish>
+template <bool kTransposed, int kFeatures, int kCluster, SpmmFinish kFinish,
+          SpmmForm kForm = FormOf(kFinish)>
 void LaunchKernel(const SpmmParams& params, int workers, cudaStream_t stream) {
-  constexpr int kSharedBytes = SpmmShape<kFeatures>::kSharedBytes;
-  const auto kernel = SpmmBsrKernel<kTransposed, kFeatures, kCluster, kFinish>;
+  constexpr int kSharedBytes = SpmmShape<kFeatures, kForm>::kSharedBytes;
+  const auto kernel = SpmmBsrKernel<kTransposed, kFeatures, kCluster, kFinish, kForm>;
   static const bool configured = [&] {
     CUDA_CHECK(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
@@ -263,6 +262,15 @@ void LaunchSpmmKernel(int features, int cluster, const SpmmParams& params, int w
     cluster == 1 ? LaunchKernel<kTransposed, 64, 1, kFinish>(params, workers, stream)
                  : LaunchKernel<kTransposed, 64, 2, kFinish>(params, workers, stream);
   }
+}
+
+// The same with the deeper ring, 128 features only.
+template <bool kTransposed, SpmmFinish kFinish>
+void LaunchSpmmDeepRing(int cluster, const SpmmParams& params, int workers, cudaStream_t stream) {
+  CHECK(cluster == 1 || cluster == 2) << "cluster of " << cluster;
+  cluster == 1
+      ? LaunchKernel<kTransposed, 128, 1, kFinish, SpmmForm::kRing>(params, workers, stream)
+      : LaunchKernel<kTransposed, 128, 2, kFinish, SpmmForm::kRing>(params, workers, stream);
 }
 
 }  // namespace filigree::sm90

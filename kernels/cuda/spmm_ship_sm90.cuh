@@ -6,7 +6,8 @@
 // engine has read it, primed for the pass kBuffers later. So a tile's operand arrives, and the
 // results of the one before leave, while it is being multiplied. (Loading the operand into
 // registers did worse than it looked: the fence before a store waits for every load in flight.) The
-// copy engine drops tokens beyond the end, and reads zeros there.
+// copy engine drops tokens beyond the end, and reads zeros there. The codes of a tile have one place,
+// which goes round with the tiles.
 #pragma once
 
 #include "kernels/cuda/sm90_tma.cuh"
@@ -15,11 +16,10 @@
 namespace filigree::sm90 {
 
 // `pass` is of a tile: its chunks, each as often as it is stored.
-template <int kFeatures, SpmmFinish kFinish>
+template <typename Shape, SpmmFinish kFinish>
 __device__ __forceinline__ void Prime(const SpmmParams& params, uint8_t* buffers,
-                                      StoreBarriers<SpmmShape<kFeatures>::kBuffers>& barriers,
+                                      StoreBarriers<Shape::kBuffers>& barriers,
                                       const SpmmPart& part, int pass, uint64_t policy) {
-  using Shape = SpmmShape<kFeatures>;
   const int buffer = pass % Shape::kBuffers;
   uint64_t* ready = &barriers.ready[buffer];
   if constexpr (!HasOperand(kFinish)) {
@@ -34,24 +34,40 @@ __device__ __forceinline__ void Prime(const SpmmParams& params, uint8_t* buffers
   }
 }
 
-template <int kFeatures, SpmmFinish kFinish>
+// The codes' place, which the warpgroup has done with, for this part: filled, or just free.
+template <typename Shape, SpmmFinish kFinish>
+__device__ __forceinline__ void PrimeCodes(const SpmmParams& params, uint8_t* buffers,
+                                           uint64_t* ready, const SpmmPart& part,
+                                           uint64_t policy) {
+  if constexpr (kFinish == SpmmFinish::kGeluCode) {
+    BarrierArrive(ready);
+  } else if constexpr (kFinish == SpmmFinish::kGeluCodeBackward) {
+    BarrierExpectBytes(ready, Shape::kCodeBytes);
+    TmaLoad2D(buffers + Shape::kCodeOffset, &params.codes, ready, policy, part.feature, part.token);
+  }
+}
+
+template <typename Shape, SpmmFinish kFinish>
 __device__ __forceinline__ void Ship(const SpmmParams& params, uint8_t* buffers,
-                                     StoreBarriers<SpmmShape<kFeatures>::kBuffers>& barriers,
-                                     uint32_t rank, int group, int tile_begin, int tile_end) {
-  using Shape = SpmmShape<kFeatures>;
+                                     StoreBarriers<Shape::kBuffers>& barriers, uint32_t rank,
+                                     int group, int tile_begin, int tile_end) {
   constexpr int kBuffers = Shape::kBuffers, kStores = StoresPerChunk(kFinish);
   constexpr int kPasses = Shape::kChunks * kStores, kRounds = kPasses / kBuffers;
   static_assert(kPasses == kRounds * kBuffers);
   if (tile_begin == tile_end) return;
   const uint64_t policy = PolicyEvictFirst();
-  SpmmPart part = PartOf<kFeatures>(LoadTile(params.tiles, tile_begin), rank, group), next = part;
+  SpmmPart part = PartOf<Shape>(LoadTile(params.tiles, tile_begin), rank, group), next = part;
   const auto prime = [&](const SpmmPart& of, int pass) {
-    Prime<kFeatures, kFinish>(params, buffers, barriers, of, pass, policy);
+    Prime<Shape, kFinish>(params, buffers, barriers, of, pass, policy);
   };
+  const auto prime_codes = [&](const SpmmPart& of) {
+    PrimeCodes<Shape, kFinish>(params, buffers, &barriers.codes, of, policy);
+  };
+  prime_codes(part);
   for (int pass = 0; pass < kBuffers; ++pass) prime(part, pass);
   for (int index = tile_begin; index < tile_end; ++index) {
     const bool last = index + 1 == tile_end;
-    if (!last) next = PartOf<kFeatures>(LoadTile(params.tiles, index + 1), rank, group);
+    if (!last) next = PartOf<Shape>(LoadTile(params.tiles, index + 1), rank, group);
     // Once the store of `pass` has been read.
     const auto reuse = [&](int pass) {
       if (pass + kBuffers < kPasses) {
@@ -73,8 +89,13 @@ __device__ __forceinline__ void Ship(const SpmmParams& params, uint8_t* buffers,
       TmaStoreWaitRead<1>();
       reuse(pass - 1);
     }
+    if constexpr (kFinish == SpmmFinish::kGeluCode) {
+      TmaStore2D(&params.codes, buffers + Shape::kCodeOffset, policy, part.feature, part.token);
+      TmaStoreCommit();
+    }
     TmaStoreWaitRead<0>();
     reuse(kPasses - 1);
+    if (!last) prime_codes(next);
     part = next;
   }
 }

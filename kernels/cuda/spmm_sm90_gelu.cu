@@ -3,8 +3,11 @@
 
 namespace filigree::sm90 {
 
-void LaunchSpmmGelu(int features, int cluster, const SpmmParams& params, int workers,
-                    cudaStream_t stream) {
+void LaunchSpmmGelu(int features, int cluster, bool deep_ring, const SpmmParams& params,
+                    int workers, cudaStream_t stream) {
+  if (deep_ring) {
+    return LaunchSpmmDeepRing<false, SpmmFinish::kGelu>(cluster, params, workers, stream);
+  }
   LaunchSpmmKernel<false, SpmmFinish::kGelu>(features, cluster, params, workers, stream);
 }
 

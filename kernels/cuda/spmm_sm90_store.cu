@@ -3,8 +3,11 @@
 
 namespace filigree::sm90 {
 
-void LaunchSpmmStore(int features, int cluster, const SpmmParams& params, int workers,
-                     cudaStream_t stream) {
+void LaunchSpmmStore(int features, int cluster, bool deep_ring, const SpmmParams& params,
+                     int workers, cudaStream_t stream) {
+  if (deep_ring) {
+    return LaunchSpmmDeepRing<false, SpmmFinish::kStore>(cluster, params, workers, stream);
+  }
   LaunchSpmmKernel<false, SpmmFinish::kStore>(features, cluster, params, workers, stream);
 }
 

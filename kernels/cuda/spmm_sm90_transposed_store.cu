@@ -3,8 +3,11 @@
 
 namespace filigree::sm90 {
 
-void LaunchSpmmTransposedStore(int features, int cluster, const SpmmParams& params, int workers,
-                               cudaStream_t stream) {
+void LaunchSpmmTransposedStore(int features, int cluster, bool deep_ring, const SpmmParams& params,
+                               int workers, cudaStream_t stream) {
+  if (deep_ring) {
+    return LaunchSpmmDeepRing<true, SpmmFinish::kStore>(cluster, params, workers, stream);
+  }
   LaunchSpmmKernel<true, SpmmFinish::kStore>(features, cluster, params, workers, stream);
 }
 

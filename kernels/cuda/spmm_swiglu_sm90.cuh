@@ -27,11 +27,10 @@ __device__ __forceinline__ void SwiGluBackward(float gate, float& dy, float& up)
 }
 
 // As WriteTile.
-template <int kFeatures>
-__device__ __forceinline__ void WriteSwiGluTile(
-    float (&acc)[128], uint8_t* buffers, StoreBarriers<SpmmShape<kFeatures>::kBuffers>& barriers,
-    int tile) {
-  using Shape = SpmmShape<kFeatures>;
+template <typename Shape>
+__device__ __forceinline__ void WriteSwiGluTile(float (&acc)[128], uint8_t* buffers,
+                                                StoreBarriers<Shape::kBuffers>& barriers,
+                                                int tile) {
   constexpr int kPairs = Shape::kBuffers / 2, kRounds = Shape::kChunks / kPairs;
   const uint32_t lane_address = LaneAddress(buffers);
 #pragma unroll

@@ -1,4 +1,4 @@
-// Tensor maps: how the copy engine sees a bf16 matrix in device memory.
+// Tensor maps: how the copy engine sees a matrix in device memory.
 #pragma once
 
 #include <cuda.h>
@@ -17,5 +17,10 @@ CUtensorMap EncodeChunkMap(const void* data, int64_t rows, int64_t cols, int64_t
 // The same matrix as [rows][cols], for stores of boxes of box_rows x 64, 128-byte swizzled.
 CUtensorMap EncodeStoreMap(void* data, int64_t rows, int64_t cols, int64_t row_stride,
                            int box_rows);
+
+// A row-major matrix of bytes as [rows][cols]: loads and stores of boxes of box_rows x 64, 64-byte
+// swizzled. `data` and the row stride must be multiples of 16 bytes.
+CUtensorMap EncodeByteMap(const void* data, int64_t rows, int64_t cols, int64_t row_stride,
+                          int box_rows);
 
 }  // namespace filigree

@@ -4,6 +4,7 @@
 // both devices.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
@@ -152,6 +153,50 @@ TEST_P(GpuModelTest, LossAndEveryGradientFollowTheCpu) {
       // own.
       EXPECT_LE(d.error, 0.03 * d.size + 1e-3 * largest) << expected.parameters()[i].name;
     }
+  }
+}
+
+// A byte of GELU's derivative for backward, against its input in bf16: the reference's gradients are
+// missed by no more than twice as much, and the loss is the same. Everything behind the first
+// feed-forward block from the end has passed through codes.
+TEST_P(GpuModelTest, CodesOfGelusDerivativeStayWithinTwiceBf16sError) {
+  ModelSpec spec = SmallGpuModel(GetParam(), /*layers=*/4, kSeqLen);
+  if (spec.family != ModelFamily::kGpt2) GTEST_SKIP() << "no GELU";
+  std::vector<int32_t> tokens, targets;
+  for (int64_t t = 0; t < kSequences * kSeqLen; ++t) {
+    tokens.push_back(static_cast<int32_t>(RandomBits(1, RngStream("tokens"), t) % spec.vocab_size));
+    targets.push_back(
+        static_cast<int32_t>(RandomBits(1, RngStream("targets"), t) % spec.vocab_size));
+  }
+  CpuDevice host(DType::kF32);
+  CpuBackend backend(host);
+  for (const char* parameterisation : {"dense", "masked", "block_sparse"}) {
+    SCOPED_TRACE(parameterisation);
+    spec.gelu_derivative_bits = 0;
+    Side reference(host, backend, spec, HalfOf(parameterisation));
+    Side bf16(device(), gpu(), spec, HalfOf(parameterisation));
+    spec.gelu_derivative_bits = 8;
+    Side coded(device(), gpu(), spec, HalfOf(parameterisation));
+    reference.LossAndGradients(tokens, targets);
+    const double loss = bf16.LossAndGradients(tokens, targets);
+    EXPECT_NEAR(coded.LossAndGradients(tokens, targets), loss, 2e-3 * loss);
+    double worst = 0, largest = 0;
+    for (size_t i = 0; i < reference.parameters().size(); ++i) {
+      const std::vector<float> gradient = reference.Gradient(static_cast<int>(i));
+      largest = std::max(largest, Compare(gradient, gradient).size);
+    }
+    for (size_t i = 0; i < reference.parameters().size(); ++i) {
+      const auto index = static_cast<int>(i);
+      const std::vector<float> expected = reference.Gradient(index);
+      const Difference usual = Compare(bf16.Gradient(index), expected);
+      const Difference codes = Compare(coded.Gradient(index), expected);
+      if (codes.size < 1e-6 * largest) continue;  // biases of keys, whose gradients are zero
+      EXPECT_LE(codes.error, 2 * usual.error + 1e-3 * codes.size)
+          << reference.parameters()[i].name;
+      worst = std::max(worst, codes.error / usual.error);
+    }
+    std::printf("%s: errors of gradients are at most %.2f times those without codes\n",
+                parameterisation, worst);
   }
 }
 

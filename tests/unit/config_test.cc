@@ -102,6 +102,7 @@ model {
   init_std: 0.02
   recompute: NONE
   gate_activation: SILU
+  gelu_derivative_bits: 0
 }
 data {
   train {

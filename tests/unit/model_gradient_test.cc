@@ -294,6 +294,44 @@ void LeaveNaNs(Problem& problem) {
   *gain = kept;
 }
 
+// What GELU keeps in a byte is its derivative to 1/400: the loss does not know of it, gradients move by
+// as much, and running a layer again makes the same codes.
+TEST_P(GradientTest, FollowsWithCodesOfGelusDerivative) {
+  ModelSpec spec = this->spec();
+  if (spec.family != ModelFamily::kGpt2) GTEST_SKIP() << "no GELU";
+  Problem exact(spec, HalfOf("block_sparse"));
+  spec.gelu_derivative_bits = 8;
+  Problem coded(spec, HalfOf("block_sparse")), padded(spec, HalfOf("block_sparse"), 8);
+  spec.recompute = Recompute::kLayer;
+  Problem again(spec, HalfOf("block_sparse"));
+  const double loss = exact.LossAndGradients();
+  for (Problem* problem : {&coded, &padded, &again}) {
+    EXPECT_NEAR(problem->LossAndGradients(), loss, 1e-12);
+  }
+  double moved = 0;
+  for (size_t i = 0; i < exact.tested().parameters().size(); ++i) {
+    const Parameter& p = exact.tested().parameters()[i];
+    const auto index = static_cast<int>(i);
+    double error = 0, size = 0;
+    const auto expected = GradientsByCell(exact, index), found = GradientsByCell(coded, index);
+    const auto wide = GradientsByCell(padded, index), same = GradientsByCell(again, index);
+    for (const auto& [cell, value] : expected) {
+      error += std::pow(found.at(cell) - value, 2);
+      size += value * value;
+      ASSERT_NEAR(wide.at(cell), found.at(cell), 1e-11) << p.name << " cell " << cell;
+      ASSERT_EQ(same.at(cell), found.at(cell)) << p.name << " cell " << cell;
+    }
+    // Nothing moves the gradient of keys' biases, which is zero.
+    EXPECT_LE(std::sqrt(error), 0.01 * std::sqrt(size) + 1e-12) << p.name;
+    if (size > 1e-18) moved = std::max(moved, std::sqrt(error / size));
+  }
+  EXPECT_GT(moved, 1e-4);
+  const auto bytes = [](Problem& problem) {
+    return problem.tested().model().ActivationBytes(1, kSeqLen, /*training=*/true);
+  };
+  EXPECT_LT(bytes(coded), bytes(exact));
+}
+
 // A device that pads the feed-forward's width inside computes what one that does not computes,
 // whatever mixture of parameterisations makes and reads the padding.
 TEST_P(GradientTest, IsTheSameWithAPaddedFeedForward) {

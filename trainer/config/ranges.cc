@@ -47,6 +47,7 @@ constexpr FieldRange kRanges[] = {
     {"ModelConfig.rope_theta", Range::kPositive},
     {"ModelConfig.norm_epsilon", Range::kPositive},
     {"ModelConfig.init_std", Range::kPositive},
+    {"ModelConfig.gelu_derivative_bits", Range::kNotNegative},
     {"DataSource.weight", Range::kPositive},
     {"DataConfig.loss_after_token", Range::kMinusOneOrMore},
     {"DataConfig.delimiter_token", Range::kMinusOneOrMore},

@@ -49,6 +49,7 @@ ModelSpec ToModelSpec(const ModelConfig& config) {
           .norm_epsilon = config.norm_epsilon(),
           .init_std = config.init_std(),
           .recompute = static_cast<Recompute>(config.recompute()),
+          .gelu_derivative_bits = config.gelu_derivative_bits(),
           .gate_activation = static_cast<GateActivation>(config.gate_activation()),
           .norm_width = config.norm_width(),
           .layer_shapes = ToLayerShapes(config)};

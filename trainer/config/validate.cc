@@ -25,6 +25,7 @@ class Validator {
       : config_(config), origins_(origins), known_(known), problems_(problems) {}
 
   void CheckModel();
+  void CheckGeluCodes();
   void CheckFamily();
   void CheckLength(int index, const MergedPhase& phase);
   void CheckBatch(const MergedPhase& phase);
@@ -78,6 +79,7 @@ void Validator::CheckModel() {
   }
   CheckLayerShapes();
   CheckFamily();
+  CheckGeluCodes();
 }
 
 void Validator::CheckLayerShapes() {
@@ -116,6 +118,24 @@ void Validator::CheckPruning(const MergedPhase& phase) {
   if (!phase.pruning->has_target_parameters()) {
     AddInPhase(phase, "pruning.target_parameters",
                "is missing; give the parameters that the model is to end with");
+  }
+}
+
+void Validator::CheckGeluCodes() {
+  const ModelConfig& m = config_.model();
+  constexpr char kField[] = "model.gelu_derivative_bits";
+  if (m.gelu_derivative_bits() == 0) return;
+  if (m.gelu_derivative_bits() != 8) {
+    Add(kField, "model.gelu_derivative_bits = " + Str(m.gelu_derivative_bits()) +
+                    " is not known; give 8, or 0 to keep GELU's input");
+  }
+  if (m.family() != ModelConfig::GPT2) {
+    Add(kField, "model.gelu_derivative_bits is the GPT2 family's; llama has no GELU: leave it out");
+  }
+  if (m.recompute() == ModelConfig::ACTIVATIONS) {
+    Add(kField,
+        "model.gelu_derivative_bits keeps no input from which recompute: ACTIVATIONS could compute "
+        "GELU again; leave one of them out, or take recompute: LAYER");
   }
 }
 

@@ -42,8 +42,9 @@ class ActivationArena {
     used_ = end;
   }
 
-  TensorView Matrix(int64_t rows, int64_t cols) {
-    return TensorView(Take(rows * cols, dtype_), dtype_, {rows, cols});
+  TensorView Matrix(int64_t rows, int64_t cols) { return Matrix(rows, cols, dtype_); }
+  TensorView Matrix(int64_t rows, int64_t cols, DType dtype) {
+    return TensorView(Take(rows * cols, dtype), dtype, {rows, cols});
   }
   TensorView Statistic(int64_t rows) {
     return TensorView(Take(rows, statistic_dtype()), statistic_dtype(), {rows});

@@ -83,7 +83,9 @@ void DecoderLayer::LayOut(ActivationArena& arena, int64_t tokens, Part part,
     a->attention_output = arena.Matrix(tokens, shape_.heads * spec_.head_size);
     a->lse = arena.Statistic(tokens, shape_.heads);
     a->middle = arena.Matrix(tokens, spec_.width);
-    a->gate_up = arena.Matrix(tokens, gate_up_.group().out());
+    const bool codes = spec_.gelu_derivative_bits == 8;
+    a->gate_up =
+        arena.Matrix(tokens, gate_up_.group().out(), codes ? DType::kU8 : arena.dtype());
   }
   if (part != Part::kKept) {
     a->attention_input = arena.Matrix(tokens, spec_.width);

@@ -23,7 +23,8 @@ struct LayerActivations {
   TensorView lse;               // [T, H]
   TensorView middle;            // the residual stream between attention and feed-forward [T, D]
   TensorView mlp_input;         // norm of `middle` [T, D]
-  TensorView gate_up;           // gate | up, or up [T, 2Fp or Fp]
+  // gate | up, or up [T, 2Fp or Fp]; with gelu_derivative_bits codes of gelu'(up).
+  TensorView gate_up;
   TensorView hidden;            // after the activation function [T, Fp]
   TensorView inner;             // between the factors of all linears [T, inner_width()], or empty
 };
