@@ -25,8 +25,11 @@ namespace filigree {
 
 struct PhasePlan {
   std::string name;
+  // An earlier phase prunes. Which units its scores leave is not known: the model is taken to have
+  // shrunk in all its parts alike, to that phase's target (PrunedInProportion).
+  bool pruned_before = false;
   int64_t steps = 0, tokens = 0;
-  int64_t parameters_logical = 0;  // of the dense model
+  int64_t parameters_logical = 0;  // of the dense model, as the phase finds it
   int64_t parameters_stored = 0;   // trained values; neither edge nor vocabulary padding
   int64_t parameters_final = 0;    // stored at its end: fewer where it prunes
   int64_t parameters_indexed = 0;  // of the stored, single weights beside low-rank factors
