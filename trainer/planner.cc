@@ -103,6 +103,7 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
   FollowTopology(*model, phase, fullest, &plan);
   FollowPruning(run.model, phase, &plan);
   plan.exchanged = PredictStepBytes(run, index, ranks, layout, backend.device());
+  plan.pruning_bytes = PlanPruningTraffic(run, index, ranks);
   plan.bucket_bytes = BucketBytes(model->parameters(), run, ranks);
   plan.buckets = static_cast<int>(layout.buckets().size());
   plan.sparsified = PlanSparsifiedMemory(*model, run, index, ranks, backend.device());

@@ -16,6 +16,7 @@
 #include "kernels/backend.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/linear/linear.h"
+#include "trainer/pruning_traffic.h"
 #include "trainer/sparsified_memory.h"
 #include "trainer/spec.h"
 #include "trainer/step_traffic.h"
@@ -49,6 +50,7 @@ struct PhasePlan {
   // Of a topology that moves (topology_traffic.h): bytes of a step from that step of the run on,
   // and of the update after that many steps.
   std::vector<TopologyTraffic::Point> step_bytes, update_bytes;
+  PruningTraffic pruning_bytes;
   int64_t bucket_bytes = 0;  // of gradients, at most, unless one parameter has more
   int buckets = 0;
   // One rank's bytes by kind: values grads master moments layouts compute_copies activations

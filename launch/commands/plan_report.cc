@@ -44,6 +44,10 @@ nlohmann::json ToJson(const PhasePlan& phase) {
         {"control", phase.exchanged.control}}},
       {"exchanged_bytes_by_step", points(phase.step_bytes)},
       {"update_bytes_by_step", points(phase.update_bytes)},
+      {"pruning_bytes",
+       {{"first_step", phase.pruning_bytes.first_step},
+        {"per_step", phase.pruning_bytes.bytes_per_step},
+        {"per_event", phase.pruning_bytes.bytes_per_event}}},
       {"bucket_bytes", phase.bucket_bytes},
       {"buckets", phase.buckets},
       {"dense_control_parameters", static_cast<int64_t>(phase.average_parameters)},
@@ -85,6 +89,11 @@ void PrintPhase(const PhasePlan& phase) {
                               [](const auto& a, const auto& b) { return a.bytes < b.bytes; })
                  ->bytes)
             .c_str());
+  }
+  if (phase.pruning_bytes.bytes_per_step > 0) {
+    std::printf("  scores       %s more a step from step %lld on, less after compactions\n",
+                size(phase.pruning_bytes.bytes_per_step).c_str(),
+                static_cast<long long>(phase.pruning_bytes.first_step));
   }
   std::printf("  buckets      %d of at most %s of gradients (a larger parameter has its own)\n",
               phase.buckets, size(phase.bucket_bytes).c_str());
@@ -165,9 +174,9 @@ void PrintFit(const RunPlan& plan, const PlanTarget& target) {
 // memory.
 nlohmann::json ToJson(const RunPlan& plan, const PlanTarget& target) {
   nlohmann::json json = ToJson(plan.phases.front());
-  for (const char* field :
-       {"name", "steps", "pruned_before", "exchanged_bytes", "exchanged_bytes_by_step",
-        "update_bytes_by_step", "density_by_step", "bucket_bytes", "buckets"}) {
+  for (const char* field : {"name", "steps", "pruned_before", "pruning_bytes", "exchanged_bytes",
+                            "exchanged_bytes_by_step", "update_bytes_by_step", "density_by_step",
+                            "bucket_bytes", "buckets"}) {
     json.erase(field);
   }
   const LinearFlops flops = plan.flops();
