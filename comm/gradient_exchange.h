@@ -49,6 +49,9 @@ ExchangedBytes PredictExchangedBytes(const FlatLayout& layout, int world_size, D
 // ZeRO-0.
 int64_t LandingBytes(const FlatLayout& layout, DType wire_dtype);
 
+// Memory that GPUs of one host reach in each other is handed out in whole pieces of this size.
+inline constexpr int64_t kPeerMemoryPiece = int64_t{2} << 20;
+
 // The dtype in which gradients travel where it is not their own, and the operation that rounds to
 // it: `to` = `from`, of the same size, on `stream`.
 struct NarrowWire {

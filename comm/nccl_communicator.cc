@@ -1,19 +1,17 @@
 #include "comm/nccl_communicator.h"
 
 #include <nccl.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <future>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <utility>
-#include <vector>
 
+#include "comm/nccl_calls.h"
 #include "comm/nccl_windows.h"
+#include "comm/nccl_work.h"
 #include "kernels/base/log.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
@@ -24,124 +22,13 @@ namespace {
 
 using std::chrono::steady_clock;
 
-// ncclCommAbort and ncclCommDestroy wait for NCCL's own threads, and for peers that may be gone; a
-// process that is about to end does not wait for ever.
-template <typename Action>
-bool EndsWithin(steady_clock::duration limit, Action action) {
-  std::promise<void> done;
-  std::future<void> ended = done.get_future();
-  std::thread([action = std::move(action), done = std::move(done)]() mutable {
-    action();
-    done.set_value();
-  }).detach();
-  return ended.wait_for(limit) == std::future_status::ready;
-}
-constexpr auto kAbortSeconds = std::chrono::seconds(2);
-
-std::string ErrorText(ncclResult_t result, ncclComm_t comm) {
-  const char* detail = ncclGetLastError(comm);
-  std::string text = ncclGetErrorString(result);
-  if (detail && *detail) text += std::string(" (") + detail + ")";
-  return text;
-}
-
-// Waits until the communicator has done what it was told last. Past the deadline: ncclInProgress.
-ncclResult_t Settle(ncclComm_t comm, ncclResult_t result, steady_clock::time_point deadline) {
-  while (result == ncclInProgress && steady_clock::now() < deadline) {
-    std::this_thread::sleep_for(std::chrono::microseconds(100));
-    ncclResult_t state = ncclSuccess;
-    const ncclResult_t asked = ncclCommGetAsyncError(comm, &state);
-    result = asked == ncclSuccess ? state : asked;
-  }
-  return result;
-}
-
-ncclDataType_t TypeOf(DType dtype) {
-  switch (dtype) {
-    case DType::kF64:
-      return ncclFloat64;
-    case DType::kF32:
-      return ncclFloat32;
-    case DType::kBF16:
-      return ncclBfloat16;
-    case DType::kI64:
-      return ncclInt64;
-    default:
-      CHECK(false) << "reduction of " << NameOf(dtype);
-  }
-}
-
-ncclRedOp_t OpOf(ReduceOp op, DType dtype) {
-  CHECK(op == ReduceOp::kSum || dtype != DType::kBF16) << "BF16 is only summed";
-  switch (op) {
-    case ReduceOp::kSum:
-      return ncclSum;
-    case ReduceOp::kMin:
-      return ncclMin;
-    case ReduceOp::kMax:
-      return ncclMax;
-  }
-  CHECK(false) << "reduction " << static_cast<int>(op);
-}
+constexpr auto kAbortSeconds = std::chrono::seconds(2);  // NCCL may wait for peers that are gone
 
 bool OnDevice(const ConstTensorView& view) {
   cudaPointerAttributes attributes;
   CUDA_CHECK(cudaPointerGetAttributes(&attributes, view.data()));
   return attributes.type == cudaMemoryTypeDevice;
 }
-
-// "NCCL 2.28.9; from the environment: NCCL_NVLS_ENABLE=0"
-std::string DescribeLibrary() {
-  int version = 0;
-  ncclGetVersion(&version);
-  std::string text = "NCCL " + std::to_string(version / 10000) + "." +
-                     std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
-  const char* separator = "; from the environment: ";
-  for (char** variable = environ; *variable; ++variable) {
-    if (!std::string_view(*variable).starts_with("NCCL_")) continue;
-    text += separator + std::string(*variable);
-    separator = ", ";
-  }
-  return text;
-}
-
-// Events for the collectives under way, used again.
-class EventPool {
- public:
-  explicit EventPool(Device& device) : device_(device) {}
-  std::unique_ptr<Event> Take() {
-    if (free_.empty()) return device_.NewEvent();
-    std::unique_ptr<Event> event = std::move(free_.back());
-    free_.pop_back();
-    return event;
-  }
-  void Give(std::unique_ptr<Event> event) { free_.push_back(std::move(event)); }
-
- private:
-  Device& device_;
-  std::vector<std::unique_ptr<Event>> free_;
-};
-
-class NcclWork final : public Work {
- public:
-  NcclWork(EventPool& pool, Stream& stream) : pool_(pool), done_(pool.Take()) {
-    done_->Record(stream);
-  }
-  // A stream that waits keeps the event's state of that moment, so the event is free afterwards.
-  ~NcclWork() override {
-    if (!waited_) done_->Synchronize();
-    pool_.Give(std::move(done_));
-  }
-  void Wait(Stream& stream) override {
-    stream.Wait(*done_);
-    waited_ = true;
-  }
-
- private:
-  EventPool& pool_;
-  std::unique_ptr<Event> done_;
-  bool waited_ = false;
-};
 
 class NcclCommunicator final : public Communicator {
  public:
@@ -177,8 +64,8 @@ class NcclCommunicator final : public Communicator {
     CHECK(data.contiguous());
     if (!OnDevice(data)) return inner_->AllReduce(data, op, Completed(ready));
     return Run(ready, "ncclAllReduce", [&](cudaStream_t stream) {
-      return ncclAllReduce(data.data(), data.data(), data.size(), TypeOf(data.dtype()),
-                           OpOf(op, data.dtype()), comm_, stream);
+      return ncclAllReduce(data.data(), data.data(), data.size(), NcclTypeOf(data.dtype()),
+                           NcclOpOf(op, data.dtype()), comm_, stream);
     });
   }
 
@@ -188,8 +75,8 @@ class NcclCommunicator final : public Communicator {
     CheckSlices(/*whole=*/in, /*slice=*/out);
     if (!OnDevice(in)) return inner_->ReduceScatter(in, out, op, Completed(ready));
     return Run(ready, "ncclReduceScatter", [&](cudaStream_t stream) {
-      return ncclReduceScatter(in.data(), out.data(), out.size(), TypeOf(in.dtype()),
-                               OpOf(op, in.dtype()), comm_, stream);
+      return ncclReduceScatter(in.data(), out.data(), out.size(), NcclTypeOf(in.dtype()),
+                               NcclOpOf(op, in.dtype()), comm_, stream);
     });
   }
 
@@ -243,7 +130,7 @@ class NcclCommunicator final : public Communicator {
     const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
     const ncclResult_t result = asked == ncclSuccess ? state : asked;
     if (result == ncclSuccess || result == ncclInProgress) return inner_->AsyncError();
-    return "NCCL failed: " + ErrorText(result, comm_);
+    return "NCCL failed: " + NcclErrorText(result, comm_);
   }
 
   [[noreturn]] void Abort(int exit_code) override {
@@ -283,7 +170,7 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<Work> Run(const Event& ready, const char* name, const Call& call) {
     stream_->Wait(ready);
     const ncclResult_t result = call(NativeStream(*stream_));
-    CHECK(result == ncclSuccess) << name << ": " << ErrorText(result, comm_);
+    CHECK(result == ncclSuccess) << name << ": " << NcclErrorText(result, comm_);
     return std::make_unique<NcclWork>(events_, *stream_);
   }
 
@@ -291,7 +178,7 @@ class NcclCommunicator final : public Communicator {
   ncclResult_t CopySlices(const void* in, void* landing, const TensorView& slice,
                           cudaStream_t stream) {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
-    return ncclAlltoAll(in, landing, slice.size(), TypeOf(slice.dtype()), comm_, stream);
+    return ncclAlltoAll(in, landing, slice.size(), NcclTypeOf(slice.dtype()), comm_, stream);
 #else
     return ncclInvalidUsage;  // copies_ is false
 #endif
@@ -312,9 +199,9 @@ class NcclCommunicator final : public Communicator {
   const steady_clock::duration deadline_;  // for meeting and parting
   std::unique_ptr<Stream> stream_;
   EventPool events_;
-  // Ranks meet in `parent_`, which does not block, so that a peer that is missing ends in a message.
-  // Its collectives would be started by a thread each, 0.1 ms of the host a piece: they go through
-  // `comm_`, which shares all that the parent has connected and submits them in place.
+  // Ranks meet in `parent_`, which does not block, so that a peer that is missing ends in a
+  // message. Its collectives would be started by a thread each, 0.1 ms of the host a piece: they go
+  // through `comm_`, which shares all that the parent has connected and submits them in place.
   ncclComm_t parent_ = nullptr;
   ncclComm_t comm_ = nullptr;
   NcclWindows windows_;
@@ -368,7 +255,7 @@ Status NcclCommunicator::Connect() {
               : "rank " + std::to_string(rank()) + " on " + host() + ": NCCL did not connect " +
                     std::to_string(size()) + " ranks: " +
                     (result == ncclInProgress ? "peers did not answer in time"
-                                              : ErrorText(result, parent_)) +
+                                              : NcclErrorText(result, parent_)) +
                     "; NCCL_DEBUG=INFO tells more, NCCL_SOCKET_IFNAME names the network";
   int64_t failing = failed ? rank() : size();
   inner_->AllReduceHost(std::span<int64_t>(&failing, 1), ReduceOp::kMin);
@@ -381,8 +268,8 @@ Status NcclCommunicator::Connect() {
   }
   SetFatalHook([this] { Abort(1); });
   copies_ = CopyEnginesServe();
-  LogInfo(DescribeLibrary() + (copies_ ? "; copy engines carry gradients and values under ZeRO-1"
-                                       : "; kernels carry gradients and values"));
+  LogInfo(DescribeNccl() + (copies_ ? "; copy engines carry gradients and values under ZeRO-1"
+                                    : "; kernels carry gradients and values"));
   return OkStatus();
 }
 

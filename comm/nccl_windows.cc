@@ -3,10 +3,17 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "comm/gradient_exchange.h"
 #include "kernels/base/check.h"
+#include "kernels/base/math.h"
 #include "kernels/cuda/cuda_check.h"
 
 namespace filigree {
+namespace {
+
+int64_t HeldBytes(size_t bytes) { return AlignUp(static_cast<int64_t>(bytes), kPeerMemoryPiece); }
+
+}  // namespace
 
 NcclWindows::~NcclWindows() {
   CHECK(windows_.empty()) << "a communicator must outlive the memory that it allocated";
@@ -27,7 +34,7 @@ bool CopyEnginesMayServe() {
 }
 
 bool HasSymmetricMemory(ncclComm_t comm, int device_ordinal) {
-  constexpr size_t kProbeBytes = size_t{1} << 21;
+  constexpr size_t kProbeBytes = kPeerMemoryPiece;
   CUDA_CHECK(cudaSetDevice(device_ordinal));
   void* memory = nullptr;
   CHECK(ncclMemAlloc(&memory, kProbeBytes) == ncclSuccess) << "of " << kProbeBytes << " bytes";
@@ -59,7 +66,7 @@ DeviceBuffer NcclWindows::Allocate(ncclComm_t comm, size_t bytes, std::string_vi
   CHECK(result == ncclSuccess && window != nullptr)
       << "ncclCommWindowRegister: " << ncclGetErrorString(result);
   windows_[data] = {comm, window};
-  device_.Account(kind, static_cast<int64_t>(bytes));
+  device_.Account(kind, HeldBytes(bytes));
   return DeviceBuffer(data, bytes, std::string(kind), this, &NcclWindows::Release);
 }
 
@@ -74,7 +81,7 @@ void NcclWindows::Release(void* owner, void* data, size_t bytes, const std::stri
   const ncclResult_t freed = ncclMemFree(data);
   CHECK(freed == ncclSuccess) << "ncclMemFree: " << ncclGetErrorString(freed);
   windows->windows_.erase(found);
-  windows->device_.Account(kind, -static_cast<int64_t>(bytes));
+  windows->device_.Account(kind, -HeldBytes(bytes));
 }
 
 #else

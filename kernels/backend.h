@@ -192,6 +192,12 @@ class PreparedLayout {
   const SparseLayout& layout() const { return layout_; }
   // Device bytes of the indices and schedules it holds.
   virtual size_t bytes() const = 0;
+  // Of a training step over `tokens` tokens: what it comes to hold beside the indices that it has
+  // from the start, and the most scratch that one of its products takes from the backend.
+  struct StepUse {
+    int64_t held_bytes = 0, scratch_bytes = 0;
+  };
+  virtual StepUse step_use(int64_t tokens, DType grad_dtype) const { return {}; }
 
  private:
   SparseLayout layout_;

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "comm/bootstrap.h"
+#include "kernels/planned/gpu_sizes.h"
 #include "launch/commands/commands.h"
 #include "launch/commands/session.h"
 
@@ -39,6 +40,19 @@ void AddPlan(CLI::App& app, PlanCommand& c, Runner& run) {
   sub->add_option("--ranks", c.ranks, "Number of ranks")
       ->check(CLI::Range(1, kMostRanks))
       ->capture_default_str();
+  sub->add_option("--device", c.device,
+                  "auto, cpu or cuda, instead of the config's parallel.device; cuda needs no GPU "
+                  "here")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  std::vector<std::string> cards;
+  for (const NamedGpuCard& card : GpuCards()) cards.emplace_back(card.key);
+  sub->add_option("--card", c.card,
+                  "Plan for a GPU of this kind, whatever is here; default: the one that is here, "
+                  "else " +
+                      cards.front())
+      ->check(CLI::IsMember(cards));
+  sub->add_option("--memory-gb", c.memory_gb, "Memory of a GPU that is not here, in 10^9 bytes")
+      ->check(CLI::PositiveNumber);
   sub->add_option("--step-ms", c.step_ms,
                   "Also predict step time and efficiency on 8 to 4096 GPUs, each of which takes so "
                   "long a step without exchange (`bench step` on one GPU measures it)")

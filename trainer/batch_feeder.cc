@@ -5,6 +5,12 @@
 
 namespace filigree {
 
+int64_t BatchFeeder::Bytes(int64_t sequences, int64_t seq_len, bool divergences) {
+  // Tokens and targets, the loss's scale, losses.
+  const int64_t numbers = (divergences ? 4 : 3) * sequences * seq_len + 1;
+  return numbers * static_cast<int64_t>(sizeof(int32_t));
+}
+
 BatchFeeder::BatchFeeder(Device& device, int64_t sequences, int64_t seq_len)
     : device_(device), capacity_(sequences * seq_len), fed_(device.NewEvent()) {
   const size_t bytes = static_cast<size_t>(2 * capacity_ + 1) * sizeof(int32_t);

@@ -13,6 +13,8 @@ class BatchFeeder {
  public:
   // Room for micro-batches of at most `sequences` x `seq_len`. `device` must outlive the feeder.
   BatchFeeder(Device& device, int64_t sequences, int64_t seq_len);
+  // What one takes of the device's memory (kind "activations"), with a teacher's divergences or not.
+  static int64_t Bytes(int64_t sequences, int64_t seq_len, bool divergences);
 
   // Copies `rows` rows of tokens and targets ([rows, seq_len]; targets may be nullptr: all masked)
   // to the device. The host arrays may be reused at once. A `loss_scale` but 0 goes with them.

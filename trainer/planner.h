@@ -16,6 +16,7 @@
 #include "kernels/backend.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/linear/linear.h"
+#include "trainer/pruning_traffic.h"
 #include "trainer/sparsified_memory.h"
 #include "trainer/spec.h"
 #include "trainer/step_traffic.h"
@@ -25,8 +26,11 @@ namespace filigree {
 
 struct PhasePlan {
   std::string name;
+  // An earlier phase prunes. Which units its scores leave is not known: the model is taken to have
+  // shrunk in all its parts alike, to that phase's target (PrunedInProportion).
+  bool pruned_before = false;
   int64_t steps = 0, tokens = 0;
-  int64_t parameters_logical = 0;  // of the dense model
+  int64_t parameters_logical = 0;  // of the dense model, as the phase finds it
   int64_t parameters_stored = 0;   // trained values; neither edge nor vocabulary padding
   int64_t parameters_final = 0;    // stored at its end: fewer where it prunes
   int64_t parameters_indexed = 0;  // of the stored, single weights beside low-rank factors
@@ -46,6 +50,7 @@ struct PhasePlan {
   // Of a topology that moves (topology_traffic.h): bytes of a step from that step of the run on,
   // and of the update after that many steps.
   std::vector<TopologyTraffic::Point> step_bytes, update_bytes;
+  PruningTraffic pruning_bytes;
   int64_t bucket_bytes = 0;  // of gradients, at most, unless one parameter has more
   int buckets = 0;
   // One rank's bytes by kind: values grads master moments layouts compute_copies activations

@@ -1,7 +1,6 @@
 #include "trainer/pruner.h"
 
 #include <algorithm>
-#include <cmath>
 #include <iterator>
 #include <utility>
 
@@ -55,13 +54,6 @@ std::array<int64_t, kUnitKinds> Pruner::LiveUnits() const {
 
 int64_t Pruner::LiveParameters() const {
   return CountParameters(ModelOf(run_.model, *table_, LiveCounts(*table_, progress_->zero_at)));
-}
-
-// From a few lengths of the moving average before the first removal.
-bool Pruner::Gathers(int64_t step) const {
-  constexpr double kLengths = 3;
-  const auto before = static_cast<int64_t>(std::ceil(kLengths / (1 - spec().smoothing)));
-  return step >= ramp_->first_step() - before;
 }
 
 void Pruner::Choose(const TrainingState& state, int64_t step, Stream& stream) {
@@ -150,7 +142,7 @@ void Pruner::BeforeStep(TrainingState& state, int64_t step, Stream& stream) {
   if (!active()) return;
   const int64_t after = InPhase(step) + 1;
   if (ramp_->IsEvent(after) && progress_->batches > 0) Choose(state, after, stream);
-  const bool inputs = criterion().needs_inputs && Gathers(after);
+  const bool inputs = criterion().needs_inputs && ramp_->Gathers(after);
   if (inputs || !chosen_.empty()) Collect(state, inputs, stream);
 }
 
@@ -251,7 +243,7 @@ int64_t Pruner::AfterStep(TrainingState& state, int64_t step, bool skipped, Stre
   if (!ramp_) return removed;
   if (collecting_) state.model().CollectStatistics({});
   collecting_ = false;
-  if (!skipped && !done_ && Gathers(InPhase(step))) GatherSaliency(state, stream);
+  if (!skipped && !done_ && ramp_->Gathers(InPhase(step))) GatherSaliency(state, stream);
   input_squares_.clear();
   if (skipped) chosen_.clear();  // the next event catches up
   if (!chosen_.empty() || AnyShrinks(step)) {

@@ -63,10 +63,13 @@ SparsifiedMemory PlanSparsifiedMemory(const Model& model, const RunSpec& run, in
     return StateOf(parameters, counts, run, phase, ranks, device.compute_dtype());
   };
   const LinearMemory linears = model.linear_memory();
+  const BatchSpec& batch = run.phases[phase].batch;
+  const int64_t work_lists =
+      model.linear_step_use(batch.micro_batch_sequences * batch.seq_len, run.grad_dtype).held_bytes;
   return {.state = state(SegmentCounts(parameters)),
           .dense_state = state(logical),
           .compute_copies = linears.compute_copy_bytes,
-          .indices = linears.layout_bytes,
+          .indices = linears.layout_bytes + work_lists,
           .gradient_scratch = linears.scratch_bytes};
 }
 

@@ -16,7 +16,7 @@ struct SparsifiedMemory {
   // The same if every cell were stored: what the dense model holds for these weights.
   int64_t dense_state = 0;
   int64_t compute_copies = 0;    // expanded weights that compute reads
-  int64_t indices = 0;           // layouts
+  int64_t indices = 0;           // layouts, and the work lists of their products
   int64_t gradient_scratch = 0;  // one layer's dense gradient
   bool any() const { return dense_state > 0; }
 };

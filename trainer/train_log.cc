@@ -14,7 +14,6 @@
 namespace filigree {
 namespace {
 
-constexpr double kForwardAndBackward = 3.0;
 constexpr double kTera = 1e12;
 
 void WarnIfFailed(const Status& status) {
@@ -46,7 +45,7 @@ StatusOr<std::unique_ptr<TrainLog>> TrainLog::Open(const RunSpec& run, const std
 SparsityCount TrainLog::Count(const Model& model) {
   const double tokens = static_cast<double>(phase_->batch.tokens_per_step);
   const LinearFlops forward = ForwardFlopsPerToken(model, phase_->batch.seq_len);
-  const double factor = kForwardAndBackward * tokens;
+  const double factor = LinearFlops::kPasses * tokens;
   flops_per_step_ = {forward.dense_equivalent * factor, forward.method * factor,
                      forward.executed * factor + teacher_flops_ * tokens};
   const SparsityCount count = CountSparsity(model.parameters());

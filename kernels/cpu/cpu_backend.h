@@ -15,7 +15,8 @@
 
 namespace filigree {
 
-class CpuBackend final : public Backend {
+// Not final: a planned GPU (kernels/planned) computes nothing and answers questions of size alone.
+class CpuBackend : public Backend {
  public:
   // `device` must outlive the backend.
   explicit CpuBackend(Device& device) : device_(device) {}

@@ -5,18 +5,18 @@
 #include "kernels/cuda/cuda_factory.h"
 #include "kernels/cuda/matmul_plans.h"
 #include "kernels/cuda/sddmm_bsr_sm90.h"
+#include "kernels/planned/gpu_sizes.h"
 
 namespace filigree {
 namespace {
 
-constexpr size_t kInitialWorkspaceBytes = size_t{32} << 20;
 constexpr int64_t kPaceCounters = kSddmmPaceWindows + 1;
 
 }  // namespace
 
 CudaBackend::CudaBackend(CudaDevice& device)
     : device_(device),
-      workspace_(device.Allocate(kInitialWorkspaceBytes, "scratch")),
+      workspace_(device.Allocate(kWorkspaceBytes, "scratch")),
       sum_counter_(device.Allocate(sizeof(uint32_t), "scratch")),
       sddmm_pace_(device.Allocate(kPaceCounters * sizeof(uint32_t), "scratch")),
       matmul_plans_(std::make_unique<MatMulPlans>(device)),

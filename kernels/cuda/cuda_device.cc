@@ -157,9 +157,13 @@ double CudaDevice::vendor_peak_flops() const {
       {"H200", 989e12},      {"A100", 312e12},     {"A800", 312e12},
   };
   for (const auto& [name, peak] : kPeaks) {
-    if (model_.find(name) != std::string::npos) return peak;
+    if (card_.name.find(name) != std::string::npos) return peak;
   }
   return 0;
+}
+
+const GpuCard& CudaCard(const Device& device) {
+  return static_cast<const CudaDevice&>(device).card();
 }
 
 std::unique_ptr<Device> MakeCudaDevice(int ordinal) {
@@ -172,9 +176,10 @@ CudaDevice::CudaDevice(int ordinal) : ordinal_(ordinal) {
   CUDA_CHECK(cudaSetDevice(ordinal));
   cudaDeviceProp properties;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, ordinal));
-  model_ = properties.name;
-  multiprocessors_ = properties.multiProcessorCount;
-  compute_capability_ = 10 * properties.major + properties.minor;
+  card_ = {.name = properties.name,
+           .compute_capability = 10 * properties.major + properties.minor,
+           .multiprocessors = properties.multiProcessorCount,
+           .memory_bytes = static_cast<int64_t>(properties.totalGlobalMem)};
 }
 
 CudaDevice::~CudaDevice() {

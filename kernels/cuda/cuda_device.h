@@ -17,6 +17,7 @@
 
 #include "kernels/base/device.h"
 #include "kernels/cuda/cuda_factory.h"
+#include "kernels/planned/gpu_sizes.h"
 
 namespace filigree {
 
@@ -32,8 +33,7 @@ class CudaDevice final : public Device {
   std::string_view name() const override { return "cuda"; }
   DType compute_dtype() const override { return DType::kBF16; }
   double vendor_peak_flops() const override;
-  // 16 bytes of BF16.
-  int64_t row_alignment() const override { return 8; }
+  int64_t row_alignment() const override { return kGpuRowAlignment; }
   DeviceBuffer Allocate(size_t bytes, std::string_view kind) override;
   DeviceBuffer AllocatePinned(size_t bytes, std::string_view kind) override;
   void CopyAsync(TensorView dst, ConstTensorView src, Stream& stream) override;
@@ -52,19 +52,18 @@ class CudaDevice final : public Device {
 
   int ordinal() const { return ordinal_; }
   // "NVIDIA H100 80GB HBM3".
-  const std::string& model() const { return model_; }
-  int multiprocessors() const { return multiprocessors_; }
+  const std::string& model() const { return card_.name; }
+  int multiprocessors() const { return card_.multiprocessors; }
   // 90 for compute capability 9.0.
-  int compute_capability() const { return compute_capability_; }
+  int compute_capability() const { return card_.compute_capability; }
+  const GpuCard& card() const { return card_; }
 
  private:
   static void Release(void* owner, void* data, size_t bytes, const std::string& kind);
   static void ReleasePinned(void* owner, void* data, size_t bytes, const std::string& kind);
 
   const int ordinal_;
-  std::string model_;
-  int multiprocessors_ = 0;
-  int compute_capability_ = 0;
+  GpuCard card_;
   mutable std::mutex mutex_;  // guards usage_ and memory_epoch_
   MemoryUsage usage_;
   uint64_t memory_epoch_ = 0;

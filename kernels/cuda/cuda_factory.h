@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "kernels/backend.h"
+#include "kernels/planned/gpu_sizes.h"
 
 namespace filigree {
 
@@ -18,6 +19,9 @@ int64_t CudaBytesInUse();
 
 // A number that tells this GPU (or MIG instance) from every other one of any host.
 uint64_t CudaDeviceIdentity(int ordinal);
+
+// What kind of GPU a device of MakeCudaDevice is.
+const GpuCard& CudaCard(const Device& device);
 
 // GPU `ordinal` of those visible to this process.
 std::unique_ptr<Device> MakeCudaDevice(int ordinal);

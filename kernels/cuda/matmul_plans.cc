@@ -7,11 +7,11 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/timed_runs.h"
 #include "kernels/cuda/trace.h"
+#include "kernels/planned/gpu_sizes.h"
 
 namespace filigree {
 namespace {
 
-constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 constexpr int kCandidates = 8;
 // Below this many multiplications launches cost more than a better algorithm gains.
 constexpr int64_t kWorthTuning = int64_t{1} << 28;
@@ -57,7 +57,7 @@ std::string ShapeText(const MatMulCall& call) {
 }  // namespace
 
 MatMulPlans::MatMulPlans(CudaDevice& device)
-    : device_(device), workspace_(device.Allocate(kWorkspaceBytes, "scratch")) {
+    : device_(device), workspace_(device.Allocate(kCublasWorkspaceBytes, "scratch")) {
   CUBLAS_CHECK(cublasLtCreate(&handle_));
 }
 

@@ -11,7 +11,6 @@ namespace filigree {
 namespace {
 
 constexpr size_t kKeptSchedules = 4;
-constexpr int64_t kArrayAlignment = 256;
 
 // Collects arrays on the host and sends them to the device in one buffer.
 class Uploader {
@@ -21,7 +20,7 @@ class Uploader {
   size_t Add(const std::vector<T>& array) {
     const size_t offset = bytes_.size();
     const size_t size = array.size() * sizeof(T);
-    bytes_.resize(AlignUp(static_cast<int64_t>(offset + size), kArrayAlignment));
+    bytes_.resize(AlignUp(static_cast<int64_t>(offset + size), kIndexAlignment));
     if (size > 0) std::memcpy(bytes_.data() + offset, array.data(), size);
     return offset;
   }

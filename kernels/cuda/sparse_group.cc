@@ -1,10 +1,11 @@
 // Weights that share their input, joined to one: one launch that reads the input once, where the
 // Hopper kernels take it, else part by part.
-#include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "kernels/cuda/sparse_variants.h"
+#include "kernels/planned/joined_layout.h"
 
 namespace filigree {
 namespace {
@@ -25,58 +26,19 @@ TensorView SumsOf(TensorView sums, const CudaPreparedLayout::Part& part) {
   return sums.empty() ? sums : sums.Range(part.out_begin, part.weight->layout().out());
 }
 
-// The weights one under the other.
-SparseLayout Join(std::span<const PreparedLayout* const> parts) {
-  const SparseLayout& first = parts.front()->layout();
-  std::vector<int64_t> row_offsets = {0};
-  std::vector<int32_t> columns;
-  int64_t out = 0;
-  for (const PreparedLayout* part : parts) {
-    const SparseLayout& layout = part->layout();
-    const int64_t begin = row_offsets.back();
-    for (size_t row = 1; row < layout.row_offsets().size(); ++row) {
-      row_offsets.push_back(begin + layout.row_offsets()[row]);
-    }
-    columns.insert(columns.end(), layout.columns().begin(), layout.columns().end());
-    out += layout.out();
-  }
-  auto joined = SparseLayout::Blocked(out, first.in(), first.block_out(), first.block_in(),
-                                      std::move(row_offsets), std::move(columns));
-  CHECK(joined.ok()) << joined.status().message();
-  return std::move(joined).value();
-}
-
-bool AreJoinable(std::span<const PreparedLayout* const> parts,
-                 std::span<const int64_t> value_begin) {
-  const SparseLayout& first = parts.front()->layout();
-  for (size_t i = 0; i < parts.size(); ++i) {
-    const SparseLayout& layout = parts[i]->layout();
-    const bool same = layout.kind() == LayoutKind::kBlocked && layout.in() == first.in() &&
-                      layout.block_out() == first.block_out() &&
-                      layout.block_in() == first.block_in();
-    // As BsrPattern::value_begin asks.
-    const int64_t multiple = std::max(kChunk, layout.block_in());
-    if (!same || layout.out() % layout.block_out() != 0) return false;
-    if (value_begin[i] % multiple != 0) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 std::unique_ptr<PreparedLayout> CudaBackend::PrepareGroup(
     std::span<const PreparedLayout* const> parts, std::span<const int64_t> value_begin) {
-  CHECK_EQ(parts.size(), value_begin.size());
-  if (parts.empty() || !AreJoinable(parts, value_begin)) return nullptr;
-  SparseLayout joined = Join(parts);
-  if (!GainsByJoiningSm90(joined, device_)) return nullptr;
+  std::optional<SparseLayout> joined = JoinLayouts(parts, value_begin);
+  if (!joined || !HopperServes(*joined, device_.card())) return nullptr;
   std::vector<CudaPreparedLayout::Part> members;
   int64_t out_begin = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     members.push_back({&Prepared(parts[i]), out_begin, value_begin[i]});
     out_begin += parts[i]->layout().out();
   }
-  return std::make_unique<CudaPreparedLayout>(std::move(joined), std::move(members), device_);
+  return std::make_unique<CudaPreparedLayout>(*std::move(joined), std::move(members), device_);
 }
 
 bool CanMultiplyParts(const BlockProduct& product) { return !product.weight->parts().empty(); }

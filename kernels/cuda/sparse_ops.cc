@@ -120,14 +120,8 @@ std::unique_ptr<PreparedLayout> CudaBackend::PrepareLayout(const SparseLayout& l
   return std::make_unique<CudaPreparedLayout>(layout, device_);
 }
 
-// Measured on an H100, llama 1B at 16,384 tokens a step, 12.5 % of the blocks beside rank d / 8:
-// the time of all linears over their operations, against the dense step's. Blocks that the Hopper
-// kernels do not take were not measured; they are counted as the slowest of those.
 double CudaBackend::BlockedFlopCost(const SparseLayout& layout) const {
-  const int widest = std::max(layout.block_out(), layout.block_in());
-  const int narrowest = std::min(layout.block_out(), layout.block_in());
-  if (narrowest >= 128) return 1.6;
-  return widest >= 128 && narrowest >= 64 ? 1.75 : 1.9;
+  return GpuBlockedFlopCost(layout);
 }
 
 void CudaBackend::Spmm(const SpmmArgs& args, Stream& stream) {

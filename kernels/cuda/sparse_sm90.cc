@@ -9,13 +9,10 @@
 #include "kernels/cuda/sddmm_bsr_sm90.h"
 #include "kernels/cuda/sparse_variants.h"
 #include "kernels/cuda/spmm_bsr_sm90.h"
+#include "kernels/planned/gpu_sizes.h"
 
 namespace filigree {
 namespace {
-
-// Fewer tokens fill too little of a tile of 256, and generation, which lengthens its sequence token
-// by token, would build a schedule for each length.
-constexpr int64_t kMinTokens = 128;
 
 const __nv_bfloat16* Data(ConstTensorView view) {
   return static_cast<const __nv_bfloat16*>(view.data());
@@ -173,16 +170,8 @@ void MultiplyGeluBackward(CudaBackend& backend, const BlockProduct& product,
 
 }  // namespace
 
-bool GainsByJoiningSm90(const SparseLayout& layout, const CudaDevice& device) {
-  return IsHopper(device) && layout.block_count() > 0 &&
-         CanImplementSpmmBsrSm90({.block = BlockOf(layout),
-                                  .tokens = kMinTokens,
-                                  .out_features = layout.out(),
-                                  .in_features = layout.in()});
-}
-
 bool CanMultiplySm90(const BlockProduct& product) {
-  if (!IsHopper(product.weight->device()) || product.tokens() < kMinTokens) return false;
+  if (!IsHopper(product.weight->device()) || product.tokens() < kHopperMinTokens) return false;
   if (product.layout().kind() != LayoutKind::kBlocked || product.layout().block_count() == 0) {
     return false;
   }
@@ -223,7 +212,7 @@ bool CanSampleSm90(const SddmmArgs& args) {
   const CudaPreparedLayout& weight = Prepared(args.weight);
   const SparseLayout& layout = weight.layout();
   if (!IsHopper(weight.device()) || layout.kind() != LayoutKind::kBlocked) return false;
-  if (layout.block_count() == 0 || args.x.rows() < kMinTokens) return false;
+  if (layout.block_count() == 0 || args.x.rows() < kHopperMinTokens) return false;
   const SddmmDesc desc = {.block = BlockOf(layout),
                           .tokens = args.x.rows(),
                           .out_features = layout.out(),

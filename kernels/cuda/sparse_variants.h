@@ -48,8 +48,6 @@ bool CanMultiplySm90(const BlockProduct& product);
 void MultiplySm90(CudaBackend& backend, const BlockProduct& product, Stream& stream);
 bool CanSampleSm90(const SddmmArgs& args);
 void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream);
-// Whether weights of this joined layout would be served, given well-aligned operands.
-bool GainsByJoiningSm90(const SparseLayout& layout, const CudaDevice& device);
 // sparse_ops.cc: a low-rank term as products of its own (kernels/low_rank_term.h).
 bool HasLowRankTerm(const BlockProduct& product);
 void MultiplyThenFactors(CudaBackend& backend, const BlockProduct& product, Stream& stream);

@@ -183,7 +183,7 @@ nlohmann::json ToJson(const RunSpec& run, const Timing& timing, const Model& mod
   const LinearFlops flops = ForwardFlopsPerToken(model, batch.seq_len);
   const double ranks = session.communicator->size();
   const auto mfu = [&](double forward_flops) {
-    return 3 * forward_flops * tokens / seconds / (peak_flops * ranks);
+    return LinearFlops::kPasses * forward_flops * tokens / seconds / (peak_flops * ranks);
   };
   const MemoryUsage memory = session.device->memory_usage();
   nlohmann::json result = {{"name", run.name},

@@ -27,6 +27,10 @@ struct PlanCommand {
   std::string config;
   std::vector<std::string> overrides;
   int ranks = 1;
+  // "auto", "cpu" or "cuda"; empty: the config's. And of a GPU that need not be here its kind
+  // (GpuCards; empty: none is named) and memory (0: the kind's).
+  std::string device, card;
+  double memory_gb = 0;
   // The scaling model: measured milliseconds of a step on one GPU; 0: without it.
   double step_ms = 0;
   double jitter_percent = 1;

@@ -147,6 +147,25 @@ class PruningTest(SystemTest):
                               self.path("enough"))
         self.assertNotIn("target_parameters =", uncut.stderr)
 
+    def test_scores_exchange_what_was_planned(self):
+        """What a run counts is what `plan` says, to the byte, until the model is compacted."""
+        for criterion in ("taylor_second", "magnitude", "wanda"):
+            text = self.run_text(f'criterion: "{criterion}" update_remaining: false')
+            for ranks in (1, 2):
+                with self.subTest(criterion=criterion, ranks=ranks):
+                    run = self.train(f"scores-{criterion}-{ranks}", text, ranks=ranks)
+                    lines = topology(run)
+                    first = [line["topology"] for line in lines].index("compaction")
+                    removals = lines[:first]
+                    self.assertGreater(len(removals), 1)
+                    planned = json.loads(self.filigree(
+                        "plan", self.path(f"scores-{criterion}-{ranks}.textproto"), "--ranks",
+                        ranks, "--json").stdout)["phases"][0]["pruning_bytes"]
+                    steps = removals[-1]["step"] - planned["first_step"] + 1
+                    expected = steps * planned["per_step"] + len(removals) * planned["per_event"]
+                    self.assertEqual(sum(line["exchanged_bytes"] for line in removals), expected)
+                    self.assertEqual(expected > 0, ranks > 1)
+
     def test_every_criterion_reaches_the_target(self):
         for criterion in ("taylor_diagonal", "taylor_first", "magnitude", "wanda"):
             with self.subTest(criterion=criterion):

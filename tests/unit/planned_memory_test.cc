@@ -2,13 +2,13 @@
 // and of phases after one that prunes.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <filesystem>
 #include <utility>
 #include <vector>
 
 #include "tests/unit/training_state_testing.h"
 #include "trainer/planner.h"
+#include "trainer/pruning/planned_size.h"
 #include "trainer/pruning/ramp.h"
 #include "trainer/state_succession.h"
 #include "trainer/teacher.h"
@@ -44,6 +44,7 @@ TEST_F(TrainerTest, PlannedMemoryIsWhatAStateHolds) {
   const RunPlan plan = PlanRun(run, 1, backend_);
   for (int phase = 0; phase < 2; ++phase) {
     auto state = MakeState(run, phase);
+    const TrainStep step(run.phases[phase].batch, backend_, *stream_);  // with the tokens' arrays
     const auto held = device_.memory_usage().bytes_by_kind;
     for (const char* kind : {"values", "grads", "moments", "activations"}) {
       EXPECT_EQ(static_cast<int64_t>(held.at(kind)), plan.phases[phase].memory_bytes.at(kind))
@@ -134,33 +135,65 @@ TEST_F(TrainerTest, PlannedMemoryOfCompactStateIsWhatItHolds) {
   EXPECT_LT(moments[3], moments[2]);
 }
 
-// A phase after one that prunes trains what is left, a sparse one its density's share of that.
-TEST_F(TrainerTest, AfterPruningASparsePhaseIsPlannedAtItsDensity) {
+// A phase after one that prunes trains a model of the target's size, a sparse one its density's
+// share of that.
+TEST_F(TrainerTest, AfterPruningAPhaseIsPlannedAtTheTargetsSize) {
   RunSpec run = OddRun();
   std::swap(run.phases[0].sparsity, run.phases[1].sparsity);
   const RunPlan whole = PlanRun(run, 1, backend_);
   const int64_t all = CountParameters(run.model);
-  EXPECT_EQ(whole.phases[0].parameters_stored, all);
-  // Fewer than the sparse phase has: taking what is pruned off its own count would leave nothing.
-  const int64_t target = all / 5;
-  ASSERT_GT(all - target, whole.phases[1].parameters_stored);
-  run.phases[0].pruning = PruningSpec{.target_parameters = target};
-  const RunPlan pruned = PlanRun(run, 1, backend_);
-  EXPECT_EQ(pruned.phases[0].parameters_final, target);
-  EXPECT_GT(pruned.phases[0].average_parameters, target);
-  EXPECT_LT(pruned.phases[0].average_parameters, all);
-  const PhasePlan &before = whole.phases[1], &after = pruned.phases[1];
-  const double left = static_cast<double>(target) / static_cast<double>(all);
-  const auto stored = static_cast<double>(before.parameters_stored);
-  EXPECT_DOUBLE_EQ(after.average_parameters, left * stored);
-  EXPECT_EQ(after.parameters_final, std::llround(left * stored));
-  // 6 operations a token and parameter that is gone, of the dense model's; the same share of
-  // others.
-  const double fewer = 6.0 * static_cast<double>(all - target) * static_cast<double>(after.tokens);
-  EXPECT_NEAR(after.flops.dense_equivalent, before.flops.dense_equivalent - fewer, 1e-6 * fewer);
-  const double share = after.flops.dense_equivalent / before.flops.dense_equivalent;
-  EXPECT_DOUBLE_EQ(after.flops.method, share * before.flops.method);
-  EXPECT_DOUBLE_EQ(after.flops.executed, share * before.flops.executed);
+  const int64_t target = all / 2;
+  const PruningSpec pruning = {.target_parameters = target};
+  run.phases[0].pruning = pruning;
+  const RunPlan plan = PlanRun(run, 1, backend_);
+  const PhasePlan& shrinks = plan.phases[0];
+  EXPECT_FALSE(shrinks.pruned_before);
+  EXPECT_EQ(shrinks.parameters_final, target);
+  EXPECT_GT(shrinks.average_parameters, target);
+  EXPECT_LT(shrinks.average_parameters, all);
+  // 6 operations a token and parameter that is gone.
+  const double fewer = 6.0 * (static_cast<double>(all) - shrinks.average_parameters) *
+                       static_cast<double>(shrinks.tokens);
+  EXPECT_NEAR(shrinks.flops.dense_equivalent, whole.phases[0].flops.dense_equivalent - fewer,
+              1e-6 * fewer);
+
+  const PhasePlan& after = plan.phases[1];
+  EXPECT_TRUE(after.pruned_before);
+  EXPECT_LE(after.parameters_logical, target);
+  EXPECT_GT(after.parameters_logical, target - target / 20);
+  RunSpec small = run;
+  small.model = PrunedInProportion(run.model, pruning);
+  small.phases[0].pruning.reset();
+  const PhasePlan same = PlanRun(small, 1, backend_).phases[1];
+  EXPECT_EQ(after.parameters_stored, same.parameters_stored);
+  EXPECT_EQ(after.flops.method, same.flops.method);
+  EXPECT_EQ(after.flops.executed, same.flops.executed);
+  for (const auto& [kind, bytes] : same.memory_bytes) {
+    if (kind == "transition") continue;
+    EXPECT_EQ(after.memory_bytes.at(kind), bytes) << kind;
+  }
+  EXPECT_NEAR(after.sparsity, whole.phases[1].sparsity, 0.05);
+}
+
+// No kind of unit pays for the others.
+TEST_F(TrainerTest, PrunedInProportionAllSizesShrinkAlike) {
+  ModelSpec model = OddRun().model;
+  model.width = model.norm_width = 128;
+  model.heads = model.kv_heads = 16;
+  model.head_size = 8;
+  model.feed_forward = 256;
+  const int64_t target = CountParameters(model) / 2;
+  const ModelSpec pruned = PrunedInProportion(model, {.target_parameters = target});
+  // The coarsest step: a head in every layer.
+  const int64_t head = model.layers * 4 * pruned.width * model.head_size;
+  EXPECT_LE(CountParameters(pruned), target);
+  EXPECT_GT(CountParameters(pruned), target - head);
+  const double width = static_cast<double>(pruned.width) / 128;
+  for (int64_t layer = 0; layer < model.layers; ++layer) {
+    const LayerShape shape = pruned.ShapeOf(layer);
+    EXPECT_NEAR(static_cast<double>(shape.kv_heads) / 16, width, 0.1) << layer;
+    EXPECT_NEAR(static_cast<double>(shape.feed_forward) / 256, width, 0.1) << layer;
+  }
 }
 
 TEST_F(TrainerTest, PlannedTeacherIsWhatItHolds) {

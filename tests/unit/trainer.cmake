@@ -17,3 +17,6 @@ filigree_test(exchange_order_test LABEL quick SOURCES exchange_order_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)
 filigree_test(scaling_test LABEL quick SOURCES published_scaling_test.cc scaling_model_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)
+filigree_test(planned_gpu_test LABEL quick SOURCES planned_gpu_test.cc
+  DEPS filigree_trainer filigree_config filigree_planned_gpu)
+target_compile_definitions(planned_gpu_test PRIVATE FILIGREE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")

@@ -80,7 +80,11 @@ struct InputGrad {
 // many (forward, input gradient, weight gradient). See ARCHITECTURE.md, "Names", for the three
 // kinds.
 struct LinearFlops {
+  static constexpr double kPasses = 3;  // of a training step
   double dense_equivalent = 0, method = 0, executed = 0;
+  LinearFlops Scaled(double factor) const {
+    return {dense_equivalent * factor, method * factor, executed * factor};
+  }
 };
 
 // Memory beyond values, gradients and optimizer state.
@@ -243,6 +247,8 @@ class LinearGroup {
   int64_t inner_width() const { return inner_offsets_.back(); }
   // The parts' together; scratch is that of one forward or backward.
   LinearMemory memory(DType compute_dtype) const;
+  // Of the products with the parts' blocked weights: what they hold together, the scratch of one.
+  PreparedLayout::StepUse step_use(int64_t tokens, DType grad_dtype) const;
 
   // Call once the parts are bound. `scratch` is what they were given.
   void JoinParts(TensorView scratch);
@@ -262,8 +268,9 @@ class LinearGroup {
  private:
   // The parts' weights where all are formed, alike and of one width; else none.
   std::vector<FormedWeight*> FormedWeights() const;
-  // Whether blocked parts would be one product where their values lie one after the other.
-  bool BlocksJoin() const;
+  // Blocked parts as the one product that they would be where their values lie one after the other;
+  // nullptr where they would not.
+  std::unique_ptr<PreparedLayout> JoinedBlocks() const;
   bool JoinBlocked();
   bool JoinFormed(TensorView scratch);
   // Takes the parts' biases for one.

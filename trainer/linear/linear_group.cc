@@ -74,23 +74,38 @@ LinearMemory LinearGroup::memory(DType compute_dtype) const {
   }
   const bool formed = !FormedWeights().empty();
   if (!formed) sum.scratch_bytes = largest_scratch;
-  if (parts_.size() > 1 && specs_.front().bias && (formed || BlocksJoin())) {  // joined_bias_
+  const bool several = parts_.size() > 1;
+  if (several && specs_.front().bias && (formed || JoinedBlocks() != nullptr)) {  // joined_bias_
     sum.compute_copy_bytes += out() * static_cast<int64_t>(SizeOf(compute_dtype));
   }
   return sum;
 }
 
-bool LinearGroup::BlocksJoin() const {
+PreparedLayout::StepUse LinearGroup::step_use(int64_t tokens, DType grad_dtype) const {
+  if (const auto joined = JoinedBlocks()) return joined->step_use(tokens, grad_dtype);
+  PreparedLayout::StepUse all;
+  for (const auto& part : parts_) {
+    const std::optional<BlockedProduct> product = part->blocked_product();
+    if (!product) continue;
+    const PreparedLayout::StepUse use = product->weight->step_use(tokens, grad_dtype);
+    all.held_bytes += use.held_bytes;
+    all.scratch_bytes = std::max(all.scratch_bytes, use.scratch_bytes);
+  }
+  return all;
+}
+
+std::unique_ptr<PreparedLayout> LinearGroup::JoinedBlocks() const {
+  if (parts_.size() < 2) return nullptr;
   std::vector<const PreparedLayout*> weights;
   std::vector<int64_t> value_begin = {0};
   for (size_t i = 0; i < parts_.size(); ++i) {
     const std::optional<BlockedProduct> product = parts_[i]->blocked_product();
-    if (!product || Pads(specs_[i])) return false;
+    if (!product || Pads(specs_[i])) return nullptr;
     weights.push_back(product->weight);
     value_begin.push_back(value_begin.back() + product->weight->layout().stored_count());
   }
   value_begin.pop_back();
-  return backend_.PrepareGroup(weights, value_begin) != nullptr;
+  return backend_.PrepareGroup(weights, value_begin);
 }
 
 void LinearGroup::JoinParts(TensorView scratch) {

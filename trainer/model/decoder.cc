@@ -40,6 +40,7 @@ class Decoder final : public Model {
   std::vector<const Linear*> linears() const override;
   void Bind(FlatBuffer& buffer) override;
   LinearMemory linear_memory() const override;
+  PreparedLayout::StepUse linear_step_use(int64_t tokens, DType grad_dtype) const override;
   size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const override;
   void ReserveActivations(int64_t sequences, int64_t seq_len, bool training) override;
   void set_hooks(ParameterHooks hooks) override { table_.set_hooks(std::move(hooks)); }
@@ -134,6 +135,18 @@ LinearMemory Decoder::linear_memory() const {
       all.layout_bytes += memory.layout_bytes;
       all.compute_copy_bytes += memory.compute_copy_bytes;
       all.scratch_bytes = std::max(all.scratch_bytes, memory.scratch_bytes);
+    }
+  }
+  return all;
+}
+
+PreparedLayout::StepUse Decoder::linear_step_use(int64_t tokens, DType grad_dtype) const {
+  PreparedLayout::StepUse all;
+  for (const auto& layer : layers_) {
+    for (const TableLinear* linear : layer->linears()) {
+      const PreparedLayout::StepUse use = linear->group().step_use(tokens, grad_dtype);
+      all.held_bytes += use.held_bytes;
+      all.scratch_bytes = std::max(all.scratch_bytes, use.scratch_bytes);
     }
   }
   return all;

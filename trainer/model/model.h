@@ -87,6 +87,9 @@ class Model {
 
   // Of all linears: layouts and copies summed, the scratch that they share.
   virtual LinearMemory linear_memory() const = 0;
+  // Of a training step over `tokens` tokens (LinearGroup::step_use): what their products come to
+  // hold, summed, and the most scratch of one.
+  virtual PreparedLayout::StepUse linear_step_use(int64_t tokens, DType grad_dtype) const = 0;
   // Device bytes of activations for micro-batches of at most B x S, without allocating; training
   // also counts what backward needs.
   virtual size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const = 0;

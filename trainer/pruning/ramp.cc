@@ -164,6 +164,9 @@ Ramp::Ramp(const PruningSpec& spec, const Timeline& timeline, int64_t initial_pa
   curve_.sparsity = std::clamp(
       1 - static_cast<double>(target_) / static_cast<double>(initial_parameters), 0.0, 1.0);
   events_ = EventsOf(curve_, timeline);
+  constexpr double kLengths = 3;
+  first_gathered_ =
+      events_.first - static_cast<int64_t>(std::ceil(kLengths / (1 - spec.smoothing)));
 }
 
 int64_t Ramp::AllowedAt(int64_t step) const {

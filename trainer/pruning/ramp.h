@@ -29,6 +29,10 @@ class Ramp {
   // Whether units may go after step `step`: at the ramp's events, and, as often, after its end,
   // until sizes come out.
   bool IsEvent(int64_t step) const;
+  // Whether gradients of step `step` count for saliency: from a few lengths of the moving average
+  // before the first removal.
+  bool Gathers(int64_t step) const { return step >= first_gathered_; }
+  int64_t first_gathered() const { return first_gathered_; }
   int64_t first_step() const { return events_.first; }
   int64_t last_step() const { return events_.last(); }
   // Steps between events.
@@ -39,6 +43,7 @@ class Ramp {
   Timeline timeline_;
   EventGrid events_;
   int64_t initial_, target_;
+  int64_t first_gathered_ = 0;
 };
 
 // Removes from `live` (by unit) the units of lowest score until `allowed` parameters are left, or

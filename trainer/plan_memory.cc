@@ -1,0 +1,79 @@
+#include "trainer/plan_memory.h"
+
+#include <algorithm>
+
+#include "comm/gradient_exchange.h"
+#include "comm/link_model.h"
+#include "kernels/base/math.h"
+#include "kernels/planned/gpu_sizes.h"
+#include "trainer/batch_feeder.h"
+#include "trainer/sample_tree.h"
+#include "trainer/topology/plan.h"
+#include "trainer/training_state.h"
+
+namespace filigree {
+namespace {
+
+bool IsGpu(const Device& device) { return device.name() == "cuda"; }
+
+// Values and gradients, what carries them to other ranks included.
+void AddExchanged(const StateBytes& state, const FlatLayout& layout, const RunSpec& run, int ranks,
+                  const Device& device, std::map<std::string, int64_t>* bytes) {
+  // Ranks of one host may copy each other's memory.
+  const bool peers = IsGpu(device) && layout.shards() > 1 && HostsOf(run.link, ranks) == 1;
+  const auto held = [&](int64_t array) { return peers ? AlignUp(array, kPeerMemoryPiece) : array; };
+  (*bytes)["values"] = held(state.values);
+  (*bytes)["grads"] = held(state.grads);
+  if (ranks > 1 && run.wire_dtype != run.grad_dtype) {
+    (*bytes)["grads"] += held(layout.total_count() * static_cast<int64_t>(SizeOf(run.wire_dtype)));
+  }
+  if (peers) (*bytes)["grads"] += held(LandingBytes(layout, run.wire_dtype));
+}
+
+// The backend's workspaces: one for the operation that needs most, and cuBLASLt's.
+int64_t GpuScratch(const ModelSpec& model, const BatchSpec& batch, bool deterministic,
+                   int64_t products) {
+  const int64_t attention = EstimateAttentionScratch({.sequences = batch.micro_batch_sequences,
+                                                      .seq_len = batch.seq_len,
+                                                      .heads = model.heads,
+                                                      .kv_heads = model.kv_heads,
+                                                      .head_size = model.head_size},
+                                                     deterministic);
+  return kCublasWorkspaceBytes + std::max({kWorkspaceBytes, attention, products});
+}
+
+}  // namespace
+
+StepMemory PlanStepMemory(const Model& model, const FlatLayout& layout, const RunSpec& run,
+                          int index, int ranks, const Device& device) {
+  const PhaseSpec& phase = run.phases[index];
+  const BatchSpec& batch = phase.batch;
+  const StateBytes state =
+      PredictStateBytes(layout, device.compute_dtype(), run.grad_dtype, phase.optimizer.state,
+                        SlotsOf(run, index, ranks), TracksAges(run, index));
+  const LinearMemory linears = model.linear_memory();
+  const PreparedLayout::StepUse products =
+      model.linear_step_use(batch.micro_batch_sequences * batch.seq_len, run.grad_dtype);
+  StepMemory memory;
+  std::map<std::string, int64_t>& bytes = memory.bytes_by_kind;
+  AddExchanged(state, layout, run, ranks, device, &bytes);
+  bytes["master"] = state.master;
+  bytes["moments"] = state.moments;
+  bytes["layouts"] = linears.layout_bytes + products.held_bytes;
+  bytes["compute_copies"] = linears.compute_copy_bytes;
+  bytes["scratch"] = linears.scratch_bytes;
+  for (const auto& [kind, held] : bytes) memory.state_bytes += held;
+  bytes["activations"] =
+      static_cast<int64_t>(
+          model.ActivationBytes(batch.micro_batch_sequences, batch.seq_len, /*training=*/true)) +
+      BatchFeeder::Bytes(batch.micro_batch_sequences, batch.seq_len, phase.distillation.on());
+  if (IsGpu(device)) {
+    bytes["scratch"] += GpuScratch(model.spec(), batch, run.deterministic, products.scratch_bytes);
+  }
+  if (SumsInTree(run, device)) {
+    bytes["scratch"] += SampleTree::NodesHeld(batch.sequences_per_step()) * bytes["grads"];
+  }
+  return memory;
+}
+
+}  // namespace filigree
