@@ -62,6 +62,21 @@ __device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) 
   } while (done == 0);
 }
 
+// Whether the phase of this parity has ended; does not wait for it.
+__device__ __forceinline__ bool BarrierPassed(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(SharedAddress(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 // Where in the ring a thread stands.
 template <int kStages>
 struct RingPosition {

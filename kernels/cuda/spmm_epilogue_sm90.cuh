@@ -116,6 +116,10 @@ __device__ __forceinline__ void WriteTile(const SpmmParams& params, float (&acc)
                                           StoreBarriers<Shape::kBuffers>& barriers, int tile,
                                           const SpmmPart& part) {
   constexpr int kStores = StoresPerChunk(kFinish), kPasses = Shape::kChunks * kStores;
+  // Passes that share a fence, which waits for all that a warp has written. At most half of the
+  // buffers: a buffer is made ready again when the one after it has been handed over. GELU gains
+  // nothing by it.
+  constexpr int kFenced = kStores == 1 && !HasCodes(kFinish) ? Shape::kBuffers / 2 : 1;
   const uint32_t lane_address = LaneAddress(buffers);
   FeatureSums sums;
   CodeChunk<kFinish> codes(buffers + Shape::kCodeOffset);
@@ -146,9 +150,11 @@ __device__ __forceinline__ void WriteTile(const SpmmParams& params, float (&acc)
       StoreMatrixTransposed(address, packed);
     }
     codes.End(chunk);
+    if (pass % kFenced != kFenced - 1) continue;
     FenceProxyAsync();
     __syncwarp();
-    if (threadIdx.x % 32 == 0) BarrierArrive(&barriers.written[buffer]);
+    const int lane = threadIdx.x % 32;
+    if (lane < kFenced) BarrierArrive(&barriers.written[buffer - (kFenced - 1) + lane]);
   }
   if constexpr (IsGeluBackward(kFinish)) {
     if (params.sums != nullptr) sums.Write(params, part.feature + ThreadFeature(), part.token);

@@ -120,7 +120,8 @@ __device__ __forceinline__ void Release(uint64_t* empty) {
 }
 
 // Sums one tile into the accumulators. A slot is released as soon as its products have ended; what
-// the tensor cores miss by that, the other warpgroup's products fill.
+// the tensor cores miss by that, the other warpgroup's products fill. What the next step needs is
+// looked up while a step's products run.
 template <bool kTransposed, typename Shape, int kCluster>
 __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, uint32_t ring,
                                            RingBarriers<Shape::kStages>& barriers,
@@ -130,11 +131,14 @@ __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, ui
   const uint32_t weight_offset = Shape::kFeatures == 128 ? group * 64 * kLineBytes : 0;
   const uint32_t input_offset =
       Shape::kWeightBytes + (Shape::kFeatures == 128 ? 0 : group * 256 * kLineBytes);
+  const uint64_t first_a = OperandDescriptor(ring + weight_offset, 0);
+  const uint64_t first_b = OperandDescriptor(ring + input_offset, 0);
+  bool full = BarrierPassed(&barriers.full[position.slot], position.parity);
   for (int step = 0; step < step_count; ++step) {
-    BarrierWait(&barriers.full[position.slot], position.parity);
-    const uint32_t stage = ring + position.slot * Shape::kStageBytes;
-    const uint64_t a = OperandDescriptor(stage + weight_offset, 0);
-    const uint64_t b = OperandDescriptor(stage + input_offset, 0);
+    const uint64_t a = first_a + position.slot * (Shape::kStageBytes >> 4);
+    const uint64_t b = first_b + position.slot * (Shape::kStageBytes >> 4);
+    uint64_t* empty = &barriers.empty[position.slot];
+    if (!full) BarrierWait(&barriers.full[position.slot], position.parity);
     WgmmaFence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -142,9 +146,10 @@ __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, ui
                                  step > 0 || k > 0);
     }
     WgmmaCommit();
-    WgmmaWait<0>();
-    Release<kCluster>(&barriers.empty[position.slot]);
     position.Advance();
+    full = step + 1 < step_count && BarrierPassed(&barriers.full[position.slot], position.parity);
+    WgmmaWait<0>();
+    Release<kCluster>(empty);
   }
 }
 
@@ -183,7 +188,8 @@ __global__ void __launch_bounds__(kSpmmThreads, 1)
   const auto buffers = [ring](int group) {
     return ring + Shape::kRingBytes + group * Shape::kGroupBytes;
   };
-  const int warpgroup = threadIdx.x / kWarpgroup;
+  // Through a shuffle the compiler sees that a warp has one value, and keeps descriptors uniform.
+  const int warpgroup = __shfl_sync(0xFFFFFFFF, threadIdx.x / kWarpgroup, 0);
   const uint32_t rank = kCluster == 1 ? 0 : ClusterCtaRank();
   const int worker = blockIdx.x / kCluster;
   const int tile_begin = __ldg(params.worker_begin + worker);

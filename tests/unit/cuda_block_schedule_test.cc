@@ -66,7 +66,9 @@ TEST(SpmmSchedule, EveryTileOnceAndEveryBlockChunkInIt) {
     const auto positions = Positions(pattern);
     for (const bool transposed : {false, true}) {
       for (const int64_t tokens : kTokenCounts) {
-        const SpmmTiling tiling{.workers = 13, .tile_tokens = 256, .token_group = 2};
+        // Groups of one tile for the even counts, of two for the odd ones.
+        const int group = 1 + static_cast<int>(tokens % 2);
+        const SpmmTiling tiling{.workers = 13, .tile_tokens = 256, .token_group = group};
         const SpmmSchedule schedule =
             BuildSpmmSchedule(pattern.view(), transposed, tokens, tiling);
         ASSERT_EQ(schedule.worker_begin.size(), 14u);
