@@ -25,7 +25,7 @@ CLASSES = (
     ("cross-entropy", r"CrossEntropy|Distillation"),
     ("norms", r"Norm|GainPartials"),
     ("bias and column sums", r"ColumnSum|SumPartials"),
-    ("optimizer", r"AdamW|SumOfSquares"),
+    ("optimizer", r"AdamW|SumOfSquares|ClipScale"),
     ("embedding", r"Embedding|Runs|Positions|RadixSort"),
     ("rope", r"Rope"),
     ("copies and zeroing", r"memcpy|memset|Gather|Scatter"),
