@@ -125,12 +125,17 @@ enum class StateKind { kMaster, kM, kV, kBorn };
 // Collective over `communicator`, whose rank is the shard; with one shard there is no traffic.
 std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, StateKind kind,
                                      Communicator& communicator, Stream& stream);
-// The whole master of one segment as F32 in device memory: the state's own where this rank holds it
-// so, else gathered (the same traffic) into `memory` [segment count], of which nothing is needed in
-// the first case. Of an F32 state only. Collective.
-bool HoldsWholeMaster(const FlatBuffer& buffer, int segment);
-ConstTensorView GatherMasterOnDevice(const FlatBuffer& buffer, int segment, TensorView memory,
-                                     Communicator& communicator, Stream& stream);
+// One array of a piece that this shard owns, as it is held: numbers of the master's dtype, BF16, or
+// codes with the scales beside them. Born: empty where not asked for.
+struct HeldPiece {
+  TensorView elements, scales = {};
+  QuantizationMap map = QuantizationMap::kSigned;
+};
+HeldPiece Held(const FlatBuffer& buffer, const OwnedRange& range, StateKind kind);
+// Sends each shard's piece of `whole`, an array of the segment's count of elements in host or device
+// memory, to all ranks. Collective.
+void BroadcastPieces(const FlatBuffer& buffer, int segment, TensorView whole,
+                     Communicator& communicator, Stream& stream);
 // The inverse of GatherSegment, without traffic: every rank is given the whole array and keeps the
 // pieces it owns, rounded (to nearest) or quantised as they are held. Scattering what was gathered
 // changes nothing. Scattering the master also writes the segment's values, all of them on every

@@ -33,30 +33,6 @@ void WriteValues(FlatBuffer& buffer, int segment, ConstTensorView master, Stream
   stream.Synchronize();
 }
 
-// One array of an owned piece, and the scales beside codes.
-struct HeldPiece {
-  TensorView elements, scales = {};
-  QuantizationMap map = QuantizationMap::kSigned;
-};
-
-HeldPiece Held(const FlatBuffer& buffer, const OwnedRange& range, StateKind kind) {
-  switch (kind) {
-    case StateKind::kMaster:
-      return {buffer.Master(range), {}};
-    case StateKind::kM: {
-      const MomentViews moments = buffer.Moments(range);
-      return {moments.m, moments.m_scale, QuantizationMap::kSigned};
-    }
-    case StateKind::kV: {
-      const MomentViews moments = buffer.Moments(range);
-      return {moments.v, moments.v_scale, QuantizationMap::kUnsigned};
-    }
-    case StateKind::kBorn:
-      return {buffer.Born(range), {}};
-  }
-  CHECK(false) << "state kind " << static_cast<int>(kind);
-}
-
 template <typename T>
 TensorView ViewOf(std::vector<T>& host) {
   return TensorView(host.data(), DTypeOf<T>::value, {static_cast<int64_t>(host.size())});
@@ -105,7 +81,26 @@ void WritePiece(Device& device, ConstTensorView from, const HeldPiece& piece, St
   }
 }
 
-// Sends each shard's piece of `whole`, the segment, to all ranks.
+}  // namespace
+
+HeldPiece Held(const FlatBuffer& buffer, const OwnedRange& range, StateKind kind) {
+  switch (kind) {
+    case StateKind::kMaster:
+      return {buffer.Master(range), {}};
+    case StateKind::kM: {
+      const MomentViews moments = buffer.Moments(range);
+      return {moments.m, moments.m_scale, QuantizationMap::kSigned};
+    }
+    case StateKind::kV: {
+      const MomentViews moments = buffer.Moments(range);
+      return {moments.v, moments.v_scale, QuantizationMap::kUnsigned};
+    }
+    case StateKind::kBorn:
+      return {buffer.Born(range), {}};
+  }
+  CHECK(false) << "state kind " << static_cast<int>(kind);
+}
+
 void BroadcastPieces(const FlatBuffer& buffer, int segment, TensorView whole,
                      Communicator& communicator, Stream& stream) {
   const std::unique_ptr<Event> ready = buffer.device().NewEvent();
@@ -117,8 +112,6 @@ void BroadcastPieces(const FlatBuffer& buffer, int segment, TensorView whole,
         ->Wait(stream);
   }
 }
-
-}  // namespace
 
 std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, StateKind kind,
                                      Communicator& communicator, Stream& stream) {
@@ -134,38 +127,6 @@ std::vector<std::byte> GatherSegment(const FlatBuffer& buffer, int segment, Stat
   }
   if (shards > 1) BroadcastPieces(buffer, segment, whole, communicator, stream);
   return bytes;
-}
-
-bool HoldsWholeMaster(const FlatBuffer& buffer, int segment) {
-  if (buffer.layout().shards() > 1) return false;
-  const OwnedRange own = buffer.layout().Owned(segment, buffer.shard());
-  return own.count == 0 || buffer.Master(own).dtype() == DType::kF32;
-}
-
-ConstTensorView GatherMasterOnDevice(const FlatBuffer& buffer, int segment, TensorView memory,
-                                     Communicator& communicator, Stream& stream) {
-  CHECK(buffer.master_dtype() == DType::kF32) << NameOf(buffer.master_dtype());
-  const OwnedRange own = buffer.layout().Owned(segment, buffer.shard());
-  if (HoldsWholeMaster(buffer, segment)) {
-    return own.count == 0 ? ConstTensorView() : buffer.Master(own);
-  }
-  CHECK_EQ(memory.size(), buffer.layout().segments()[segment].count);
-  if (own.count > 0) {
-    const TensorView held = buffer.Master(own);
-    const TensorView piece = memory.Range(own.segment_begin, own.count);
-    if (held.dtype() == DType::kF32) {
-      buffer.device().CopyAsync(piece, held, stream);
-    } else {
-      std::vector<float> numbers(own.count);
-      ReadPiece(buffer.device(), {.elements = held}, ViewOf(numbers), stream);
-      buffer.device().CopyAsync(piece, ViewOf(numbers), stream);
-      stream.Synchronize();
-    }
-  }
-  if (buffer.layout().shards() > 1) {
-    BroadcastPieces(buffer, segment, memory, communicator, stream);
-  }
-  return memory;
 }
 
 void ScatterSegment(FlatBuffer& buffer, int segment, StateKind kind,

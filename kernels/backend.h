@@ -19,6 +19,7 @@
 #include "kernels/base/stochastic_rounding.h"
 #include "kernels/base/tensor_view.h"
 #include "kernels/sparse/layout.h"
+#include "kernels/state_ops.h"
 
 namespace filigree {
 
@@ -543,6 +544,10 @@ class TopologyOps {
   virtual void MarkStored(const MarkStoredArgs& args, Stream& stream) = 0;
   virtual void ScoreUnits(const ScoreUnitsArgs& args, Stream& stream) = 0;
   virtual void SelectHighest(const SelectHighestArgs& args, Stream& stream) = 0;
+  // The layout of `like`'s kind (unstructured or blocked), shape and blocks that stores the units
+  // marked 1 of `marks` [units], as PrepareLayout prepares it. Waits for `stream`, and allocates.
+  virtual std::unique_ptr<PreparedLayout> LayoutOfMarks(const SparseLayout& like,
+                                                        ConstTensorView marks, Stream& stream) = 0;
 };
 
 // ---------------------------------------------------------------------------------- the backend
@@ -553,6 +558,7 @@ class Backend : public DenseOps,
                 public LossOps,
                 public OptimizerOps,
                 public PruningOps,
+                public StateOps,
                 public TopologyOps {
  public:
   virtual Device& device() = 0;

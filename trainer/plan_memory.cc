@@ -7,7 +7,9 @@
 #include "kernels/base/math.h"
 #include "kernels/planned/gpu_sizes.h"
 #include "trainer/batch_feeder.h"
+#include "trainer/pruner.h"
 #include "trainer/sample_tree.h"
+#include "trainer/state_move.h"
 #include "trainer/topology/plan.h"
 #include "trainer/training_state.h"
 
@@ -42,6 +44,14 @@ int64_t GpuScratch(const ModelSpec& model, const BatchSpec& batch, bool determin
   return kCublasWorkspaceBytes + std::max({kWorkspaceBytes, attention, products});
 }
 
+int64_t Largest(const std::vector<Parameter>& parameters) {
+  int64_t largest = 0;
+  for (const Parameter& parameter : parameters) {
+    largest = std::max(largest, parameter.segment_count());
+  }
+  return largest;
+}
+
 }  // namespace
 
 StepMemory PlanStepMemory(const Model& model, const FlatLayout& layout, const RunSpec& run,
@@ -74,6 +84,28 @@ StepMemory PlanStepMemory(const Model& model, const FlatLayout& layout, const Ru
     bytes["scratch"] += SampleTree::NodesHeld(batch.sequences_per_step()) * bytes["grads"];
   }
   return memory;
+}
+
+int64_t PlanMoveMemory(const std::vector<Parameter>& parameters, const RunSpec& run, int index,
+                       int ranks, const Device& device, bool all) {
+  int64_t remapped = 0;
+  for (const Parameter& parameter : parameters) {
+    if (!all && parameter.layout.kind() == LayoutKind::kDense) continue;
+    remapped = std::max(remapped, parameter.segment_count());
+  }
+  const StateFormat format = run.phases[index].optimizer.state;
+  const bool whole = format == StateFormat() && (run.zero_stage == 0 || ranks == 1);
+  return MoveBytes(Largest(parameters), remapped, whole,
+                   format.bf16 && device.compute_dtype() == DType::kF32);
+}
+
+int64_t PlanRemovalMemory(const std::vector<Parameter>& parameters, const RunSpec& run, int index,
+                          int ranks) {
+  const PhaseSpec& phase = run.phases[index];
+  if (!phase.pruning) return 0;
+  const int64_t collected = CollectedBytes(run.model, *phase.pruning);
+  const bool whole = collected == 0 || run.zero_stage == 0 || ranks == 1;
+  return collected + (whole ? 0 : Largest(parameters) * static_cast<int64_t>(sizeof(float)));
 }
 
 }  // namespace filigree

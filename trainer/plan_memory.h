@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "comm/flat_layout.h"
 #include "kernels/base/device.h"
@@ -23,5 +24,15 @@ struct StepMemory {
 // Of a step of phase `index` with this model and layout on one of `ranks`.
 StepMemory PlanStepMemory(const Model& model, const FlatLayout& layout, const RunSpec& run,
                           int index, int ranks, const Device& device);
+
+// What moving the state of phase `index` into another takes beside both (state_move.h): of `all`
+// parameters, or of those that are not dense, whose topology moves.
+int64_t PlanMoveMemory(const std::vector<Parameter>& parameters, const RunSpec& run, int index,
+                       int ranks, const Device& device, bool all);
+
+// What a step that removes units holds beside what others do: inner products of inputs, and a
+// weight whole where no rank has it so. 0 where the phase does not prune.
+int64_t PlanRemovalMemory(const std::vector<Parameter>& parameters, const RunSpec& run, int index,
+                          int ranks);
 
 }  // namespace filigree

@@ -52,8 +52,8 @@ std::map<std::string, SparseLayout> SharedLayouts(const std::vector<LinearSpec>&
 
 // What an update holds beside what a step does. The old state has released its activations when the
 // new one is built.
-int64_t UpdateMemory(const TopologyTraffic& traffic, const PhasePlan& plan) {
-  return std::max(traffic.selection_bytes, traffic.rebuilds ? plan.state_bytes : 0);
+int64_t UpdateMemory(const TopologyTraffic& traffic, const PhasePlan& plan, int64_t move) {
+  return std::max(traffic.selection_bytes, traffic.rebuilds ? plan.state_bytes + move : 0);
 }
 
 // What a phase that prunes leaves to the next.
@@ -114,7 +114,13 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
       PlanTopologyTraffic(run, index, ranks, model->parameters(), backend.device());
   plan.step_bytes = traffic.steps;
   plan.update_bytes = traffic.updates;
-  plan.memory_bytes["topology"] = UpdateMemory(traffic, plan);
+  const auto move = [&](bool all) {
+    return PlanMoveMemory(model->parameters(), run, index, ranks, backend.device(), all);
+  };
+  plan.move_bytes = move(/*all=*/true);
+  plan.memory_bytes["topology"] =
+      std::max(UpdateMemory(traffic, plan, move(/*all=*/false)),
+               PlanRemovalMemory(model->parameters(), run, index, ranks));
   return plan;
 }
 
@@ -180,6 +186,7 @@ RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend,
       const bool prunes = run.phases[i - 1].pruning.has_value();
       previous = std::max(previous, prunes ? PrunedStateBytes(before) : before.state_bytes);
     }
+    if (previous > 0) previous += planned.move_bytes;
     planned.memory_bytes["transition"] =
         std::max<int64_t>(previous - planned.memory_bytes["topology"], 0);
     if (!phase.distillation.on()) continue;

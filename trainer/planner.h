@@ -55,12 +55,13 @@ struct PhasePlan {
   int buckets = 0;
   // One rank's bytes by kind: values grads master moments layouts compute_copies activations
   // scratch, and topology: what an update holds beside these, the dense gradients that it collects
-  // or the new state while the old one is there; transition: by how much what entering the phase,
+  // or the new state while the old one is there, or what a removal of units collects; transition: by how much what entering the phase,
   // or compacting the model, holds in the same way is more than that; teacher where there is one.
   std::map<std::string, int64_t> memory_bytes;
   int64_t memory_total() const;
   // Of these, what is left of the state while the next one is built beside it.
   int64_t state_bytes = 0;
+  int64_t move_bytes = 0;  // and what moving it into the next takes beside both (state_move.h)
   SparsifiedMemory sparsified;  // of the above, what the sparsified weights have
   // What SLTrain's paper (arXiv 2406.02214) counts as a model's memory: a bf16 value and two bf16
   // moments of all that is stored, and an index for each single weight, of 8 bytes there.

@@ -2,17 +2,49 @@
 
 #include <algorithm>
 #include <iterator>
+#include <set>
 #include <utility>
 
 #include "kernels/base/log.h"
 #include "kernels/base/math.h"
-#include "trainer/master_weights.h"
+#include "trainer/master_columns.h"
 #include "trainer/model/model.h"
 #include "trainer/pruning/second_order.h"
 #include "trainer/topology/plan.h"
 #include "trainer/unit_arrays.h"
 
 namespace filigree {
+namespace {
+
+int64_t UnitsInBlock(const PruningSpec& spec, int64_t extent) {
+  return std::max<int64_t>(spec.update_block / extent, 2);
+}
+
+// What two matrices share that multiply the same activations: a layer's attention or feed-forward
+// block, and the set of units that its columns are.
+std::pair<std::string, int> InputOf(const std::string& weight, const ParameterUnits& units) {
+  const size_t linear = weight.rfind('.', weight.rfind('.') - 1);
+  return {weight.substr(0, linear), units.columns.set};
+}
+
+}  // namespace
+
+int64_t CollectedBytes(const ModelSpec& model, const PruningSpec& spec) {
+  if (!spec.update_remaining || spec.removal == PruningSpec::Removal::kProgressive) return 0;
+  const UnitTable table(model);
+  std::set<std::pair<std::string, int>> inputs;
+  int64_t cells = 0;
+  for (const LinearSpec& linear : LinearSpecs(model)) {
+    const std::string weight = linear.name + ".weight";
+    const auto found = table.parameters().find(weight);
+    if (found == table.parameters().end() || found->second.columns.set < 0) continue;
+    if (!inputs.insert(InputOf(weight, found->second)).second) continue;
+    const int64_t extent = found->second.columns.extent;
+    const int64_t block = UnitsInBlock(spec, extent) * extent, rest = linear.in % block;
+    cells += linear.in / block * block * block + rest * rest;
+  }
+  return cells * static_cast<int64_t>(sizeof(float));
+}
 
 void Pruner::BeginPhase(int phase) {
   phase_ = phase;
@@ -78,7 +110,7 @@ void Pruner::Choose(const TrainingState& state, int64_t step, Stream& stream) {
 void Pruner::AddBlocks(const std::string& weight, const ParameterUnits& units) {
   const UnitSet& set = table_->sets()[units.columns.set];
   const int64_t extent = units.columns.extent;
-  const int64_t units_a_block = std::max<int64_t>(spec().update_block / extent, 2);
+  const int64_t units_a_block = UnitsInBlock(spec(), extent);
   std::vector<int64_t> starts;  // the first unit of each block, by its index in the set
   for (int64_t i = 0, live = 0; i < set.count; ++i) {
     if (progress_->zero_at[static_cast<size_t>(set.first + i)] != kUnitStays) continue;
@@ -91,12 +123,22 @@ void Pruner::AddBlocks(const std::string& weight, const ParameterUnits& units) {
     const int64_t start = *std::prev(std::upper_bound(starts.begin(), starts.end(), i));
     for (int64_t c = 0; c < extent; ++c) gone[start].push_back((i - start) * extent + c);
   }
+  const std::pair<std::string, int> input = InputOf(weight, units);
   for (auto& [start, columns] : gone) {
+    const int64_t begin = start * extent;
+    const auto shared = std::ranges::find_if(blocks_, [&](const Block& block) {
+      return block.begin == begin && block.input == input;
+    });
+    if (shared != blocks_.end()) {
+      shared->weights.push_back(weight);
+      continue;
+    }
     std::sort(columns.begin(), columns.end());
     const auto next = std::upper_bound(starts.begin(), starts.end(), start);
     const int64_t end = next == starts.end() ? set.count : *next;
-    blocks_.push_back({.weight = weight,
-                       .begin = start * extent,
+    blocks_.push_back({.input = input,
+                       .weights = {weight},
+                       .begin = begin,
                        .size = (end - start) * extent,
                        .gone = std::move(columns)});
   }
@@ -123,7 +165,7 @@ void Pruner::Collect(TrainingState& state, bool inputs, Stream& stream) {
     backend_.device().ZeroAsync(grams, stream);
     for (const Block& block : blocks_) {
       const TensorView gram = grams.Range(block.gram, block.size * block.size);
-      requests[block.weight].input_grams.push_back(
+      requests[block.weights.front()].input_grams.push_back(
           {.begin = block.begin, .gram = gram.Reshape({block.size, block.size})});
     }
   }
@@ -193,26 +235,24 @@ std::vector<float> Pruner::Grams(Stream& stream) {
   return grams;
 }
 
-// A matrix moves once, whatever the number of its blocks, which are independent of each other.
+// The host solves each block's small system; the matrices change where they lie.
 void Pruner::Compensate(TrainingState& state, Stream& stream) {
   const std::vector<float> grams = Grams(stream);
-  for (size_t first = 0, end = 0; first < blocks_.size(); first = end) {
-    while (end < blocks_.size() && blocks_[end].weight == blocks_[first].weight) ++end;
-    const int index = IndexOf(state.parameters(), blocks_[first].weight);
-    const SparseLayout& layout = state.parameters()[index].layout;
-    std::vector<float> weight = GatherMaster(state, index, communicator_, stream, &bytes_);
+  std::vector<ColumnUpdate> updates(blocks_.size());
 #pragma omp parallel for schedule(dynamic)
-    for (size_t b = first; b < end; ++b) {
-      const Block& block = blocks_[b];
-      const std::span<const float> gram = std::span(grams).subspan(
-          static_cast<size_t>(block.gram), static_cast<size_t>(block.size * block.size));
-      CompensateColumns(weight, layout.out(), layout.row_pitch(), block.begin, gram, block.size,
-                        block.gone, spec().update_damping);
-    }
-    ScatterSegment(state.buffer(), index, StateKind::kMaster,
-                   std::as_bytes(std::span<const float>(weight)), stream);
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    const Block& block = blocks_[b];
+    const std::span<const float> gram = std::span(grams).subspan(
+        static_cast<size_t>(block.gram), static_cast<size_t>(block.size * block.size));
+    updates[b] = SolveColumns(gram, block.size, block.gone, spec().update_damping);
   }
-  state.model().ValuesChanged();
+  MasterColumns columns(state, communicator_, backend_, stream, &bytes_);
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    for (const std::string& weight : blocks_[b].weights) {
+      columns.Add(weight, blocks_[b].begin, blocks_[b].gone, updates[b]);
+    }
+  }
+  columns.Apply();
 }
 
 // The chosen units are on their way out.

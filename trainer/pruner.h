@@ -64,9 +64,10 @@ class Pruner {
   int64_t TakeBytes() { return std::exchange(bytes_, 0); }
 
  private:
-  // Inputs of a block of columns of one matrix that loses some of them.
+  // A block of columns of which some go, of all matrices that read the same inputs there.
   struct Block {
-    std::string weight;
+    std::pair<std::string, int> input;  // which inputs these are
+    std::vector<std::string> weights;
     int64_t begin = 0, size = 0;
     std::vector<int64_t> gone;  // offsets in the block, ascending
     int64_t gram = 0;           // where its [size, size] inner products begin in grams_
@@ -101,10 +102,14 @@ class Pruner {
   bool done_ = false;              // the ramp is over and sizes came out
   std::vector<int64_t> chosen_;    // to go after the coming step
   bool collecting_ = false;        // the coming step's backward passes do
-  std::vector<Block> blocks_;      // whose inputs the coming step collects; those of a weight together
+  std::vector<Block> blocks_;      // whose inputs the coming step collects
   DeviceBuffer grams_;             // F32, of all blocks
   std::map<std::string, std::vector<double>> input_squares_;  // by weight, of the coming step
   int64_t bytes_ = 0;
 };
+
+// The device memory of the inputs' inner products that a removal collects where units of every block
+// go: of blocks in which none that went before is stored still.
+int64_t CollectedBytes(const ModelSpec& model, const PruningSpec& spec);
 
 }  // namespace filigree

@@ -4,7 +4,8 @@
 #include <utility>
 
 #include "kernels/base/math.h"
-#include "trainer/topology/units.h"
+#include "trainer/device_segments.h"
+#include "kernels/sparse/unit_layout.h"
 
 namespace filigree {
 namespace {
@@ -34,7 +35,7 @@ StateScores::StateScores(const TrainingState& state, std::vector<Weight> weights
   int64_t gathered = 0, grown = 0;
   for (size_t i = 0; i < weights_.size(); ++i) {
     const SparseLayout& layout = ParameterOf(i).layout;
-    if (!HoldsWholeMaster(state.buffer(), weights_[i].parameter)) {
+    if (!HoldsWhole(state.buffer(), weights_[i].parameter, StateKind::kMaster)) {
       gathered = std::max(gathered, ParameterOf(i).segment_count());
     }
     if (layout.kind() == LayoutKind::kBlocked) grown = std::max(grown, UnitCount(layout));
@@ -56,11 +57,12 @@ ConstTensorView StateScores::Keep(size_t weight, const PreparedLayout& prepared,
   const Parameter& parameter = ParameterOf(weight);
   const int index = weights_[weight].parameter;
   TensorView gathered;
-  if (!HoldsWholeMaster(state_.buffer(), index)) {
+  if (!HoldsWhole(state_.buffer(), index, StateKind::kMaster)) {
     gathered = gathered_.View(DType::kF32, parameter.segment_count());
   }
   ScoreInputs inputs = {.parameter = &parameter, .seed = seed_};
-  inputs.values = GatherMasterOnDevice(state_.buffer(), index, gathered, communicator_, stream_);
+  inputs.values = GatherOnDevice(state_.buffer(), index, StateKind::kMaster, gathered,
+                                 communicator_, backend_, stream_);
   if (state_.buffer().layout().shards() > 1) *bytes_ += parameter.segment_count() * kFloat;
   if (const WeightStatistics* statistics = weights_[weight].statistics) {
     inputs.grads = Dense(statistics->grads, parameter.layout);
@@ -86,23 +88,30 @@ ConstTensorView StateScores::Grow(size_t weight) {
 int64_t SelectionBytes(const TopologyEntry& entry, const std::vector<int64_t>& elements,
                        bool holds_master) {
   const std::vector<WeightShape> shapes = ShapesOf(entry);
+  int64_t largest = 0, units = 0, inputs = 0;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    largest = std::max(largest, elements[i]);
+    units = std::max(units, shapes[i].units);
+    inputs = std::max(inputs, shapes[i].in);
+  }
+  int64_t bytes = ProposalBytes(shapes, entry.spec);
+  if (!holds_master) bytes += largest * kFloat;
+  if (StoresBlocks(entry.spec) && entry.rule->growth == Growth::kGradient) bytes += units * kFloat;
+  if (FindCriterion(entry.spec.criterion)->needs_inputs()) bytes += inputs * kFloat;
+  return bytes;
+}
+
+int64_t IndexBytes(const TopologyEntry& entry, const std::vector<int64_t>& elements) {
+  const std::vector<WeightShape> shapes = ShapesOf(entry);
   const bool blocked = StoresBlocks(entry.spec);
   const int64_t height = blocked ? entry.spec.block_out : 1;
   const int64_t width = blocked ? entry.spec.block_in : 1;
-  int64_t largest = 0, units = 0, indices = 0, inputs = 0;
+  int64_t bytes = 0;
   for (size_t i = 0; i < shapes.size(); ++i) {
     const int64_t rows = CeilDiv(shapes[i].out, height), cols = CeilDiv(shapes[i].in, width);
     const int64_t column_bytes = cols <= int64_t{1} << 16 ? 2 : 4;
-    largest = std::max(largest, elements[i]);
-    units = std::max(units, shapes[i].units);
-    indices =
-        std::max(indices, (rows + 1) * kFloat + elements[i] / (height * width) * column_bytes);
-    inputs = std::max(inputs, shapes[i].in);
+    bytes += (rows + 1) * kFloat + elements[i] / (height * width) * column_bytes;
   }
-  int64_t bytes = ProposalBytes(shapes, entry.spec, indices);
-  if (!holds_master) bytes += largest * kFloat;
-  if (blocked && entry.rule->growth == Growth::kGradient) bytes += units * kFloat;
-  if (FindCriterion(entry.spec.criterion)->needs_inputs()) bytes += inputs * kFloat;
   return bytes;
 }
 

@@ -52,8 +52,12 @@ class StateScores final : public ScoreSource {
 
 // The device memory that an event of `entry` takes beside what was collected: ProposalBytes and the
 // buffers above, where weights store `elements` (parameters' segments, in the entry's order).
-// `holds_master`: see HoldsWholeMaster.
+// `holds_master`: see HoldsWhole (device_segments.h), of the master.
 int64_t SelectionBytes(const TopologyEntry& entry, const std::vector<int64_t>& elements,
                        bool holds_master);
+
+// The device memory of the indices of an entry's new layouts, on a device that has them in memory of
+// its own; they become the new state's.
+int64_t IndexBytes(const TopologyEntry& entry, const std::vector<int64_t>& elements);
 
 }  // namespace filigree

@@ -143,6 +143,15 @@ class Course {
     return bytes;
   }
 
+  // Stored elements of an entry's weights.
+  std::vector<int64_t> Elements(size_t entry) const {
+    std::vector<int64_t> elements;
+    for (size_t i = 0; i < entries_[entry].linears.size(); ++i) {
+      elements.push_back(counts_[entry].elements(i));
+    }
+    return elements;
+  }
+
   // The pass whose gradients only the statistics of a phase's start are for: a step without values
   // and without the loss's reduction, but with the norm's.
   int64_t Probe() const {
@@ -166,20 +175,18 @@ class Course {
       if (sharded) bytes += counts_[e].elements() * kFloat;
     }
     if (!due) return;
-    int64_t selection = 0;  // entries take turns
+    int64_t selection = 0, indices = 0;  // entries take turns, but for what they make
     for (size_t e = 0; e < entries_.size(); ++e) {
       if (!entries_[e].rule->action(entries_[e].spec, timeline, step)) continue;
-      std::vector<int64_t> elements;
-      for (size_t i = 0; i < entries_[e].linears.size(); ++i) {
-        elements.push_back(counts_[e].elements(i));
-      }
-      selection = std::max(selection, SelectionBytes(entries_[e], elements, holds_master_));
+      selection = std::max(selection, SelectionBytes(entries_[e], Elements(e), holds_master_));
     }
     const int64_t state = std::accumulate(segments_.begin(), segments_.end(), int64_t{0});
     if (ranks_ > 1 && step == 0 && needs.any()) bytes += passes * Probe();
     for (size_t e = 0; e < entries_.size(); ++e) {
       const auto action = entries_[e].rule->action(entries_[e].spec, timeline, step);
-      if (action) changed |= counts_[e].Apply(*action);
+      if (!action) continue;
+      changed |= counts_[e].Apply(*action);
+      indices += IndexBytes(entries_[e], Elements(e));
     }
     if (changed) FillSegments();
     const int64_t arrays = TracksAges(run_, index_) ? 4 : 3;  // master, m, v, born
@@ -190,7 +197,8 @@ class Course {
     bytes += passes * sums * Statistics(needs) + LayoutCheckBytes(parameters_, ranks_);
     traffic_.updates.push_back({phase_.first_step + step, bytes});
     const int64_t collected = needs.grads ? passes * Statistics({.grads = true}) : 0;
-    traffic_.selection_bytes = std::max(traffic_.selection_bytes, collected + selection);
+    traffic_.selection_bytes =
+        std::max(traffic_.selection_bytes, collected + selection + indices);
     traffic_.rebuilds |= changed;
   }
 
@@ -204,7 +212,7 @@ class Course {
   std::vector<EntryCounts> counts_;       // of entries_
   std::vector<int64_t> segments_;         // of parameters_
   std::map<std::string, size_t> places_;  // of parameters_ by name
-  bool holds_master_ = true;  // HoldsWholeMaster
+  bool holds_master_ = true;  // HoldsWhole, of the master
   int64_t step_bytes_ = -1;               // at these segments; -1: not counted yet
   TopologyTraffic traffic_;
 };

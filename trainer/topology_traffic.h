@@ -23,7 +23,8 @@ struct TopologyTraffic {
   // layouts, and the layouts' fingerprints.
   std::vector<Point> updates;
   // Device bytes that an update's scores and selection take at most: of the dense gradients that it
-  // collects (twice where H g is asked for), and what one entry's event holds (SelectionBytes).
+  // collects (twice where H g is asked for), what one entry's event holds (SelectionBytes), and the
+  // indices of all new layouts.
   int64_t selection_bytes = 0;
   // Whether the state is ever built again beside itself.
   bool rebuilds = false;

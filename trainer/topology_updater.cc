@@ -216,7 +216,7 @@ void TopologyUpdater::ProposeEntry(const TrainingState& state, const TopologyEnt
                      backend_, stream, &bytes_);
   const std::vector<SparseLayout> layouts =
       ProposeLayouts(weights, entry.spec, action, entry.rule->growth, run_.seed, step, scores,
-                     backend_, stream);
+                     backend_, stream, &update->prepared);
   for (size_t i = 0; i < weights.size(); ++i) {
     const TopologyChange change = CountChange(weights[i].layout, layouts[i]);
     update->dropped += change.dropped;

@@ -64,6 +64,8 @@ class TopologyUpdater {
   struct Update {
     std::string rules;                            // their names
     std::map<std::string, SparseLayout> layouts;  // of all weights, after it
+    // Those that events made, as the device has them: held until a state over them is built.
+    std::vector<std::unique_ptr<PreparedLayout>> prepared;
     int64_t dropped = 0, grown = 0;
     bool due = false;
     bool changed() const { return dropped + grown > 0; }

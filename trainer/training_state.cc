@@ -9,49 +9,10 @@
 #include "trainer/agree.h"
 #include "trainer/checkpoint/merged_weight.h"
 #include "trainer/sample_tree.h"
+#include "trainer/state_move.h"
 #include "trainer/topology/plan.h"
 
 namespace filigree {
-
-// Cells new to the target get `fresh`, and padding stays zero.
-class Remap {
- public:
-  Remap(const Parameter& from, const Parameter& to) : to_(to), count_(to.segment_count()) {
-    if (!(from.layout == to.layout)) slots_ = IndexRemap(from.layout, to.layout);
-    same_ = slots_.empty();
-  }
-  // Slot i of `to` comes from slot slots[i].
-  Remap(const Parameter& to, std::vector<int64_t> slots)
-      : to_(to), count_(to.segment_count()), slots_(std::move(slots)) {}
-  std::vector<float> Apply(std::span<const float> from, float fresh = 0) const {
-    std::vector<float> to(count_, fresh);
-    if (same_) {
-      std::copy_n(from.begin(), std::min(from.size(), to.size()), to.begin());
-    } else {
-      const auto slots = static_cast<int64_t>(slots_.size());
-#pragma omp parallel for
-      for (int64_t slot = 0; slot < slots; ++slot) {
-        if (slots_[slot] >= 0) to[slot] = from[slots_[slot]];
-      }
-      if (fresh != 0) ClearPadding(&to);
-    }
-    return to;
-  }
-
- private:
-  void ClearPadding(std::vector<float>* values) const {
-    const std::vector<int64_t> cells = to_.layout.LogicalIndices();
-    for (size_t slot = 0; slot < cells.size(); ++slot) {
-      if (cells[slot] < 0) (*values)[slot] = 0;
-    }
-    std::fill(values->begin() + static_cast<int64_t>(cells.size()), values->end(), 0.0f);
-  }
-
-  const Parameter& to_;
-  int64_t count_;
-  bool same_ = false;
-  std::vector<int64_t> slots_;
-};
 
 namespace {
 
@@ -93,6 +54,34 @@ std::vector<int64_t> GrowthRamps(const std::vector<Parameter>& parameters, const
   }
   return ramps;
 }
+
+// Stored values of one layout of a parameter in another: cells new to it are zero, and so is
+// padding.
+class Remap {
+ public:
+  Remap(const Parameter& from, const Parameter& to)
+      : count_(to.segment_count()), same_(from.layout == to.layout) {
+    if (!same_) slots_ = IndexRemap(from.layout, to.layout);
+  }
+  std::vector<float> Apply(std::span<const float> from) const {
+    std::vector<float> to(count_, 0.0f);
+    if (same_) {
+      std::copy_n(from.begin(), std::min(from.size(), to.size()), to.begin());
+      return to;
+    }
+    const auto slots = static_cast<int64_t>(slots_.size());
+#pragma omp parallel for
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      if (slots_[slot] >= 0) to[slot] = from[slots_[slot]];
+    }
+    return to;
+  }
+
+ private:
+  int64_t count_;
+  bool same_;
+  std::vector<int64_t> slots_;
+};
 
 // The stored cells of a dense weight, padding zero.
 std::vector<float> SegmentOfDense(const Parameter& parameter, const std::vector<float>& dense) {
@@ -273,32 +262,12 @@ std::vector<float> TrainingState::Merged(const WeightParts& parts, Stream& strea
       .value();
 }
 
-int64_t TrainingState::Move(TrainingState& previous, int source, int target, const Remap& remap,
-                            bool keep_moments, int64_t updates_done, Stream& stream) {
-  int64_t gathered = 0;
-  const bool sharded = previous.buffer_->layout().shards() > 1;
-  for (const auto& [kind, array] : kArrays) {
-    if (kind != StateKind::kMaster && !keep_moments) continue;
-    if (kind == StateKind::kBorn && !buffer_->has_born()) continue;
-    // Where nobody kept ages before, everything there is was there from the start.
-    std::vector<float> values(previous.parameters()[source].segment_count(), 0.0f);
-    if (kind != StateKind::kBorn || previous.buffer_->has_born()) {
-      const std::vector<std::byte> bytes =
-          GatherSegment(*previous.buffer_, source, kind, communicator_, stream);
-      std::ranges::copy(AsFloats(bytes), values.begin());
-      if (sharded) gathered += static_cast<int64_t>(bytes.size());
-    }
-    const auto fresh = static_cast<float>(kind == StateKind::kBorn ? updates_done : 0);
-    ScatterFloats(*buffer_, target, kind, remap.Apply(values, fresh), stream);
-  }
-  return gathered;
-}
-
 int64_t TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int64_t updates_done,
                                 Stream& stream) {
   optimizer_->set_last_norm(previous.optimizer_->last_norm());
   int64_t gathered = 0;
   const bool sharded = previous.buffer_->layout().shards() > 1;
+  std::vector<ParameterMove> moves;
   for (size_t i = 0; i < parameters().size(); ++i) {
     const Parameter& to = parameters()[i];
     const WeightParts parts = FindWeightParts(previous.parameters(), to.name);
@@ -317,10 +286,13 @@ int64_t TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int6
     }
     const int source = parts.weight;
     CHECK(source >= 0) << to.name << " has no counterpart in the phase before";
-    const Remap remap(previous.parameters()[source], to);
-    gathered +=
-        Move(previous, source, static_cast<int>(i), remap, keep_moments, updates_done, stream);
+    moves.push_back({.source = source,
+                     .target = static_cast<int>(i),
+                     .from = &previous.parameters()[source],
+                     .to = &to});
   }
+  gathered += MoveState(*previous.buffer_, *buffer_, moves, keep_moments, updates_done,
+                        communicator_, backend_, stream);
   model_->ValuesChanged();
   return gathered;
 }
@@ -328,16 +300,21 @@ int64_t TrainingState::TakeOver(TrainingState& previous, bool keep_moments, int6
 int64_t TrainingState::TakeOver(TrainingState& previous, const UnitTable& table,
                                 const Compaction& compaction, Stream& stream) {
   optimizer_->set_last_norm(previous.optimizer_->last_norm());
-  int64_t gathered = 0;
+  std::vector<ParameterMove> moves;
   for (size_t i = 0; i < parameters().size(); ++i) {
     const Parameter &from = previous.parameters()[i], &to = parameters()[i];
     CHECK(from.name == to.name) << from.name << " became " << to.name;
-    const KeptCells kept = KeptCellsOf(from, table, compaction);
-    const Remap remap(to, CompactSlots(from.layout, to.layout, kept));
     const int index = static_cast<int>(i);
-    gathered +=
-        Move(previous, index, index, remap, /*keep_moments=*/true, /*updates_done=*/0, stream);
+    moves.push_back({.source = index, .target = index, .from = &from, .to = &to});
+    const KeptCells kept = KeptCellsOf(from, table, compaction);
+    CHECK_EQ(static_cast<int64_t>(kept.rows.size()), to.layout.out());
+    CHECK_EQ(static_cast<int64_t>(kept.columns.size()), to.layout.in());
+    if (from.layout == to.layout) continue;  // of one size: all of them stay
+    moves.back().rows.assign(kept.rows.begin(), kept.rows.end());
+    moves.back().columns.assign(kept.columns.begin(), kept.columns.end());
   }
+  const int64_t gathered = MoveState(*previous.buffer_, *buffer_, moves, /*moments=*/true,
+                                     /*updates_done=*/0, communicator_, backend_, stream);
   model_->ValuesChanged();
   return gathered;
 }

@@ -1,8 +1,8 @@
 // Everything a phase trains: the model, its flat state, the exchange and the optimizer.
 //
-// State moves parameter by parameter, each gathered whole on the host, remapped and scattered to
-// the ranks that own its pieces: into and out of checkpoints, and from one phase's layouts to the
-// next's.
+// State moves parameter by parameter, each gathered whole, remapped and scattered to the ranks that
+// own its pieces: on the host into and out of checkpoints, on the device from one phase's or
+// topology's layouts to the next's (state_move.h).
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,6 @@
 #include "trainer/spec.h"
 
 namespace filigree {
-
-class Remap;  // of stored values, from one layout of a parameter to another
 
 // Stored values and zeros over the sparsifiable weights, counted from the layouts.
 struct SparsityCount {
@@ -77,10 +75,6 @@ class TrainingState {
  private:
   // A weight's parts as one dense matrix. Collective.
   std::vector<float> Merged(const WeightParts& parts, Stream& stream);
-  // One parameter's arrays from the previous state's parameter `source`; returns the bytes
-  // exchanged.
-  int64_t Move(TrainingState& previous, int source, int target, const Remap& remap,
-               bool keep_moments, int64_t updates_done, Stream& stream);
   Status WriteArrays(CheckpointWriter* writer, Stream& stream);
 
   const RunSpec& run_;

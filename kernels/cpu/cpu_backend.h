@@ -60,9 +60,18 @@ class CpuBackend : public Backend {
   void UnitSums(const UnitSumsArgs& args, Stream& stream) override;
   void ScaleUnits(const ScaleUnitsArgs& args, Stream& stream) override;
 
+  void Widen(const WidenArgs& args, Stream& stream) override;
+  void Quantize(const QuantizeArgs& args, Stream& stream) override;
+  void Dequantize(const DequantizeArgs& args, Stream& stream) override;
+  void MapStored(const MapStoredArgs& args, Stream& stream) override;
+  void TakeStored(const TakeStoredArgs& args, Stream& stream) override;
+  void AddColumns(const AddColumnsArgs& args, Stream& stream) override;
+
   void MarkStored(const MarkStoredArgs& args, Stream& stream) override;
   void ScoreUnits(const ScoreUnitsArgs& args, Stream& stream) override;
   void SelectHighest(const SelectHighestArgs& args, Stream& stream) override;
+  std::unique_ptr<PreparedLayout> LayoutOfMarks(const SparseLayout& like, ConstTensorView marks,
+                                                Stream& stream) override;
 
  private:
   Device& device_;

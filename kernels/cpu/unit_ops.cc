@@ -1,10 +1,11 @@
-// Marks and scores of a weight's units.
+// Marks and scores of a weight's units, and the layout that marks stand for.
 #include <algorithm>
 #include <cmath>
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/sparse/unit_layout.h"
 
 namespace filigree {
 namespace {
@@ -55,13 +56,11 @@ class UnitScorer {
   const float* factors_ = nullptr;
 };
 
-int64_t UnitsOf(const SparseLayout& layout) { return layout.grid_rows() * layout.grid_cols(); }
-
 }  // namespace
 
 void CpuBackend::MarkStored(const MarkStoredArgs& args, Stream&) {
   const SparseLayout& layout = args.weight->layout();
-  uint8_t* marks = AsVector<uint8_t>(args.marks, UnitsOf(layout), "marks");
+  uint8_t* marks = AsVector<uint8_t>(args.marks, UnitCount(layout), "marks");
   const auto offsets = layout.row_offsets();
   const int64_t cols = layout.grid_cols();
   ParallelFor(layout.grid_rows(), RowGrain(cols), [&](int64_t begin, int64_t end) {
@@ -77,7 +76,7 @@ void CpuBackend::MarkStored(const MarkStoredArgs& args, Stream&) {
 void CpuBackend::ScoreUnits(const ScoreUnitsArgs& args, Stream&) {
   const SparseLayout& layout = args.weight->layout();
   CHECK(args.values.empty() || !args.every_unit) << "units that are not stored have no values";
-  float* scores = AsVector<float>(args.scores, UnitsOf(layout), "scores");
+  float* scores = AsVector<float>(args.scores, UnitCount(layout), "scores");
   const UnitScorer score(args);
   const auto offsets = layout.row_offsets();
   const int64_t cols = layout.grid_cols();
@@ -95,6 +94,13 @@ void CpuBackend::ScoreUnits(const ScoreUnitsArgs& args, Stream&) {
       }
     }
   });
+}
+
+std::unique_ptr<PreparedLayout> CpuBackend::LayoutOfMarks(const SparseLayout& like,
+                                                          ConstTensorView marks, Stream&) {
+  const int64_t units = UnitCount(like);
+  const uint8_t* data = AsVector<uint8_t>(marks, units, "marks");
+  return PrepareLayout(WithUnits(like, {data, static_cast<size_t>(units)}));
 }
 
 }  // namespace filigree

@@ -10,6 +10,7 @@
 #include "kernels/cuda/adamw_factors.cuh"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/device_rows.h"
+#include "kernels/cuda/moment_codes.cuh"
 #include "kernels/cuda/stochastic_rounding.cuh"
 #include "kernels/cuda/vectors.cuh"
 
@@ -22,8 +23,6 @@ constexpr int kBlock = static_cast<int>(kQuantizationBlock);
 static_assert(kBlock == 32 * 8);
 // Blocks of threads that one multiprocessor holds at once, of an H100: each loads the tables once.
 constexpr int64_t kResidentBlocks = 132 * 4;
-
-__device__ const QuantizationTables kTables[2] = {kSignedTables, kUnsignedTables};
 
 // Eight neighbours, of which the first `count` exist; the others read as zero and are not written.
 // `whole`: all exist, and 16-byte accesses are legal.
@@ -70,28 +69,6 @@ __device__ __forceinline__ void StoreCodes(uint8_t* to, int count, bool whole, u
   for (int i = 0; i < 8; ++i) {
     if (i < count) to[i] = static_cast<uint8_t>(words[i / 4] >> (8 * (i % 4)));
   }
-}
-
-// Of the whole warp.
-__device__ __forceinline__ float WarpMax(float x) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lane));
-  return x;
-}
-
-// The extreme value of the block; values that do not exist are zero, which changes nothing but the
-// scale of a block whose existing values all have one sign: that is the extreme one's still.
-__device__ __forceinline__ float ScaleOfWarp(const float (&values)[8]) {
-  float most = values[0], least = values[0];
-#pragma unroll
-  for (int i = 1; i < 8; ++i) {
-    most = fmaxf(most, values[i]);
-    least = fminf(least, values[i]);
-  }
-  most = WarpMax(most);
-  least = -WarpMax(-least);
-  const float scale = most >= -least ? most : least;
-  return fabsf(scale) < kSmallestScale ? 0.0f : scale;
 }
 
 // RoundedRange for kernels: a warp's block lies in one of them.
@@ -166,13 +143,7 @@ __device__ __forceinline__ void Write(const CodedMoment& moment, const Quantizat
   const float scale = ScaleOfWarp(values);
   uint32_t words[2] = {0, 0};
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float x = scale == 0 ? 0.0f : __fdiv_rn(values[i], scale);
-    int node = 1;
-#pragma unroll
-    for (int level = 0; level < 8; ++level) node = 2 * node + (x > tables.tree[node]);
-    words[i / 4] |= static_cast<uint32_t>(node - 256) << (8 * (i % 4));
-  }
+  for (int i = 0; i < 8; ++i) words[i / 4] |= CodeOf(tables, values[i], scale) << (8 * (i % 4));
   StoreCodes(moment.codes + at.begin, at.count, at.whole, make_uint2(words[0], words[1]));
   if (threadIdx.x % 32 == 0) moment.scales[at.block] = scale;
 }
@@ -229,10 +200,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ QuantizationTables tables[2];
   if constexpr (Moment::kCodes) {
     static_assert(kThreads == 256);
-    for (int map = 0; map < 2; ++map) {
-      tables[map].entries[threadIdx.x] = kTables[map].entries[threadIdx.x];
-      tables[map].tree[threadIdx.x] = kTables[map].tree[threadIdx.x];
-    }
+    for (int map = 0; map < 2; ++map) LoadTables(static_cast<QuantizationMap>(map), &tables[map]);
     __syncthreads();
   }
   const float scale = __ldg(scale_pointer);

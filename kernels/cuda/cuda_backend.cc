@@ -19,6 +19,7 @@ CudaBackend::CudaBackend(CudaDevice& device)
       workspace_(device.Allocate(kWorkspaceBytes, "scratch")),
       sum_counter_(device.Allocate(sizeof(uint32_t), "scratch")),
       sddmm_pace_(device.Allocate(kPaceCounters * sizeof(uint32_t), "scratch")),
+      indices_(device),
       matmul_plans_(std::make_unique<MatMulPlans>(device)),
       attention_plans_(std::make_unique<AttentionPlans>()) {
   const std::unique_ptr<Stream> stream = device.NewStream();
@@ -39,6 +40,14 @@ std::byte* CudaBackend::Reserve(DeviceBuffer* buffer, size_t bytes) {
     *buffer = device_.Allocate(bytes, "scratch");
   }
   return static_cast<std::byte*>(buffer->data());
+}
+
+std::byte* CudaBackend::Landing(size_t bytes) {
+  if (bytes > landing_.bytes()) {
+    landing_ = DeviceBuffer();
+    landing_ = device_.AllocatePinned(bytes, "scratch");
+  }
+  return static_cast<std::byte*>(landing_.data());
 }
 
 std::unique_ptr<Backend> MakeCudaBackend(Device& device) {

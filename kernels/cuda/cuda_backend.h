@@ -20,6 +20,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/device_index.h"
 
 namespace filigree {
 
@@ -77,9 +78,18 @@ class CudaBackend final : public Backend {
   void UnitSums(const UnitSumsArgs& args, Stream& stream) override;
   void ScaleUnits(const ScaleUnitsArgs& args, Stream& stream) override;
 
+  void Widen(const WidenArgs& args, Stream& stream) override;
+  void Quantize(const QuantizeArgs& args, Stream& stream) override;
+  void Dequantize(const DequantizeArgs& args, Stream& stream) override;
+  void MapStored(const MapStoredArgs& args, Stream& stream) override;
+  void TakeStored(const TakeStoredArgs& args, Stream& stream) override;
+  void AddColumns(const AddColumnsArgs& args, Stream& stream) override;
+
   void MarkStored(const MarkStoredArgs& args, Stream& stream) override;
   void ScoreUnits(const ScoreUnitsArgs& args, Stream& stream) override;
   void SelectHighest(const SelectHighestArgs& args, Stream& stream) override;
+  std::unique_ptr<PreparedLayout> LayoutOfMarks(const SparseLayout& like, ConstTensorView marks,
+                                                Stream& stream) override;
 
   // For the operations: device memory of at least `bytes`, free until the next operation on the
   // same stream (whose operands may lie in it if it is a MatMul). Operations of two streams must
@@ -90,12 +100,16 @@ class CudaBackend final : public Backend {
 
  private:
   std::byte* Reserve(DeviceBuffer* buffer, size_t bytes);
+  // Pinned host memory of at least `bytes`, until the next call.
+  std::byte* Landing(size_t bytes);
 
   CudaDevice& device_;
   DeviceBuffer workspace_;
   DeviceBuffer product_;      // MatMul's own: its operands may lie in the workspace
+  DeviceBuffer landing_;      // pinned: what an operation brings to the host
   DeviceBuffer sum_counter_;  // one U32 of SumOfSquares, zero between its launches
   DeviceBuffer sddmm_pace_;   // the same of the Hopper SDDMM (SddmmKernelArgs::pace)
+  DeviceIndices indices_;
   std::unique_ptr<MatMulPlans> matmul_plans_;
   std::unique_ptr<AttentionPlans> attention_plans_;
   bool deterministic_ = false;

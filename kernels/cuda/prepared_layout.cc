@@ -71,22 +71,11 @@ size_t BytesOf(const std::list<T>& cache) {
 
 }  // namespace
 
-CudaPreparedLayout::CudaPreparedLayout(SparseLayout layout, CudaDevice& device)
-    : PreparedLayout(std::move(layout)), device_(device) {
-  if (this->layout().kind() == LayoutKind::kDense) return;
-  const auto offsets = this->layout().row_offsets();
-  const auto columns = this->layout().columns();
-  CHECK_LE(this->layout().block_count(), int64_t{std::numeric_limits<uint32_t>::max()});
-  indices_.short_columns = this->layout().grid_cols() <= int64_t{1} << 16;
-  Uploader uploader;
-  const size_t offsets_at = uploader.Add(std::vector<uint32_t>(offsets.begin(), offsets.end()));
-  const size_t columns_at =
-      indices_.short_columns ? uploader.Add(std::vector<uint16_t>(columns.begin(), columns.end()))
-                             : uploader.Add(std::vector<uint32_t>(columns.begin(), columns.end()));
-  index_buffer_ = uploader.Upload(device);
-  indices_.row_offsets = At<uint32_t>(index_buffer_, offsets_at);
-  indices_.columns = At<std::byte>(index_buffer_, columns_at);
-}
+CudaPreparedLayout::CudaPreparedLayout(std::shared_ptr<const DeviceIndex> index, CudaDevice& device)
+    : PreparedLayout(index->layout),
+      device_(device),
+      index_(std::move(index)),
+      indices_(index_->indices()) {}
 
 CudaPreparedLayout::CudaPreparedLayout(SparseLayout layout, std::vector<Part> parts,
                                        CudaDevice& device)
@@ -98,8 +87,8 @@ int64_t CudaPreparedLayout::value_count() const {
 }
 
 size_t CudaPreparedLayout::bytes() const {
-  return index_buffer_.bytes() + block_buffer_.bytes() + BytesOf(forward_) + BytesOf(transposed_) +
-         BytesOf(sddmm_);
+  return (index_ ? index_->buffer.bytes() : 0) + block_buffer_.bytes() + BytesOf(forward_) +
+         BytesOf(transposed_) + BytesOf(sddmm_);
 }
 
 const BlockIndex& CudaPreparedLayout::block_index() const {

@@ -1,6 +1,6 @@
 // A SparseLayout as the CUDA kernels read it.
 //
-// Index buffers go to the device when the layout is prepared. The Hopper kernels also walk work
+// Index buffers are on the device once for all that prepare a layout (device_index.h). The Hopper kernels also walk work
 // lists (block_schedule.h), which depend on the token count too: they are built on the host when a
 // count first comes up, uploaded, and kept; so a first call of a token count waits for the device,
 // and must come before its stream is captured. A few are kept for each product, the one longest
@@ -11,21 +11,16 @@
 
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/cuda/block_schedule.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/device_index.h"
 
 namespace filigree {
-
-// The indices in device memory; columns have 16 bits where the grid's width allows.
-struct DeviceLayout {
-  const uint32_t* row_offsets = nullptr;  // [grid rows + 1], counted in cells or blocks
-  const void* columns = nullptr;          // [cells or blocks] uint16_t or uint32_t
-  bool short_columns = false;
-};
 
 // Of a blocked layout, for kernels that walk blocks in either direction; see
 // SparseLayout::Transposed.
@@ -75,7 +70,7 @@ class CudaPreparedLayout final : public PreparedLayout {
   };
 
   // `device` must outlive it.
-  CudaPreparedLayout(SparseLayout layout, CudaDevice& device);
+  CudaPreparedLayout(std::shared_ptr<const DeviceIndex> index, CudaDevice& device);
   // Weights joined to one, `layout`; only the Hopper kernels read such, so there is no index on the
   // device. The parts must outlive it.
   CudaPreparedLayout(SparseLayout layout, std::vector<Part> parts, CudaDevice& device);
@@ -112,7 +107,7 @@ class CudaPreparedLayout final : public PreparedLayout {
 
   CudaDevice& device_;
   std::vector<Part> parts_;
-  DeviceBuffer index_buffer_;
+  std::shared_ptr<const DeviceIndex> index_;  // of a joined weight none
   DeviceLayout indices_;
   mutable DeviceBuffer block_buffer_;
   mutable BlockIndex block_index_;

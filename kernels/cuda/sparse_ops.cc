@@ -117,7 +117,7 @@ void SumOutputGrad(CudaBackend& backend, const SddmmArgs& args, Stream& stream) 
 }
 
 std::unique_ptr<PreparedLayout> CudaBackend::PrepareLayout(const SparseLayout& layout) {
-  return std::make_unique<CudaPreparedLayout>(layout, device_);
+  return std::make_unique<CudaPreparedLayout>(indices_.Of(layout), device_);
 }
 
 double CudaBackend::BlockedFlopCost(const SparseLayout& layout) const {

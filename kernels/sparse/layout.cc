@@ -35,6 +35,14 @@ Status CheckShape(int64_t out, int64_t in, int64_t block_out, int64_t block_in) 
   return OkStatus();
 }
 
+// Whether columns strictly increase within [0, cols).
+bool Increases(const int32_t* columns, int64_t count, int64_t cols) {
+  if (count == 0) return true;
+  bool falls = false;
+  for (int64_t i = 1; i < count; ++i) falls |= columns[i] <= columns[i - 1];
+  return !falls && columns[0] >= 0 && columns[count - 1] < cols;
+}
+
 // `row` and `column` are what the messages call them: "row" or "block row".
 Status CheckRows(int64_t rows, int64_t cols, const std::vector<int64_t>& offsets,
                  const std::vector<int32_t>& columns, const char* row) {
@@ -52,6 +60,14 @@ Status CheckRows(int64_t rows, int64_t cols, const std::vector<int64_t>& offsets
                      offsets[r]);
     }
   }
+  // While a topology moves everyone waits for this: what is wrong is looked for only where
+  // something is.
+  bool good = true;
+#pragma omp parallel for reduction(&& : good)
+  for (int64_t r = 0; r < rows; ++r) {
+    good = good && Increases(columns.data() + offsets[r], offsets[r + 1] - offsets[r], cols);
+  }
+  if (good) return OkStatus();
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t p = offsets[r]; p < offsets[r + 1]; ++p) {
       if (columns[p] < 0 || columns[p] >= cols) {
@@ -92,7 +108,9 @@ SparseLayout::SparseLayout(Data data) {
     data.nonzero_count = data.out * data.in;
   } else {
     data.stored_count = static_cast<int64_t>(data.columns.size()) * height * width;
-    for (int64_t r = 0; r + 1 < static_cast<int64_t>(data.row_offsets.size()); ++r) {
+    data.nonzero_count = height * width == 1 ? data.stored_count : 0;
+    const auto grid_rows = static_cast<int64_t>(data.row_offsets.size()) - 1;
+    for (int64_t r = 0; height * width > 1 && r < grid_rows; ++r) {
       const int64_t rows = std::min(height, data.out - r * height);
       for (int64_t p = data.row_offsets[r]; p < data.row_offsets[r + 1]; ++p) {
         data.nonzero_count += rows * std::min(width, data.in - data.columns[p] * width);

@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "kernels/base/rng.h"
 #include "tests/gpu/gpu_testing.h"
 
 namespace filigree {
@@ -77,6 +78,51 @@ TEST_F(GpuPruningTest, ScalingIsExact) {
       cpu().ScaleUnits(args, cpu_stream());
       ExpectEqual(values, std::string(NameOf(dtype)) + " scaled");
     }
+  }
+}
+
+TEST_F(GpuPruningTest, ColumnsTakeOverAsOnTheCpu) {
+  struct Case {
+    int64_t rows, columns, pitch;
+    int terms, rest;
+  };
+  for (const Case& c : {Case{37, 50, 50, 3, 40}, Case{1024, 2736, 2736, 1, 127},
+                        Case{70000, 8, 8, 2, 5}, Case{300, 1024, 1032, 64, 900}}) {
+    std::vector<float> weight(c.rows * c.pitch);
+    for (size_t i = 0; i < weight.size(); ++i) weight[i] = RandomNormal(3, RngStream("w"), i);
+    std::vector<int32_t> columns;  // those that leave, then those that stay
+    for (int i = 0; i < c.terms + c.rest; ++i) {
+      columns.push_back(static_cast<int32_t>((i * 7 + 3) % c.columns));
+    }
+    std::vector<double> factors(static_cast<size_t>(c.terms) * c.rest);
+    for (size_t i = 0; i < factors.size(); ++i) factors[i] = RandomNormal(4, RngStream("f"), i);
+    const auto add = [&](Backend& backend, Stream& on) {
+      Device& there = backend.device();
+      const auto upload = [&](const auto& host, DType dtype) {
+        const auto count = static_cast<int64_t>(host.size());
+        DeviceBuffer buffer = there.Allocate(host.size() * sizeof(host[0]), "test");
+        there.CopyAsync(buffer.View(dtype, count), ConstTensorView(host.data(), dtype, {count}),
+                        on);
+        return buffer;
+      };
+      const DeviceBuffer w = upload(weight, DType::kF32), i = upload(columns, DType::kI32);
+      const DeviceBuffer f = upload(factors, DType::kF64);
+      const auto cells = static_cast<int64_t>(weight.size());
+      const TensorView indices = i.View(DType::kI32, c.terms + c.rest);
+      backend.AddColumns({.weight = w.View(DType::kF32, cells).Reshape({c.rows, c.pitch}),
+                          .gone = indices.Range(0, c.terms),
+                          .rest = indices.Range(c.terms, c.rest),
+                          .factors = f.View(DType::kF64, c.terms * c.rest)},
+                         on);
+      std::vector<float> found(weight.size());
+      there.CopyAsync(TensorView(found.data(), DType::kF32, {cells}), w.View(DType::kF32, cells),
+                      on);
+      on.Synchronize();
+      return found;
+    };
+    const std::vector<float> ours = add(gpu(), stream());
+    EXPECT_TRUE(ours == add(cpu(), cpu_stream())) << c.rows << " rows, " << c.terms << " terms";
+    EXPECT_FALSE(ours == weight);
   }
 }
 

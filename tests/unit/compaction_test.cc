@@ -103,6 +103,25 @@ void ExpectRemovedCellsAreZero(Trainee& trainee, const UnitTable& table,
   }
 }
 
+// For each stored slot of `to` the slot of `from` that it comes from; -1 where it is padding.
+std::vector<int64_t> CompactSlots(const SparseLayout& from, const SparseLayout& to,
+                                  const KeptCells& kept) {
+  CHECK_EQ(to.out(), static_cast<int64_t>(kept.rows.size()));
+  CHECK_EQ(to.in(), static_cast<int64_t>(kept.columns.size()));
+  std::vector<int64_t> slot_of(static_cast<size_t>(from.logical_count()), -1);
+  const std::vector<int64_t> before = from.LogicalIndices();
+  for (size_t slot = 0; slot < before.size(); ++slot) {
+    if (before[slot] >= 0) slot_of[before[slot]] = static_cast<int64_t>(slot);
+  }
+  std::vector<int64_t> sources = to.LogicalIndices();
+  for (int64_t& source : sources) {
+    if (source < 0) continue;
+    const int64_t row = kept.rows[source / to.in()], column = kept.columns[source % to.in()];
+    source = slot_of[row * from.in() + column];
+  }
+  return sources;
+}
+
 // Every cell that stays, in master and moments, as the larger state has it; `tolerance` is relative
 // to the largest of the array (or a floor: k's bias has gradients of nothing but rounding).
 void ExpectSameCells(Trainee& larger, Trainee& smaller, const UnitTable& table,

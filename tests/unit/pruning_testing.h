@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_device.h"
 #include "trainer/pruning/groups.h"
+#include "trainer/pruning/second_order.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
@@ -38,6 +40,32 @@ inline std::vector<UnitMember> MembersOf(const UnitTable& table, int64_t unit) {
     }
   }
   return members;
+}
+
+// The second-order update of one block of a weight on the host: `weight` [rows, pitch] in place,
+// columns [begin, begin + block) of it, of which `gone` leave. False where nothing was done.
+inline bool CompensateColumns(std::span<float> weight, int64_t rows, int64_t pitch, int64_t begin,
+                              std::span<const float> gram, int64_t block,
+                              std::span<const int64_t> gone, double damping) {
+  const ColumnUpdate update = SolveColumns(gram, block, gone, damping);
+  if (update.rest.empty()) return false;
+  const auto columns = [&](std::span<const int64_t> offsets) {
+    std::vector<int32_t> of_weight;
+    for (const int64_t c : offsets) of_weight.push_back(static_cast<int32_t>(begin + c));
+    return of_weight;
+  };
+  const auto view = [](const auto& host, DType dtype) {
+    return ConstTensorView(host.data(), dtype, {static_cast<int64_t>(host.size())});
+  };
+  const std::vector<int32_t> leave = columns(gone), stay = columns(update.rest);
+  CpuDevice device;
+  CpuBackend backend(device);
+  backend.AddColumns({.weight = TensorView(weight.data(), DType::kF32, {rows, pitch}),
+                      .gone = view(leave, DType::kI32),
+                      .rest = view(stay, DType::kI32),
+                      .factors = view(update.factors, DType::kF64)},
+                     *device.NewStream());
+  return true;
 }
 
 class PruningTrainee {

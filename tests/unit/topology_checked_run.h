@@ -19,7 +19,7 @@
 #include "trainer/sample_tree.h"
 #include "trainer/state_succession.h"
 #include "trainer/topology/distribution.h"
-#include "trainer/topology/units.h"
+#include "kernels/sparse/unit_layout.h"
 #include "trainer/topology_updater.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"

@@ -8,7 +8,7 @@
 
 #include "tests/unit/topology_testing.h"
 #include "trainer/topology/plan.h"
-#include "trainer/topology/units.h"
+#include "kernels/sparse/unit_layout.h"
 
 namespace filigree {
 namespace {

@@ -11,7 +11,7 @@
 #include "tests/unit/topology_testing.h"
 #include "trainer/topology/plan.h"
 #include "trainer/topology/criterion.h"
-#include "trainer/topology/units.h"
+#include "kernels/sparse/unit_layout.h"
 #include "trainer/topology/update.h"
 
 namespace filigree {
@@ -275,9 +275,8 @@ TEST_F(UpdateTest, TakesTheMemoryThatIsPlanned) {
     CpuBackend backend(device);
     ProposeGiven(weights, spec, {.sparsity = 0.5}, Growth::kNone, 5, 100, backend);
     const WeightShape shapes[] = {weights[0].shape, weights[1].shape};
-    // The CPU's indices are the host's.
     EXPECT_EQ(static_cast<int64_t>(device.memory_usage().peak_bytes),
-              ProposalBytes(shapes, spec, /*largest_index_bytes=*/0));
+              ProposalBytes(shapes, spec));
   }
 }
 

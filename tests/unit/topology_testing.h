@@ -9,7 +9,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_device.h"
 #include "trainer/topology/rule.h"
-#include "trainer/topology/units.h"
+#include "kernels/sparse/unit_layout.h"
 #include "trainer/topology/update.h"
 
 namespace filigree {

@@ -20,3 +20,5 @@ filigree_test(scaling_test LABEL quick SOURCES published_scaling_test.cc scaling
 filigree_test(planned_gpu_test LABEL quick SOURCES planned_gpu_test.cc
   DEPS filigree_trainer filigree_config filigree_planned_gpu)
 target_compile_definitions(planned_gpu_test PRIVATE FILIGREE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+filigree_test(state_move_test LABEL quick RANKS 1 2 3 SOURCES state_move_test.cc
+  DEPS filigree_trainer filigree_kernels_cpu)

@@ -100,41 +100,4 @@ KeptCells KeptCellsOf(const Parameter& parameter, const UnitTable& table,
           CellsOf(found->second.columns, compaction, columns)};
 }
 
-SparseLayout CompactLayout(const SparseLayout& layout, const KeptCells& kept) {
-  const auto out = static_cast<int64_t>(kept.rows.size());
-  const auto in = static_cast<int64_t>(kept.columns.size());
-  if (layout.kind() == LayoutKind::kDense) return SparseLayout::Dense(out, in);
-  CHECK(layout.kind() == LayoutKind::kUnstructured) << NameOf(layout.kind());
-  std::vector<int32_t> position(static_cast<size_t>(layout.in()), -1);
-  for (int64_t c = 0; c < in; ++c) position[kept.columns[c]] = static_cast<int32_t>(c);
-  std::vector<int64_t> offsets = {0};
-  std::vector<int32_t> columns;
-  for (const int64_t row : kept.rows) {
-    for (int64_t p = layout.row_offsets()[row]; p < layout.row_offsets()[row + 1]; ++p) {
-      const int32_t column = position[layout.columns()[p]];
-      if (column >= 0) columns.push_back(column);
-    }
-    offsets.push_back(static_cast<int64_t>(columns.size()));
-  }
-  return SparseLayout::Unstructured(out, in, std::move(offsets), std::move(columns)).value();
-}
-
-std::vector<int64_t> CompactSlots(const SparseLayout& from, const SparseLayout& to,
-                                  const KeptCells& kept) {
-  CHECK_EQ(to.out(), static_cast<int64_t>(kept.rows.size()));
-  CHECK_EQ(to.in(), static_cast<int64_t>(kept.columns.size()));
-  std::vector<int64_t> slot_of(static_cast<size_t>(from.logical_count()), -1);
-  const std::vector<int64_t> before = from.LogicalIndices();
-  for (size_t slot = 0; slot < before.size(); ++slot) {
-    if (before[slot] >= 0) slot_of[before[slot]] = static_cast<int64_t>(slot);
-  }
-  std::vector<int64_t> sources = to.LogicalIndices();
-  for (int64_t& source : sources) {
-    if (source < 0) continue;
-    const int64_t row = kept.rows[source / to.in()], column = kept.columns[source % to.in()];
-    source = slot_of[row * from.in() + column];
-  }
-  return sources;
-}
-
 }  // namespace filigree

@@ -40,11 +40,4 @@ struct KeptCells {
 KeptCells KeptCellsOf(const Parameter& parameter, const UnitTable& table,
                       const Compaction& compaction);
 
-// The layout of what stays of a weight; dense or unstructured.
-SparseLayout CompactLayout(const SparseLayout& layout, const KeptCells& kept);
-
-// For each stored slot of `to` the slot of `from` that it comes from; -1 where it is padding.
-std::vector<int64_t> CompactSlots(const SparseLayout& from, const SparseLayout& to,
-                                  const KeptCells& kept);
-
 }  // namespace filigree

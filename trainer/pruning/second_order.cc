@@ -51,9 +51,8 @@ void Solve(const SquareMatrix& lower, std::vector<double>* b) {
 
 }  // namespace
 
-bool CompensateColumns(std::span<float> weight, int64_t rows, int64_t pitch, int64_t begin,
-                       std::span<const float> gram, int64_t block, std::span<const int64_t> gone,
-                       double damping) {
+ColumnUpdate SolveColumns(std::span<const float> gram, int64_t block,
+                          std::span<const int64_t> gone, double damping) {
   CHECK_EQ(static_cast<int64_t>(gram.size()), block * block);
   std::vector<int64_t> rest;
   double trace = 0;
@@ -67,7 +66,7 @@ bool CompensateColumns(std::span<float> weight, int64_t rows, int64_t pitch, int
       rest.push_back(c);
     }
   }
-  if (rest.empty() || trace <= 0) return false;
+  if (rest.empty() || trace <= 0) return {};
   const auto size = static_cast<int64_t>(rest.size());
   SquareMatrix h(size);
   for (int64_t i = 0; i < size; ++i) {
@@ -75,19 +74,14 @@ bool CompensateColumns(std::span<float> weight, int64_t rows, int64_t pitch, int
     h.at(i, i) += damping * trace / static_cast<double>(read);
   }
   Cholesky(&h);
+  ColumnUpdate update = {.rest = rest, .factors = {}};
   for (const int64_t column : gone) {
     std::vector<double> z(rest.size());
     for (int64_t i = 0; i < size; ++i) z[i] = gram[rest[i] * block + column];
     Solve(h, &z);
-    for (int64_t row = 0; row < rows; ++row) {
-      float* cells = weight.data() + row * pitch + begin;
-      const double value = cells[column];
-      for (int64_t i = 0; i < size; ++i) {
-        cells[rest[i]] = static_cast<float>(cells[rest[i]] + value * z[i]);
-      }
-    }
+    update.factors.insert(update.factors.end(), z.begin(), z.end());
   }
-  return true;
+  return update;
 }
 
 }  // namespace filigree

@@ -14,13 +14,17 @@
 
 namespace filigree {
 
-// `weight` [rows, pitch] in place: columns [begin, begin + block) of it, of which `gone` (by their
-// offset in the block, ascending) leave; `gram` [block, block] is X^T X of those columns. `damping`
-// is relative to the mean of the diagonal over columns with inputs: what was removed before counts
-// for nothing, stored or not. The columns that leave are not touched. False: the block had no inputs
-// at all, or nothing stays; nothing was done.
-bool CompensateColumns(std::span<float> weight, int64_t rows, int64_t pitch, int64_t begin,
-                       std::span<const float> gram, int64_t block, std::span<const int64_t> gone,
-                       double damping);
+// H_QR H_RR^-1 of one block.
+struct ColumnUpdate {
+  std::vector<int64_t> rest;    // R by their offsets in the block, ascending; none: nothing to do
+  std::vector<double> factors;  // [gone, rest]
+};
+
+// `gram` [block, block] is X^T X of a block's columns, of which `gone` (by their offset in it,
+// ascending) leave. `damping` is relative to the mean of the diagonal over columns with inputs: what
+// was removed before counts for nothing, stored or not. Nothing where the block had no inputs at
+// all, or nothing stays. A weight takes it by Backend's AddColumns.
+ColumnUpdate SolveColumns(std::span<const float> gram, int64_t block,
+                          std::span<const int64_t> gone, double damping);
 
 }  // namespace filigree

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "trainer/topology/units.h"
+#include "kernels/sparse/unit_layout.h"
 
 namespace filigree {
 namespace {

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
+#include <iterator>
 
 #include "kernels/base/math.h"
 #include "kernels/base/rng.h"
-#include "trainer/topology/units.h"
+#include "kernels/sparse/unit_layout.h"
 
 namespace filigree {
 namespace {
@@ -58,6 +58,8 @@ class TopologyEvent {
     scores_ = backend.device().Allocate(static_cast<size_t>(held) * sizeof(float), "scratch");
     marks_ = backend.device().Allocate(static_cast<size_t>(held), "scratch");
   }
+
+  std::vector<std::unique_ptr<PreparedLayout>> TakePrepared() { return std::move(prepared_); }
 
   std::vector<SparseLayout> Run(const TopologyAction& action, Growth growth) {
     std::vector<SparseLayout> layouts;
@@ -196,12 +198,9 @@ class TopologyEvent {
       Keep(pool, pool.live - moved, kDrop, kLive, kDropped);
       Grow(pool, moved, kRegrow);
     }
-    host_marks_.resize(static_cast<size_t>(weight.shape.units));
-    backend_.device().CopyAsync(
-        TensorView(host_marks_.data(), DType::kU8, {weight.shape.units}), pool.marks, stream_);
-    stream_.Synchronize();
-    SparseLayout proposed = WithUnits(weight.layout, host_marks_);
-    return proposed == weight.layout ? weight.layout : std::move(proposed);
+    prepared_.push_back(backend_.LayoutOfMarks(weight.layout, pool.marks, stream_));
+    const SparseLayout& proposed = prepared_.back()->layout();
+    return proposed == weight.layout ? weight.layout : proposed;
   }
 
   std::span<const TopologyWeight> weights_;
@@ -214,7 +213,7 @@ class TopologyEvent {
   std::vector<WeightShape> shapes_;
   DeviceBuffer scores_, marks_;
   std::vector<Pool> pools_;  // of all weights, under one threshold
-  std::vector<uint8_t> host_marks_;
+  std::vector<std::unique_ptr<PreparedLayout>> prepared_;  // of what is proposed
 };
 
 }  // namespace
@@ -222,28 +221,25 @@ class TopologyEvent {
 std::vector<SparseLayout> ProposeLayouts(std::span<const TopologyWeight> weights,
                                          const SparsitySpec& spec, const TopologyAction& action,
                                          Growth growth, uint64_t seed, int64_t step,
-                                         ScoreSource& scores, Backend& backend, Stream& stream) {
-  return TopologyEvent(weights, spec, seed, step, scores, backend, stream).Run(action, growth);
+                                         ScoreSource& scores, Backend& backend, Stream& stream,
+                                         std::vector<std::unique_ptr<PreparedLayout>>* prepared) {
+  TopologyEvent event(weights, spec, seed, step, scores, backend, stream);
+  std::vector<SparseLayout> layouts = event.Run(action, growth);
+  if (prepared) std::ranges::move(event.TakePrepared(), std::back_inserter(*prepared));
+  return layouts;
 }
 
-int64_t ProposalBytes(std::span<const WeightShape> shapes, const SparsitySpec& spec,
-                      int64_t largest_index_bytes) {
+int64_t ProposalBytes(std::span<const WeightShape> shapes, const SparsitySpec& spec) {
   const bool at_once = SharesThreshold(spec);
   const int64_t counts = at_once ? static_cast<int64_t>(shapes.size() * sizeof(int64_t)) : 0;
   return UnitsHeld(shapes, at_once) * static_cast<int64_t>(sizeof(float) + sizeof(uint8_t)) +
-         largest_index_bytes + counts;
+         counts;
 }
 
 TopologyChange CountChange(const SparseLayout& before, const SparseLayout& after) {
   if (before == after) return {};
-  TopologyChange change;
-  int64_t kept = 0;
-  const std::vector<int64_t> slots = IndexRemap(before, after);
-  for (int64_t slot : slots) kept += slot >= 0;
-  // IndexRemap gives padding no predecessor, so that `kept` counts cells inside the weight.
-  change.dropped = before.nonzero_count() - kept;
-  change.grown = after.nonzero_count() - kept;
-  return change;
+  const int64_t kept = CommonCells(before, after);
+  return {.dropped = before.nonzero_count() - kept, .grown = after.nonzero_count() - kept};
 }
 
 }  // namespace filigree

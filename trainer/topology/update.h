@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -39,16 +40,18 @@ class ScoreSource {
 // The layouts after the event, in the order of `weights`. `step` counts over the whole run: it
 // tells one event's tie-breaks from another's. Synchronises `stream`. Keep is asked once for each
 // weight in order, then Grow where something grows: weight by weight, or (one threshold over all)
-// after all of them.
+// after all of them. With `prepared`, what the layouts were prepared as is appended there: while it
+// is held, preparing them again costs a device that made their indices nothing.
 std::vector<SparseLayout> ProposeLayouts(std::span<const TopologyWeight> weights,
                                          const SparsitySpec& spec, const TopologyAction& action,
                                          Growth growth, uint64_t seed, int64_t step,
-                                         ScoreSource& scores, Backend& backend, Stream& stream);
+                                         ScoreSource& scores, Backend& backend, Stream& stream,
+                                         std::vector<std::unique_ptr<PreparedLayout>>* prepared =
+                                             nullptr);
 
-// The device memory that this takes: a score and a mark for each unit of the largest weight, or,
-// under one threshold, of all; and the largest weight's indices.
-int64_t ProposalBytes(std::span<const WeightShape> shapes, const SparsitySpec& spec,
-                      int64_t largest_index_bytes);
+// The device memory that this takes beside the new layouts' indices: a score and a mark for each
+// unit of the largest weight, or, under one threshold, of all.
+int64_t ProposalBytes(std::span<const WeightShape> shapes, const SparsitySpec& spec);
 
 struct TopologyChange {
   int64_t dropped = 0, grown = 0;  // cells inside the weights

@@ -1,0 +1,126 @@
+// MapStored, TakeStored: stored values from one layout to another.
+//
+// MapKernel. Grid: one CTA a row of the target's grid, whose slots it writes in order; a cell's slot
+//   in the source is found by bisection of that row's columns, which are a few kilobytes that all
+//   threads read. Bytes: 4 a slot, and the columns.
+// TakeKernel: an element a thread, strided. Bytes: 12 an element, where rows keep most of theirs.
+#include <algorithm>
+#include <limits>
+
+#include "kernels/base/math.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/device_rows.h"
+#include "kernels/cuda/prepared_layout.h"
+
+namespace filigree {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kMaxCtas = 132 * 16;
+
+// A layout of any kind. A dense one has no row offsets; it is one block a row, a pitch wide.
+struct Cells {
+  const uint32_t* row_offsets;
+  const void* columns;
+  bool short_columns;
+  int height;
+  int64_t width, out, in;
+
+  __device__ __forceinline__ int64_t column(uint32_t entry) const {
+    return short_columns ? int64_t{static_cast<const uint16_t*>(columns)[entry]}
+                         : int64_t{static_cast<const uint32_t*>(columns)[entry]};
+  }
+  __device__ __forceinline__ int32_t SlotOf(int64_t row, int64_t column_of_cell) const {
+    if (row_offsets == nullptr) return static_cast<int32_t>(row * width + column_of_cell);
+    const int64_t wanted = column_of_cell / width;
+    uint32_t begin = row_offsets[row / height];
+    const uint32_t row_end = row_offsets[row / height + 1];
+    uint32_t end = row_end;
+    while (begin < end) {
+      const uint32_t middle = begin + (end - begin) / 2;
+      if (column(middle) < wanted) {
+        begin = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    if (begin == row_end || column(begin) != wanted) return kNewCell;
+    return static_cast<int32_t>((int64_t{begin} * height + row % height) * width +
+                                column_of_cell % width);
+  }
+};
+
+__global__ void __launch_bounds__(kThreads)
+    MapKernel(Cells from, Cells to, const int32_t* rows, const int32_t* columns, int32_t* slots) {
+  const int64_t grid_row = blockIdx.x;
+  const bool dense = to.row_offsets == nullptr;
+  const int64_t begin = dense ? grid_row : int64_t{to.row_offsets[grid_row]};
+  const int64_t end = dense ? grid_row + 1 : int64_t{to.row_offsets[grid_row + 1]};
+  const auto width = static_cast<uint32_t>(to.width);
+  const uint32_t area = to.height * width;
+  const auto count = static_cast<uint32_t>((end - begin) * area);
+  for (uint32_t i = threadIdx.x; i < count; i += kThreads) {
+    const uint32_t entry = i / area, inside = i % area;
+    const int64_t left = dense ? 0 : to.column(static_cast<uint32_t>(begin) + entry) * width;
+    const int64_t row = grid_row * to.height + inside / width, column = left + inside % width;
+    int32_t slot = kPaddingCell;
+    if (row < to.out && column < to.in) {
+      slot = rows == nullptr ? from.SlotOf(row, column) : from.SlotOf(rows[row], columns[column]);
+    }
+    slots[begin * area + i] = slot;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    TakeKernel(const float* from, const int32_t* slots, int64_t mapped, float* to, int64_t count,
+               float fresh) {
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) {
+    const int32_t slot = i < mapped ? slots[i] : kPaddingCell;
+    to[i] = slot >= 0 ? from[slot] : slot == kNewCell ? fresh : 0.0f;
+  }
+}
+
+Cells CellsOf(const PreparedLayout* weight) {
+  const SparseLayout& layout = weight->layout();
+  CHECK_LE(layout.stored_count(), int64_t{std::numeric_limits<int32_t>::max()});
+  if (layout.kind() == LayoutKind::kDense) {
+    return {nullptr, nullptr, false, 1, layout.row_pitch(), layout.out(), layout.in()};
+  }
+  const DeviceLayout& indices = Prepared(weight).indices();
+  return {indices.row_offsets, indices.columns,   indices.short_columns, layout.block_out(),
+          layout.block_in(),   layout.out(),      layout.in()};
+}
+
+}  // namespace
+
+void CudaBackend::MapStored(const MapStoredArgs& args, Stream& stream) {
+  const Cells from = CellsOf(args.from), to = CellsOf(args.to);
+  const bool kept = !args.rows.empty();
+  CHECK(kept || (from.out == to.out && from.in == to.in))
+      << "[" << from.out << ", " << from.in << "] to [" << to.out << ", " << to.in << "]";
+  const int64_t count = args.to->layout().stored_count();
+  if (count == 0) return;
+  const int32_t* rows = kept ? AsElements<int32_t>(args.rows, to.out, "rows") : nullptr;
+  const int32_t* columns = kept ? AsElements<int32_t>(args.columns, to.in, "columns") : nullptr;
+  const auto grid = static_cast<unsigned>(args.to->layout().grid_rows());
+  MapKernel<<<grid, kThreads, 0, NativeStream(stream)>>>(
+      from, to, rows, columns, AsElements<int32_t>(args.slots, count, "slots"));
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void CudaBackend::TakeStored(const TakeStoredArgs& args, Stream& stream) {
+  const int64_t count = args.to.size(), mapped = args.slots.size();
+  CHECK_LE(mapped, count);
+  if (count == 0) return;
+  const auto grid =
+      static_cast<unsigned>(std::min(CeilDiv(count, int64_t{kThreads}), kMaxCtas));
+  TakeKernel<<<grid, kThreads, 0, NativeStream(stream)>>>(
+      AsElements<float>(args.from, args.from.size(), "from"),
+      AsElements<int32_t>(args.slots, mapped, "slots"), mapped,
+      AsElements<float>(args.to, count, "to"), count, args.fresh);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace filigree
