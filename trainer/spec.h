@@ -247,7 +247,7 @@ struct RunSpec {
   int cpu_threads = 0;
   int required_ranks = 0;
   bool deterministic = false;
-  bool graphs = true;  // passes are recorded and replayed where they can be
+  bool graphs = false;  // passes are recorded and replayed where they can be
   DeviceChoice device = DeviceChoice::kAuto;
   double timeout_seconds = 600;  // without progress; 0: no watchdog
   int64_t checkpoint_every_steps = 1000;

@@ -126,11 +126,9 @@ __device__ __forceinline__ void Produce(const SddmmParams<Gradient>& params, uin
                                         RingBarriers<SddmmShape<kWidth>::kStages>& barriers,
                                         int begin, int end) {
   using Shape = SddmmShape<kWidth>;
-  // Tuned on an H100: a B column is met by many A slices, an A slice only by a few units. What is
-  // not memory-bound gains 1 to 2 % where B makes room, too.
-  const bool keeps_b = kWidth == 64 || params.pace.counters != nullptr;
+  // Tuned on an H100: a B column is met by many A slices, an A slice only by a few units.
   const uint64_t a_policy = PolicyEvictFirst();
-  const uint64_t b_policy = keeps_b ? PolicyEvictLast() : a_policy;
+  const uint64_t b_policy = PolicyEvictLast();
   Pacer pacer(params.pace);
   RingPosition<Shape::kStages> position;
   position.parity = 1;

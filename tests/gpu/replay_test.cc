@@ -77,8 +77,6 @@ class GpuReplayTest : public GpuTest {
     sparse.batch = {.seq_len = kSeqLen,
                     .tokens_per_step = sequences * kSeqLen,
                     .micro_batch_sequences = kSequences};
-    // The loss scale is then another at every step.
-    if (accumulation > 1) sparse.data.loss_after_token = 0;
     sparse.schedule.lr = 3e-3;
     sparse.sparsity = {blocks};
     PhaseSpec dense = sparse;

@@ -200,7 +200,7 @@ parallel {
   }
   grad_dtype: F32
   wire_dtype: F32
-  graphs: WHERE_POSSIBLE
+  graphs: OFF
 }
 checkpoint {
   every_steps: 1000
@@ -272,9 +272,9 @@ TEST(ConfigTest, OverridesMergeAndReplaceLists) {
   EXPECT_EQ(spec.total_steps(), 9);
 }
 
-TEST(ConfigTest, PassesAreReplayedUnlessToldOtherwise) {
-  EXPECT_TRUE(Spec(kSmall).graphs);
-  EXPECT_FALSE(Spec(std::string(kSmall) + "parallel { graphs: OFF }\n").graphs);
+TEST(ConfigTest, PassesAreReplayedWhereAskedFor) {
+  EXPECT_FALSE(Spec(kSmall).graphs);
+  EXPECT_TRUE(Spec(std::string(kSmall) + "parallel { graphs: WHERE_POSSIBLE }\n").graphs);
 }
 
 TEST(ConfigTest, GradientsTravelAsTheyAreUnlessToldNarrower) {
