@@ -76,7 +76,7 @@ StepMemory PlanStepMemory(const Model& model, const FlatLayout& layout, const Ru
   bytes["activations"] =
       static_cast<int64_t>(
           model.ActivationBytes(batch.micro_batch_sequences, batch.seq_len, /*training=*/true)) +
-      BatchFeeder::Bytes(batch.micro_batch_sequences, batch.seq_len, phase.distillation.on());
+      BatchFeeder::Bytes(batch.micro_batch_sequences, batch.seq_len, /*divergences=*/false);
   if (IsGpu(device)) {
     bytes["scratch"] += GpuScratch(model.spec(), batch, run.deterministic, products.scratch_bytes);
   }

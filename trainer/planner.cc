@@ -6,6 +6,7 @@
 #include <memory>
 #include <utility>
 
+#include "trainer/batch_feeder.h"
 #include "trainer/checkpoint/merged_weight.h"
 #include "trainer/model/model.h"
 #include "trainer/plan_course.h"
@@ -192,7 +193,11 @@ RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend,
     if (!phase.distillation.on()) continue;
     const TeacherCost teacher =
         CostOfTeacher(teachers.at(phase.distillation.teacher), phase.batch, backend);
-    planned.memory_bytes["teacher"] = teacher.memory_bytes;
+    const auto feeder = [&](bool divergences) {
+      return BatchFeeder::Bytes(phase.batch.micro_batch_sequences, phase.batch.seq_len,
+                                divergences);
+    };
+    planned.memory_bytes["teacher"] = teacher.memory_bytes + feeder(true) - feeder(false);
     planned.flops.executed += teacher.flops_per_token * static_cast<double>(planned.tokens);
   }
   return plan;

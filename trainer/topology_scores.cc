@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "kernels/base/math.h"
-#include "trainer/device_segments.h"
 #include "kernels/sparse/unit_layout.h"
+#include "trainer/device_segments.h"
 
 namespace filigree {
 namespace {

@@ -1,8 +1,10 @@
 // AddColumns: what pruning's second-order update adds to the columns that stay.
 //
-// AddColumnsKernel. Grid: (tiles of 256 columns of `rest`, rows); a thread a cell, which goes through
+// AddColumnsKernel. Grid: (tiles of 128 columns of `rest`, rows); a thread a cell, which goes through
 //   the terms in order. Terms are added in F64 without contraction: the CPU's bits. Bytes: 8 a cell,
 //   and for each term 8 that all rows share.
+#include <algorithm>
+
 #include "kernels/base/math.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_check.h"
