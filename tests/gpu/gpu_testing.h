@@ -8,6 +8,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -19,6 +20,19 @@
 #include "kernels/cuda/cuda_device.h"
 
 namespace filigree {
+
+// A host array on a device.
+template <typename T>
+DeviceBuffer Upload(const std::vector<T>& host, Device& device, Stream& stream) {
+  const auto count = static_cast<int64_t>(host.size());
+  DeviceBuffer buffer = device.Allocate(std::max<size_t>(host.size(), 1) * sizeof(T), "test");
+  if (count > 0) {
+    device.CopyAsync(buffer.View(DTypeOf<T>::value, count),
+                     ConstTensorView(host.data(), DTypeOf<T>::value, {count}), stream);
+    stream.Synchronize();
+  }
+  return buffer;
+}
 
 class GpuTest : public ::testing::Test {
  protected:

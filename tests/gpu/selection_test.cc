@@ -13,18 +13,6 @@ namespace filigree {
 namespace {
 
 template <typename T>
-DeviceBuffer Upload(const std::vector<T>& host, Device& device, Stream& stream) {
-  const auto count = static_cast<int64_t>(host.size());
-  DeviceBuffer buffer = device.Allocate(std::max<size_t>(host.size(), 1) * sizeof(T), "test");
-  if (count > 0) {
-    device.CopyAsync(buffer.View(DTypeOf<T>::value, count),
-                     ConstTensorView(host.data(), DTypeOf<T>::value, {count}), stream);
-    stream.Synchronize();
-  }
-  return buffer;
-}
-
-template <typename T>
 std::vector<T> Download(const DeviceBuffer& buffer, size_t size, Device& device, Stream& stream) {
   std::vector<T> host(size);
   const auto count = static_cast<int64_t>(size);

@@ -12,15 +12,6 @@ namespace filigree {
 namespace {
 
 template <typename T>
-DeviceBuffer Upload(const std::vector<T>& host, Device& device, Stream& stream) {
-  const auto count = static_cast<int64_t>(host.size());
-  DeviceBuffer buffer = device.Allocate(std::max<size_t>(host.size(), 1) * sizeof(T), "test");
-  device.CopyAsync(buffer.View(DTypeOf<T>::value, count),
-                   ConstTensorView(host.data(), DTypeOf<T>::value, {count}), stream);
-  stream.Synchronize();
-  return buffer;
-}
-template <typename T>
 std::vector<T> Download(TensorView view, Device& device, Stream& stream) {
   std::vector<T> host(static_cast<size_t>(view.size()));
   device.CopyAsync(TensorView(host.data(), view.dtype(), {view.size()}), view, stream);
