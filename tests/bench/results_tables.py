@@ -12,8 +12,8 @@ import json
 import os
 import sys
 
-# The studies in tests/quality write tables of their own.
-OWN_TABLES = ("pruning_study", "sltrain_quality", "topology_rules")
+# These are written with their tables, by the studies in tests/quality and pruning_throughput.py.
+OWN_TABLES = ("pruning_study", "pruning_throughput", "sltrain_quality", "topology_rules")
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs", "results")
 FIELDS = ("name", "value", "unit", "ours_ms", "peer_ms", "samples", "run_id", "settings", "device",
           "date", "commit", "command")
@@ -35,7 +35,7 @@ def rows(records):
         ratio = r["peer_ms"] / r["ours_ms"] if r["ours_ms"] and r["peer_ms"] else None
         value = number(r["value"], 3) + " " + r["unit"] if r["unit"] != "ratio" else ""
         yield (f"| {r['name']} | {number(r['ours_ms'], 3)} | {number(r['peer_ms'], 3)} | "
-               f"{number(ratio, 2)} | {value} | {detail(r['settings'])} |")
+               f"{number(ratio, 3 if 'efficiency' in r['name'] else 2)} | {value} | {detail(r['settings'])} |")
 
 
 def table(title, records):

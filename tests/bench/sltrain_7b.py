@@ -64,8 +64,9 @@ def largest_rows(options, config, extra):
 
 def run_watched(line):
     """Output of a program that ends well, and the largest memory in use that nvidia-smi saw, in bytes."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # the one that the run takes
     watch = subprocess.Popen(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits",
-                              "--loop-ms=100", "--id=0"], stdout=subprocess.PIPE, text=True)
+                              "--loop-ms=100", "--id=" + gpu], stdout=subprocess.PIPE, text=True)
     try:
         done = subprocess.run(line, check=False, text=True, capture_output=True,
                               cwd=bench_records.REPOSITORY)
