@@ -14,6 +14,7 @@
 #include "trainer/checkpoint_saver.h"
 #include "trainer/evaluator.h"
 #include "trainer/generator.h"
+#include "trainer/micro_batches.h"
 #include "trainer/peak_flops.h"
 #include "trainer/phase_data.h"
 #include "trainer/pruner.h"
@@ -39,7 +40,7 @@ class Trainer {
  public:
   Trainer(const TrainOptions& options, Communicator& communicator, Backend& backend)
       : options_(options),
-        run_(options.run),
+        run_(WithMicroBatchesOf(communicator.size(), options.run)),
         communicator_(communicator),
         backend_(backend),
         stream_(backend.device().NewStream()),

@@ -10,6 +10,7 @@
 #include "launch/commands/session.h"
 #include "launch/commands/sparsified_report.h"
 #include "trainer/metrics/numbers.h"
+#include "trainer/micro_batches.h"
 #include "trainer/peak_flops.h"
 #include "trainer/pruner.h"
 #include "trainer/run_inputs.h"
@@ -262,7 +263,7 @@ Status BenchStepCommand::Run() const {
   ASSIGN_OR_RETURN(Session session,
                    OpenSession(checked.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
   if (!checked.ok()) return ForThisRank(checked, session);
-  const RunSpec& run = loaded->spec;
+  const RunSpec run = WithMicroBatchesOf(session.communicator->size(), loaded->spec);
   if (const Status fits = CheckDevice(run, *session.device); !fits.ok()) {
     return ForThisRank(fits, session);
   }
