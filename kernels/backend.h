@@ -195,10 +195,11 @@ class PreparedLayout {
   virtual size_t bytes() const = 0;
   // Of a training step over `tokens` tokens: what it comes to hold beside the indices that it has
   // from the start, and the most scratch that one of its products takes from the backend.
+  // `bias_sums`: the weight's gradient is asked for SddmmArgs::dy_sums too.
   struct StepUse {
     int64_t held_bytes = 0, scratch_bytes = 0;
   };
-  virtual StepUse step_use(int64_t tokens, DType grad_dtype) const { return {}; }
+  virtual StepUse step_use(int64_t tokens, DType grad_dtype, bool bias_sums) const { return {}; }
 
  private:
   SparseLayout layout_;

@@ -38,6 +38,8 @@ int64_t UpdatesSinceFreshMoments(const RunSpec& run, int phase, int64_t step) {
   return step - from.first_step + 1 + std::max<int64_t>(from.rewind_step, 0);
 }
 
+int64_t Optimizer::ScratchBytes() { return kScaleOffset + sizeof(float); }
+
 Optimizer::Optimizer(const std::vector<Parameter>& parameters, std::vector<int64_t> growth_ramps,
                      uint64_t rounding_seed, FlatBuffer& buffer, GradientExchange& exchange,
                      Backend& backend)
@@ -47,7 +49,7 @@ Optimizer::Optimizer(const std::vector<Parameter>& parameters, std::vector<int64
       buffer_(buffer),
       exchange_(exchange),
       backend_(backend),
-      scalars_(backend.device().Allocate(kScaleOffset + sizeof(float), "scratch")),
+      scalars_(backend.device().Allocate(ScratchBytes(), "scratch")),
       updated_(backend.device().NewEvent()),
       fetched_(backend.device().NewEvent()),
       host_sum_(backend.device().AllocatePinned(sizeof(double), "pinned")) {

@@ -31,6 +31,9 @@ class Optimizer {
             uint64_t rounding_seed, FlatBuffer& buffer, GradientExchange& exchange,
             Backend& backend);
 
+  // Device memory that it takes beside the buffer.
+  static int64_t ScratchBytes();
+
   // Every rank has the sums of all gradients (sample_tree.h), under ZeRO-1 too: the norm is taken
   // parameter by parameter, the same bits however they are sharded, and nothing is exchanged.
   void TakeWholeGradients() { whole_gradients_ = true; }

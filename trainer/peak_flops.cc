@@ -11,7 +11,7 @@ namespace {
 
 // Well past the sizes at which a matrix product reaches its rate, on a processor and on a GPU.
 constexpr int64_t kProcessorSize = 768, kGpuSize = 4096;
-constexpr int kRepeats = 4;
+constexpr int kRepeats = 12;
 
 // Numbers of all signs and sizes, repeated: zeros would draw less power and flatter the device.
 void Fill(Device& device, TensorView view, Stream& stream) {
@@ -29,11 +29,8 @@ void Fill(Device& device, TensorView view, Stream& stream) {
   stream.Synchronize();
 }
 
-}  // namespace
-
-double PeakFlops(Backend& backend) {
+double Measure(Backend& backend) {
   Device& device = backend.device();
-  if (device.vendor_peak_flops() > 0) return device.vendor_peak_flops();
   const DType dtype = device.compute_dtype();
   const int64_t size = dtype == DType::kBF16 ? kGpuSize : kProcessorSize;
   const size_t bytes = size * size * SizeOf(dtype);
@@ -58,6 +55,28 @@ double PeakFlops(Backend& backend) {
     best_seconds = std::min(best_seconds, elapsed.count());
   }
   return 2.0 * static_cast<double>(size * size * size) / best_seconds;
+}
+
+}  // namespace
+
+PeakFlops PeakFlops::Of(Backend& backend, double given, int ranks) {
+  if (given <= 0) given = backend.device().vendor_peak_flops();
+  return given > 0 ? PeakFlops(ranks * given, /*measured=*/false)
+                   : PeakFlops(ranks * Measure(backend), /*measured=*/true);
+}
+
+void PeakFlops::Reached(double executed) {
+  if (!(executed > flops_)) return;
+  if (measured_) {
+    flops_ = executed;
+  } else {
+    exceeded_ = true;
+  }
+}
+
+std::optional<double> PeakFlops::Share(double flops) const {
+  if (exceeded_) return std::nullopt;
+  return flops / flops_;
 }
 
 }  // namespace filigree

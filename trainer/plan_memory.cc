@@ -7,9 +7,9 @@
 #include "kernels/base/math.h"
 #include "kernels/planned/gpu_sizes.h"
 #include "trainer/batch_feeder.h"
+#include "trainer/optimizer.h"
 #include "trainer/pruner.h"
 #include "trainer/sample_tree.h"
-#include "trainer/state_move.h"
 #include "trainer/topology/plan.h"
 #include "trainer/training_state.h"
 
@@ -61,9 +61,9 @@ StepMemory PlanStepMemory(const Model& model, const FlatLayout& layout, const Ru
   const StateBytes state =
       PredictStateBytes(layout, device.compute_dtype(), run.grad_dtype, phase.optimizer.state,
                         SlotsOf(run, index, ranks), TracksAges(run, index));
-  const LinearMemory linears = model.linear_memory();
+  const LinearMemory linears = model.linear_memory(layout);
   const PreparedLayout::StepUse products =
-      model.linear_step_use(batch.micro_batch_sequences * batch.seq_len, run.grad_dtype);
+      model.linear_step_use(batch.micro_batch_sequences * batch.seq_len, run.grad_dtype, layout);
   StepMemory memory;
   std::map<std::string, int64_t>& bytes = memory.bytes_by_kind;
   AddExchanged(state, layout, run, ranks, device, &bytes);
@@ -71,7 +71,7 @@ StepMemory PlanStepMemory(const Model& model, const FlatLayout& layout, const Ru
   bytes["moments"] = state.moments;
   bytes["layouts"] = linears.layout_bytes + products.held_bytes;
   bytes["compute_copies"] = linears.compute_copy_bytes;
-  bytes["scratch"] = linears.scratch_bytes;
+  bytes["scratch"] = linears.scratch_bytes + Optimizer::ScratchBytes();
   for (const auto& [kind, held] : bytes) memory.state_bytes += held;
   bytes["activations"] =
       static_cast<int64_t>(
@@ -84,19 +84,6 @@ StepMemory PlanStepMemory(const Model& model, const FlatLayout& layout, const Ru
     bytes["scratch"] += SampleTree::NodesHeld(batch.sequences_per_step()) * bytes["grads"];
   }
   return memory;
-}
-
-int64_t PlanMoveMemory(const std::vector<Parameter>& parameters, const RunSpec& run, int index,
-                       int ranks, const Device& device, bool all) {
-  int64_t remapped = 0;
-  for (const Parameter& parameter : parameters) {
-    if (!all && parameter.layout.kind() == LayoutKind::kDense) continue;
-    remapped = std::max(remapped, parameter.segment_count());
-  }
-  const StateFormat format = run.phases[index].optimizer.state;
-  const bool whole = format == StateFormat() && (run.zero_stage == 0 || ranks == 1);
-  return MoveBytes(Largest(parameters), remapped, whole,
-                   format.bf16 && device.compute_dtype() == DType::kF32);
 }
 
 int64_t PlanRemovalMemory(const std::vector<Parameter>& parameters, const RunSpec& run, int index,

@@ -25,11 +25,6 @@ struct StepMemory {
 StepMemory PlanStepMemory(const Model& model, const FlatLayout& layout, const RunSpec& run,
                           int index, int ranks, const Device& device);
 
-// What moving the state of phase `index` into another takes beside both (state_move.h): of `all`
-// parameters, or of those that are not dense, whose topology moves.
-int64_t PlanMoveMemory(const std::vector<Parameter>& parameters, const RunSpec& run, int index,
-                       int ranks, const Device& device, bool all);
-
 // What a step that removes units holds beside what others do: inner products of inputs, and a
 // weight whole where no rank has it so. 0 where the phase does not prune.
 int64_t PlanRemovalMemory(const std::vector<Parameter>& parameters, const RunSpec& run, int index,

@@ -7,10 +7,12 @@
 #include <utility>
 
 #include "trainer/batch_feeder.h"
+#include "trainer/micro_batches.h"
 #include "trainer/checkpoint/merged_weight.h"
 #include "trainer/model/model.h"
 #include "trainer/plan_course.h"
 #include "trainer/plan_memory.h"
+#include "trainer/plan_move.h"
 #include "trainer/pruning/planned_size.h"
 #include "trainer/teacher.h"
 #include "trainer/topology/plan.h"
@@ -76,7 +78,9 @@ int64_t SingleWeightsBesideFactors(const std::vector<Parameter>& parameters,
   return count;
 }
 
-PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) {
+// `parameters` receives the phase's.
+PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend,
+                    std::vector<Parameter>* parameters) {
   const PhaseSpec& phase = run.phases[index];
   const std::vector<LinearSpec> linears = LinearSpecs(run.model);
   const PhaseSpec fullest = FullestMoment(phase);
@@ -115,13 +119,12 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend) 
       PlanTopologyTraffic(run, index, ranks, model->parameters(), backend.device());
   plan.step_bytes = traffic.steps;
   plan.update_bytes = traffic.updates;
-  const auto move = [&](bool all) {
-    return PlanMoveMemory(model->parameters(), run, index, ranks, backend.device(), all);
-  };
-  plan.move_bytes = move(/*all=*/true);
+  const int64_t move =
+      PlanUpdateMoveMemory(model->parameters(), run, index, ranks, backend.device());
   plan.memory_bytes["topology"] =
-      std::max(UpdateMemory(traffic, plan, move(/*all=*/false)),
+      std::max(UpdateMemory(traffic, plan, move),
                PlanRemovalMemory(model->parameters(), run, index, ranks));
+  *parameters = model->parameters();
   return plan;
 }
 
@@ -174,20 +177,29 @@ const PhasePlan& RunPlan::largest() const {
 RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend,
                 const std::map<std::string, CheckpointInfo>& teachers) {
   RunPlan plan;
-  RunSpec now = run;  // with the model that each phase begins with
+  RunSpec now = WithMicroBatchesOf(ranks, run);  // and the model that each phase begins with
+  std::vector<Parameter> before, parameters;
   for (size_t i = 0; i < run.phases.size(); ++i) {
-    plan.phases.push_back(PlanPhase(now, static_cast<int>(i), ranks, backend));
-    const PhaseSpec& phase = run.phases[i];
+    const auto index = static_cast<int>(i);
+    before = std::move(parameters);
+    plan.phases.push_back(PlanPhase(now, index, ranks, backend, &parameters));
+    const PhaseSpec& phase = now.phases[i];
     PhasePlan& planned = plan.phases.back();
     planned.pruned_before = now.model != run.model;
-    if (phase.pruning) now.model = PrunedInProportion(now.model, *phase.pruning);
-    int64_t previous = phase.pruning ? planned.state_bytes : 0;
-    if (i > 0) {
-      const PhasePlan& before = plan.phases[i - 1];
-      const bool prunes = run.phases[i - 1].pruning.has_value();
-      previous = std::max(previous, prunes ? PrunedStateBytes(before) : before.state_bytes);
+    int64_t previous = 0;  // what entering the phase, or compacting it, holds of another state
+    if (phase.pruning) {
+      previous = planned.state_bytes +
+                 PlanCompactionMoveMemory(parameters, now, index, ranks, backend.device());
     }
-    if (previous > 0) previous += planned.move_bytes;
+    if (i > 0) {
+      const PhasePlan& last = plan.phases[i - 1];
+      const bool pruned = run.phases[i - 1].pruning.has_value();
+      const int64_t move = PlanEntryMoveMemory(pruned ? parameters : before, parameters, now, index,
+                                               ranks, backend.device());
+      previous =
+          std::max(previous, (pruned ? PrunedStateBytes(last) : last.state_bytes) + move);
+    }
+    if (phase.pruning) now.model = PrunedInProportion(now.model, *phase.pruning);
     planned.memory_bytes["transition"] =
         std::max<int64_t>(previous - planned.memory_bytes["topology"], 0);
     if (!phase.distillation.on()) continue;

@@ -61,7 +61,6 @@ struct PhasePlan {
   int64_t memory_total() const;
   // Of these, what is left of the state while the next one is built beside it.
   int64_t state_bytes = 0;
-  int64_t move_bytes = 0;  // and what moving it into the next takes beside both (state_move.h)
   SparsifiedMemory sparsified;  // of the above, what the sparsified weights have
   // What SLTrain's paper (arXiv 2406.02214) counts as a model's memory: a bf16 value and two bf16
   // moments of all that is stored, and an index for each single weight, of 8 bytes there.

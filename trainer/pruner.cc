@@ -9,6 +9,7 @@
 #include "kernels/base/math.h"
 #include "trainer/master_columns.h"
 #include "trainer/model/model.h"
+#include "trainer/pruning/planned_size.h"
 #include "trainer/pruning/second_order.h"
 #include "trainer/topology/plan.h"
 #include "trainer/unit_arrays.h"
@@ -61,12 +62,28 @@ void Pruner::BeginPhase(int phase) {
   CHECK_EQ(progress_->zero_at.size(), units);
   if (!prunes) return;
   if (progress_->phase != phase) {
+    WarnOfFewEvents();
     progress_->phase = phase;
     progress_->batches = 0;
     progress_->smoothed.assign(units * kSmoothed, 0.0);
     progress_->initial_parameters = LiveParameters();
   }
   ramp_.emplace(spec(), TimelineOf(run_.phases[phase]), progress_->initial_parameters);
+}
+
+// A run whose kinds shrink alike reaches the target (ValidatePruning); others need more units.
+void Pruner::WarnOfFewEvents() const {
+  if (spec().units_per_event == 0) return;
+  const RampReach reach = ReachOf(run_.model, spec(), TimelineOf(run_.phases[phase_]),
+                                  UnitOrder::kSmallestFirst);
+  if (reach.reached()) return;
+  LogWarning("phase " + run_.phases[phase_].name + ": pruning units_per_event = " +
+             std::to_string(spec().units_per_event) +
+             " may not come to target_parameters = " + std::to_string(spec().target_parameters) +
+             ": where scores choose the smallest units, " + std::to_string(reach.events) +
+             " events leave " + std::to_string(reach.parameters) +
+             " parameters; to be sure, raise it to " + std::to_string(reach.units_per_event) +
+             ", lower interval or leave it out");
 }
 
 std::vector<bool> Pruner::UnitsThatStay() const {

@@ -80,6 +80,7 @@ class Pruner {
   }
   int64_t InPhase(int64_t step) const { return step - run_.phases[phase_].first_step; }
   bool progressive() const { return spec().removal == PruningSpec::Removal::kProgressive; }
+  void WarnOfFewEvents() const;
   std::vector<bool> UnitsThatStay() const;
   void Choose(const TrainingState& state, int64_t step, Stream& stream);
   void AddBlocks(const std::string& weight, const ParameterUnits& units);

@@ -62,10 +62,13 @@ SparsifiedMemory PlanSparsifiedMemory(const Model& model, const RunSpec& run, in
   const auto state = [&](const std::vector<int64_t>& counts) {
     return StateOf(parameters, counts, run, phase, ranks, device.compute_dtype());
   };
-  const LinearMemory linears = model.linear_memory();
+  const FlatLayout layout = LayOutParameters(parameters, run, ranks);
+  const LinearMemory linears = model.linear_memory(layout);
   const BatchSpec& batch = run.phases[phase].batch;
   const int64_t work_lists =
-      model.linear_step_use(batch.micro_batch_sequences * batch.seq_len, run.grad_dtype).held_bytes;
+      model
+          .linear_step_use(batch.micro_batch_sequences * batch.seq_len, run.grad_dtype, layout)
+          .held_bytes;
   return {.state = state(SegmentCounts(parameters)),
           .dense_state = state(logical),
           .compute_copies = linears.compute_copy_bytes,

@@ -26,21 +26,21 @@ class StateMover {
 
   // Memory for the largest of the moves.
   void Reserve(std::span<const ParameterMove> moves) {
-    int64_t gathered = 0, remapped = 0, halves = 0;
+    MoveSizes sizes;
     for (const ParameterMove& move : moves) {
       const int64_t source = move.from->segment_count(), target = move.to->segment_count();
-      if (!HoldsAll(move.source)) gathered = std::max(gathered, source);
-      if (move.remaps()) remapped = std::max(remapped, target);
-      if (RoundsThroughHalves(to_)) halves = std::max(halves, target);
+      if (!HoldsAll(move.source)) sizes.gathered = std::max(sizes.gathered, source);
+      if (move.remaps()) sizes.remapped = std::max(sizes.remapped, target);
+      if (RoundsThroughHalves(to_)) sizes.halves = std::max(sizes.halves, target);
     }
     Device& device = backend_.device();
     const auto allocate = [&](int64_t bytes) {
       return device.Allocate(static_cast<size_t>(bytes), "scratch");
     };
-    gathered_ = allocate(gathered * kFloat);
-    slots_ = allocate(remapped * kSlot);
-    moved_ = allocate(remapped * kFloat);
-    halves_ = allocate(halves * kHalf);
+    gathered_ = allocate(sizes.gathered * kFloat);
+    slots_ = allocate(sizes.remapped * kSlot);
+    moved_ = allocate(sizes.remapped * kFloat);
+    halves_ = allocate(sizes.halves * kHalf);
   }
 
   void Move(const ParameterMove& move) {
@@ -148,9 +148,8 @@ int64_t MoveState(const FlatBuffer& from, FlatBuffer& to, std::span<const Parame
   return mover.bytes();
 }
 
-int64_t MoveBytes(int64_t largest, int64_t largest_remapped, bool whole, bool halves) {
-  return (whole ? 0 : largest * kFloat) + largest_remapped * (kSlot + kFloat) +
-         (halves ? largest * kHalf : 0);
+int64_t MoveBytes(const MoveSizes& sizes) {
+  return sizes.gathered * kFloat + sizes.remapped * (kSlot + kFloat) + sizes.halves * kHalf;
 }
 
 }  // namespace filigree

@@ -38,8 +38,12 @@ int64_t MoveState(const FlatBuffer& from, FlatBuffer& to, std::span<const Parame
                   bool moments, int64_t updates_done, Communicator& communicator,
                   Backend& backend, Stream& stream);
 
-// The device memory that MoveState takes where the largest parameter stores `largest` elements and
-// the largest that changes slots `largest_remapped`. `whole`: every rank holds all arrays in F32.
-int64_t MoveBytes(int64_t largest, int64_t largest_remapped, bool whole, bool halves);
+// Elements of the largest of some moves' parameters: of the source where an array needs to be
+// gathered, of the target where slots change, and where its values round through BF16.
+struct MoveSizes {
+  int64_t gathered = 0, remapped = 0, halves = 0;
+};
+// The device memory that MoveState takes.
+int64_t MoveBytes(const MoveSizes& sizes);
 
 }  // namespace filigree

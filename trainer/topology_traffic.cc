@@ -122,7 +122,7 @@ class Course {
   void FillSegments() {
     for (size_t e = 0; e < entries_.size(); ++e) {
       // Weights that stand still keep the counts they were drawn with; low_rank and cola have none.
-      if (entries_[e].rule->action == FindTopologyRule("inherit")->action) continue;
+      if (!MovesTopology(*entries_[e].rule)) continue;
       for (size_t i = 0; i < entries_[e].linears.size(); ++i) {
         segments_[places_.at(entries_[e].linears[i].name + ".weight")] = counts_[e].elements(i);
       }

@@ -7,7 +7,6 @@
 #include "data/manifest.h"
 #include "kernels/base/log.h"
 #include "trainer/metrics/numbers.h"
-#include "trainer/peak_flops.h"
 #include "trainer/run_directory.h"
 #include "trainer/training_state.h"
 
@@ -86,9 +85,7 @@ void TrainLog::BeginPhase(int phase, int64_t steps_done, const Model& model, dou
   const SparsityCount count = Count(model);
   unigram_entropy_ = UnigramEntropyOf(phase_->data);
   // Every rank measures, so that all are equally busy while any does.
-  if (peak_flops_ == 0) {
-    peak_flops_ = ranks * (run_.peak_tflops > 0 ? run_.peak_tflops * kTera : PeakFlops(backend));
-  }
+  if (!peak_) peak_ = PeakFlops::Of(backend, run_.peak_tflops * kTera, ranks);
   if (!metrics_) return;
   WarnIfFailed(metrics_->Write(PhaseMetrics{.step = steps_done, .phase = phase_->name}));
   // The report shows the layers of the sparsest phase.
@@ -108,8 +105,9 @@ void TrainLog::Step(StepMetrics metrics) {
   const double seconds = metrics.step_ms > 0 ? metrics.step_ms / 1000.0 : std::nan("");
   metrics.sparsity = sparsity_;
   metrics.tokens_per_second = static_cast<double>(phase_->batch.tokens_per_step) / seconds;
-  metrics.mfu_dense_equivalent = flops_per_step_.dense_equivalent / seconds / peak_flops_;
-  metrics.mfu_executed = flops_per_step_.executed / seconds / peak_flops_;
+  peak_->Reached(flops_per_step_.executed / seconds);
+  metrics.mfu_dense_equivalent = peak_->Share(flops_per_step_.dense_equivalent / seconds);
+  metrics.mfu_executed = peak_->Share(flops_per_step_.executed / seconds);
   metrics.memory_bytes = static_cast<int64_t>(device_->memory_usage().peak_bytes);
   WarnIfFailed(metrics_->Write(metrics));
   console_->Step(metrics);
@@ -117,23 +115,20 @@ void TrainLog::Step(StepMetrics metrics) {
 }
 
 void TrainLog::WriteEvents(const StepMetrics& metrics) {
-  const std::pair<const char*, double> scalars[] = {
+  const std::pair<const char*, std::optional<double>> scalars[] = {
       {"train/loss", metrics.loss},
       {"train/lr", metrics.lr},
       {"train/grad_norm", metrics.grad_norm},
       {"train/sparsity", metrics.sparsity},
       {"throughput/tokens_per_second", metrics.tokens_per_second},
       {"throughput/step_ms", metrics.step_ms},
-      {"throughput/mfu_dense_equivalent", metrics.mfu_dense_equivalent.value_or(0)},
-      {"throughput/mfu_executed", metrics.mfu_executed.value_or(0)},
+      {"throughput/mfu_dense_equivalent", metrics.mfu_dense_equivalent},
+      {"throughput/mfu_executed", metrics.mfu_executed},
       {"exchange/bytes", static_cast<double>(metrics.exchanged_bytes)},
-      {"memory/bytes", static_cast<double>(metrics.memory_bytes)}};
+      {"memory/bytes", static_cast<double>(metrics.memory_bytes)},
+      {"train/distillation_loss", metrics.distillation_loss}};
   for (const auto& [tag, value] : scalars) {
-    WarnIfFailed(events_->WriteScalar(metrics.step, tag, value));
-  }
-  if (metrics.distillation_loss) {
-    WarnIfFailed(
-        events_->WriteScalar(metrics.step, "train/distillation_loss", *metrics.distillation_loss));
+    if (value) WarnIfFailed(events_->WriteScalar(metrics.step, tag, *value));
   }
   WarnIfFailed(events_->Flush());
 }

@@ -15,6 +15,7 @@
 #include "trainer/metrics/event_writer.h"
 #include "trainer/metrics/metrics_writer.h"
 #include "trainer/model/model.h"
+#include "trainer/peak_flops.h"
 #include "trainer/spec.h"
 #include "trainer/training_state.h"
 
@@ -62,7 +63,7 @@ class TrainLog {
   double sparsity_ = 0, most_sparse_ = -1;
   double teacher_flops_ = 0;    // a token
   LinearFlops flops_per_step_;  // forward and backward, of all ranks
-  double peak_flops_ = 0;       // of all ranks; 0 until measured
+  std::optional<PeakFlops> peak_;  // of all ranks
   std::optional<double> unigram_entropy_;
   std::optional<double> first_loss_, last_loss_;
 };

@@ -12,8 +12,10 @@
 #include "kernels/base/progress.h"
 #include "trainer/agree.h"
 #include "trainer/checkpoint_saver.h"
+#include "trainer/config_changes.h"
 #include "trainer/evaluator.h"
 #include "trainer/generator.h"
+#include "trainer/micro_batches.h"
 #include "trainer/peak_flops.h"
 #include "trainer/phase_data.h"
 #include "trainer/pruner.h"
@@ -39,7 +41,7 @@ class Trainer {
  public:
   Trainer(const TrainOptions& options, Communicator& communicator, Backend& backend)
       : options_(options),
-        run_(options.run),
+        run_(WithMicroBatchesOf(communicator.size(), options.run)),
         communicator_(communicator),
         backend_(backend),
         stream_(backend.device().NewStream()),
@@ -52,6 +54,7 @@ class Trainer {
 
  private:
   Status Start(const TrainOptions& options);
+  void TellStart(const CheckpointReader& start) const;
   Status Reload();
   Status EnterPhase(int phase);
   Status TakeTeacher();
@@ -140,14 +143,21 @@ Status Trainer::Start(const TrainOptions& options) {
   RETURN_IF_ERROR(AgreeOnStatus(log.status(), communicator_));
   log_ = std::move(log).value();
   LogInfo("effective configuration:\n" + options_.config_text);
-  if (start)
-    LogInfo("going on from " + start->directory() + " (step " + std::to_string(step_) + ")");
+  if (start) TellStart(*start);
   if (inputs_.initial) {
     if (!start) LogInfo("starting from " + inputs_.initial->directory());
     state_.set_initial(std::move(inputs_.initial));
   }
   ReportActivity("building the model");
   return AgreeOnStatus(state_.Build(phase_, start.get()), communicator_);
+}
+
+void Trainer::TellStart(const CheckpointReader& start) const {
+  LogInfo("going on from " + start.directory() + " (step " + std::to_string(step_) + ")");
+  const std::string& before = start.info().config_text;
+  if (before.empty()) return;
+  const std::string changes = DescribeConfigChanges(before, options_.config_text);
+  if (!changes.empty()) LogInfo("not as it was configured when that was saved: " + changes);
 }
 
 // The state is spoiled: goes on from what the last complete checkpoint holds (or from the start),
@@ -414,7 +424,6 @@ Status Trainer::RunPhase() {
 }
 
 Status Trainer::Run() {
-  WatchStopSignals();
   RETURN_IF_ERROR(Start(options_));
   if (step_ == run_.total_steps()) {
     LogInfo(options_.run_dir + " is complete: " + std::to_string(step_) + " steps done");

@@ -156,6 +156,13 @@ struct SddmmSchedule {
   std::vector<int32_t> sum_segments;
 };
 
+// The kernel's scratch. A partial sum holds the accumulators of a CTA: 256 threads x 128 fp32.
+inline constexpr int64_t kSddmmPartialFloats = 256 * 128;
+inline int64_t SddmmPartialBytes(int slot_count) { return slot_count * kSddmmPartialFloats * 4; }
+// With sums of A's columns beside it a part of them for each segment: 64 columns of each warpgroup.
+inline constexpr int kSddmmSumFloats = 2 * 64;
+inline int64_t SddmmSumBytes(int64_t segment_count) { return segment_count * kSddmmSumFloats * 4; }
+
 // All workers sweep the tokens in the same direction at the same pace, so that both operands are
 // read from device memory about once: on an H100 that alignment is worth more than perfect balance.
 // Units are divided into equal token ranges where that shortens the longest worker's list; when a

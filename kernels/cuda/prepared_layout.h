@@ -75,8 +75,8 @@ class CudaPreparedLayout final : public PreparedLayout {
   // device. The parts must outlive it.
   CudaPreparedLayout(SparseLayout layout, std::vector<Part> parts, CudaDevice& device);
   size_t bytes() const override;
-  StepUse step_use(int64_t tokens, DType grad_dtype) const override {
-    return BlockedStepUse(layout(), tokens, grad_dtype, device_.card());
+  StepUse step_use(int64_t tokens, DType grad_dtype, bool bias_sums) const override {
+    return BlockedStepUse(layout(), tokens, grad_dtype, bias_sums, device_.card());
   }
 
   // Not of a joined weight.

@@ -62,15 +62,7 @@ struct SddmmVariant {
   void (*launch)(const SddmmDesc&, const SddmmConfig&, const SddmmKernelArgs&, cudaStream_t);
 };
 
-// A partial holds the accumulators of a CTA: 256 threads x 128 fp32.
-inline constexpr int64_t kSddmmPartialFloats = 256 * 128;
-inline int64_t SddmmPartialBytes(int slot_count) { return slot_count * kSddmmPartialFloats * 4; }
 inline constexpr int kSddmmPaceWindows = 1023;
-// A segment's part of dY's sums: 64 columns of each warpgroup.
-inline constexpr int kSddmmSumFloats = 2 * 64;
-inline int64_t SddmmSumBytes(int segment_count) {
-  return int64_t{segment_count} * kSddmmSumFloats * 4;
-}
 
 bool CanImplementSddmmBsrSm90(const SddmmDesc& desc);
 SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& desc, int multiprocessors);

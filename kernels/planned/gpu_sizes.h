@@ -52,12 +52,12 @@ inline constexpr int64_t kHopperMinTokens = 128;
 bool HopperServes(const SparseLayout& layout, const GpuCard& card);
 
 // What products with a blocked weight come to hold beside its indices, and their scratch: the work
-// lists of the Hopper kernels, or the transposed index of those of other cards and blocks. Factors
-// beside the weight and sums of a bias's gradient are left out, and the forward and transposed
-// lists are those of the smaller of the tiles that the kernels choose from, so that what is held
-// may be less.
+// lists of the Hopper kernels, with those of a bias's gradient where `bias_sums`, or the transposed
+// index of those of other cards and blocks. Factors beside the weight are left out, and the forward
+// and transposed lists are those of the smaller of the tiles that the kernels choose from, so that
+// what is held may be less.
 PreparedLayout::StepUse BlockedStepUse(const SparseLayout& layout, int64_t tokens, DType grad_dtype,
-                                       const GpuCard& card);
+                                       bool bias_sums, const GpuCard& card);
 
 // Backend::BlockedFlopCost of the CUDA backend.
 double GpuBlockedFlopCost(const SparseLayout& layout);

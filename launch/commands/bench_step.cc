@@ -10,6 +10,7 @@
 #include "launch/commands/session.h"
 #include "launch/commands/sparsified_report.h"
 #include "trainer/metrics/numbers.h"
+#include "trainer/micro_batches.h"
 #include "trainer/peak_flops.h"
 #include "trainer/pruner.h"
 #include "trainer/run_inputs.h"
@@ -176,14 +177,16 @@ Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingSt
 }
 
 nlohmann::json ToJson(const RunSpec& run, const Timing& timing, const Model& model,
-                      const Session& session, double peak_flops) {
+                      const Session& session, PeakFlops peak) {
   const BatchSpec& batch = run.phases.front().batch;
   const double seconds = timing.Median() / 1e3;
   const double tokens = static_cast<double>(batch.tokens_per_step);
   const LinearFlops flops = ForwardFlopsPerToken(model, batch.seq_len);
-  const double ranks = session.communicator->size();
-  const auto mfu = [&](double forward_flops) {
-    return LinearFlops::kPasses * forward_flops * tokens / seconds / (peak_flops * ranks);
+  const double passes_per_second = LinearFlops::kPasses * tokens / seconds;
+  peak.Reached(flops.executed * passes_per_second);
+  const auto mfu = [&](double forward_flops) -> nlohmann::json {
+    const std::optional<double> share = peak.Share(forward_flops * passes_per_second);
+    return share ? nlohmann::json(*share) : nlohmann::json();
   };
   const MemoryUsage memory = session.device->memory_usage();
   nlohmann::json result = {{"name", run.name},
@@ -218,10 +221,13 @@ void Print(const nlohmann::json& r) {
               r["name"].get<std::string>().c_str(), r["ranks"].get<int>(),
               r["step_ms"].get<double>(), r["samples"].size(),
               r["tokens_per_second"].get<double>());
+  const auto percent = [&](const char* name) {
+    return r[name].is_null() ? "n/a" : FormatPercent(r[name].get<double>());
+  };
   std::printf(
-      "MFU %.1f %% dense-equivalent, %.1f %% executed; peak memory %.2f GB (%.2f GB in use on the"
+      "MFU %s dense-equivalent, %s executed; peak memory %.2f GB (%.2f GB in use on the"
       " device); %.1f MB exchanged a step; loss %.3f -> %.3f\n",
-      100 * r["mfu_dense_equivalent"].get<double>(), 100 * r["mfu_executed"].get<double>(),
+      percent("mfu_dense_equivalent").c_str(), percent("mfu_executed").c_str(),
       r["memory_peak_bytes"].get<double>() / 1e9, r["device_bytes_in_use"].get<double>() / 1e9,
       r["exchanged_bytes"].get<double>() / 1e6, r["first_loss"].get<double>(),
       r["last_loss"].get<double>());
@@ -262,7 +268,7 @@ Status BenchStepCommand::Run() const {
   ASSIGN_OR_RETURN(Session session,
                    OpenSession(checked.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));
   if (!checked.ok()) return ForThisRank(checked, session);
-  const RunSpec& run = loaded->spec;
+  const RunSpec run = WithMicroBatchesOf(session.communicator->size(), loaded->spec);
   if (const Status fits = CheckDevice(run, *session.device); !fits.ok()) {
     return ForThisRank(fits, session);
   }
@@ -276,7 +282,8 @@ Status BenchStepCommand::Run() const {
     }
     if (!known.ok()) return ForThisRank(known, session);
   }
-  const double peak = run.peak_tflops > 0 ? run.peak_tflops * 1e12 : PeakFlops(*session.backend);
+  const PeakFlops peak = PeakFlops::Of(*session.backend, run.peak_tflops * 1e12,
+                                       session.communicator->size());
   TrainingState state(run, 0, {}, *session.communicator, *session.backend, *session.stream);
   state.InitializeValues(*session.stream);
   const Timing timing = TimeSteps(*this, run, state, teacher->get(), session);

@@ -1,6 +1,7 @@
 #include "launch/commands/commands.h"
 #include "launch/commands/load_config.h"
 #include "launch/commands/session.h"
+#include "trainer/stop_signal.h"
 #include "trainer/trainer.h"
 
 namespace filigree {
@@ -18,6 +19,7 @@ Status TrainAsRank(const TrainCommand& command, Session& session, const LoadedCo
 }  // namespace
 
 Status TrainCommand::Run() const {
+  WatchStopSignals();  // before anything that takes time: a signal while a run starts counts too
   auto loaded = LoadCheckedConfig(config, overrides);
   ASSIGN_OR_RETURN(Session session,
                    OpenSession(loaded.ok() ? SessionOptionsOf(loaded->spec) : kNoCompute));

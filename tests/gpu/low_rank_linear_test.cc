@@ -159,7 +159,7 @@ class GpuLinearTest : public GpuTest {
       Stream& queue = on_gpu ? stream() : cpu_stream();
       Backend& backend = on_gpu ? static_cast<Backend&>(gpu()) : reference();
       const DType dtype = on_gpu ? DType::kBF16 : DType::kF64;
-      const int64_t scratch_bytes = group.memory(dtype).scratch_bytes;
+      const int64_t scratch_bytes = group.memory(dtype, false).scratch_bytes;
       DeviceBuffer memory;
       TensorView scratch;
       if (scratch_bytes > 0) {

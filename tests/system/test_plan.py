@@ -5,7 +5,7 @@ The figures themselves are the unit tests' (planned_gpu_test): here every machin
 import json
 import unittest
 
-from filigree_testing import BAD_INPUT, SystemTest, call, config, phase
+from filigree_testing import BAD_INPUT, SystemTest, call, config, metrics, phase
 
 CUDA = "parallel { device: CUDA }"
 
@@ -61,6 +61,23 @@ class PlanTest(SystemTest):
         self.assertLess(two["master"], one["master"])
         for kind in ("values", "grads"):  # memory that GPUs reach in each other
             self.assertEqual(two[kind] % 2 ** 21, 0, kind)
+
+    def test_memory_is_what_ranks_hold(self):
+        """To the byte, and no more than the sequences that a rank has of a step take."""
+        rows = "batch { micro_batch_sequences: 64 }"
+        text = config(self.data, phase(2), sequences=6)
+        path = self.write("held.textproto", text)
+        for ranks in (1, 2, 4):
+            with self.subTest(ranks=ranks):
+                planned = json.loads(self.filigree("plan", path, "--ranks", str(ranks), "--json",
+                                                   "--override", rows).stdout)["memory_bytes"]
+                run = self.train(f"held{ranks}", text, "--override", rows, ranks=ranks)
+                held = metrics(run)[0][-1]["memory_bytes"]
+                # What the host reads of a CPU's memory too: tokens, targets, the loss's scale,
+                # losses, the norm.
+                tokens = -(-6 // ranks) * 32
+                self.assertEqual(held, planned["total"] - planned["context"]
+                                 + 4 * (3 * tokens + 1) + 8)
 
     def test_refused(self):
         path = self.write("plan.textproto", config(self.data, phase(4)))

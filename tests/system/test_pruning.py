@@ -1,6 +1,7 @@
 """Pruning while training: the ramp, compaction, and resuming in the middle of either."""
 import json
 import os
+import re
 import unittest
 
 from filigree_testing import (BAD_INPUT, SystemTest, config, losses, newest, phase,
@@ -138,14 +139,25 @@ class PruningTest(SystemTest):
                                      file)
 
     def test_a_phase_that_ends_above_its_target_says_so(self):
-        text = self.run_text("units_per_event: 1").replace("target_parameters: 40000",
-                                                           "target_parameters: 45000")
-        path = self.write("short.textproto", text)
+        """Where scores prefer small units, which nobody knows before: then it may, is said first."""
+        path = self.write("short.textproto", self.run_text("units_per_event: 3"))
         result = self.filigree("train", path, "--out", self.path("short"), ranks=2)
-        self.assertIn("more than its pruning's target_parameters = 45000", result.stderr)
-        uncut = self.filigree("train", self.write("enough.textproto", self.run_text()), "--out",
-                              self.path("enough"))
-        self.assertNotIn("target_parameters =", uncut.stderr)
+        self.assertIn(f"more than its pruning's target_parameters = {TARGET}", result.stderr)
+        said = re.search("may not come to target_parameters = .* raise it to ([0-9]+)",
+                         result.stderr)
+        self.assertTrue(said, result.stderr)
+        for name, extra in (("all", ""), ("sure", f"units_per_event: {said[1]}")):
+            enough = self.filigree("train", self.write(name + ".textproto", self.run_text(extra)),
+                                   "--out", self.path(name))
+            self.assertNotIn("target_parameters =", enough.stderr)
+
+    def test_too_few_events_are_refused_at_the_start(self):
+        path = self.write("few.textproto", self.run_text("units_per_event: 1"))
+        for command in (("plan", path), ("train", path, "--out", self.path("few"))):
+            result = self.filigree(*command, code=BAD_INPUT)
+            self.assertIn("units_per_event = 1 removes 32 units in the phase's 33 events",
+                          result.stderr)
+        self.assertFalse(os.path.exists(self.path("few")))
 
     def test_scores_exchange_what_was_planned(self):
         """What a run counts is what `plan` says, to the byte, until the model is compacted."""

@@ -4,8 +4,8 @@ import signal
 import time
 import unittest
 
-from filigree_testing import (DONE, GPT2, STOPPED, SystemTest, checkpoints, config, losses,
-                              metrics, newest, phase, read_bytes, sparse, start)
+from filigree_testing import (BAD_INPUT, DONE, GPT2, LLAMA, STOPPED, SystemTest, call,
+                              checkpoints, config, losses, metrics, newest, phase, read_bytes, sparse, start)
 
 SPARSE_STEPS, DENSE_STEPS = 8, 7
 STEPS = SPARSE_STEPS + DENSE_STEPS
@@ -98,6 +98,35 @@ class ResumeTest(SystemTest):
         for file in ARRAYS:
             self.assertEqual(read_bytes(newest(run), file), read_bytes(newest(whole), file), file)
         self.assertTrue(os.path.exists(os.path.join(run, "config.1.textproto")))
+
+    def resumed(self, before, after):
+        """Trains 2 steps of a text and goes on to 4 with another: the second call."""
+        run = self.path(f"changed-{len(os.listdir(self.work))}")
+        for text, code in ((before, DONE), (after, None)):
+            path = self.write("changed.textproto", text)
+            result = call("train", path, "--out", run)
+            if code is not None:
+                self.assertEqual(result.returncode, code, result.stderr)
+        return result
+
+    def test_what_was_configured_otherwise_is_told(self):
+        small = config(self.data, phase(2), model=GPT2)
+        codes = GPT2 + " gelu_derivative_bits: 8"
+        longer = config(self.data, phase(4), model=GPT2, schedule="warmup_steps: 1")
+        same = self.resumed(small, small)
+        self.assertNotIn("not as it was configured", same.stderr)
+        result = self.resumed(small, longer.replace(GPT2, codes))
+        self.assertEqual(result.returncode, DONE, result.stderr)
+        for change in ("model.gelu_derivative_bits 8 (was 0)", "phase.steps 4 (was 2)",
+                       "schedule.warmup_steps 1 (was 2)"):
+            self.assertIn(change, result.stderr)
+
+    def test_another_gate_is_another_model(self):
+        text = config(self.data, phase(2))
+        gated = config(self.data, phase(4), model=LLAMA + " gate_activation: IDENTITY")
+        result = self.resumed(text, gated)
+        self.assertEqual(result.returncode, BAD_INPUT, result.stdout)
+        self.assertIn("gate_activation SILU (config: IDENTITY)", result.stderr)
 
     def test_another_number_of_ranks_goes_on(self):
         for before, after in ((2, 1), (1, 3)):

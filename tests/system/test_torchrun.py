@@ -3,10 +3,12 @@ import os
 import signal
 import socket
 import subprocess
+import time
 import unittest
 
-from filigree_testing import (BAD_INPUT, BINARY, DONE, FAULT, SystemTest, config, environment,
-                              losses, metrics, newest, phase, read_bytes, sparse)
+from filigree_testing import (BAD_INPUT, BINARY, DONE, FAULT, STOPPED, SystemTest, checkpoints,
+                              config, environment, losses, metrics, newest, phase, read_bytes,
+                              sparse)
 
 STEPS = 6
 
@@ -17,20 +19,32 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def listens(port):
+    """Whether some process of this machine waits for connections to the port."""
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/net/{name}", encoding="utf-8") as file:
+                sockets = [line.split() for line in list(file)[1:]]
+        except FileNotFoundError:
+            continue
+        if any(s[1].endswith(f":{port:04X}") and s[3] == "0A" for s in sockets):
+            return True
+    return False
+
+
 class TorchrunTest(SystemTest):
 
-    def start(self, words, ranks, **changes):
+    def start_rank(self, words, rank, ranks, port):
+        variables = dict(environment(), RANK=str(rank), WORLD_SIZE=str(ranks),
+                         LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        return subprocess.Popen([BINARY, *words], env=variables, text=True,
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
+
+    def start(self, words, ranks):
         """A process for each rank, as torchrun starts them."""
-        port = str(free_port())
-        processes = []
-        for rank in range(ranks):
-            variables = dict(environment(), RANK=str(rank), WORLD_SIZE=str(ranks),
-                             LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-            variables.update(changes)
-            processes.append(subprocess.Popen(
-                [BINARY, *words], env=variables, text=True, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-        return processes
+        port = free_port()
+        return [self.start_rank(words, rank, ranks, port) for rank in range(ranks)]
 
     def finish(self, processes, codes):
         texts = ["".join(process.communicate(timeout=120)) for process in processes]
@@ -71,6 +85,30 @@ class TorchrunTest(SystemTest):
                             [BAD_INPUT] * 2)
         self.assertIn("zero_stage", texts[0])
         self.assertEqual(texts[1], "")
+
+    def test_a_signal_while_ranks_start_stops_the_run_before_its_first_step(self):
+        path = self.write("early.textproto", self.configuration(1))
+        uncut, words = self.path("uncut"), ["train", path, "--out"]
+        self.finish(self.start([*words, uncut], 2), [DONE] * 2)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            with self.subTest(signal=number.name):
+                run, port = self.path(number.name), free_port()
+                first = self.start_rank([*words, run], 0, 2, port)
+                deadline = time.monotonic() + 60
+                while not listens(port):
+                    self.assertIsNone(first.poll())
+                    self.assertLess(time.monotonic(), deadline)
+                first.send_signal(number)  # while it waits for the other
+                texts = self.finish([first, self.start_rank([*words, run], 1, 2, port)],
+                                    [STOPPED] * 2)
+                self.assertIn("stopped by a signal after step 0", texts[0])
+                self.assertEqual(checkpoints(run), ["step_00000000"])
+                self.finish(self.start([*words, run], 2), [DONE] * 2)
+                self.assertEqual(losses(run), losses(uncut))
+                for file in ("model.safetensors", "optimizer.safetensors"):
+                    self.assertEqual(read_bytes(newest(run), file),
+                                     read_bytes(newest(uncut), file), file)
+                self.assertEqual(metrics(run)[1], metrics(uncut)[1])
 
     def test_a_killed_rank_ends_the_others(self):
         path = self.write("killed.textproto",

@@ -33,7 +33,8 @@ inline ModelSpec SmallModel(ModelFamily family, bool tied_head) {
           .rope_theta = llama ? 5000.0 : 10000.0,  // GPT-2 has none: the default
           .norm_epsilon = llama ? 1e-6 : 1e-5,
           .init_std = 0.02,
-          .recompute = Recompute::kLayer};
+          .recompute = Recompute::kLayer,
+          .gelu_derivative_bits = llama ? 0 : 8};
 }
 
 // Blocks of 16 x 7 leave edges on every side; q unstructured, k and down 2:4, v dense.

@@ -81,6 +81,7 @@ TEST_P(RoundTripTest, ImportOfTheF32ExportIsTheCheckpoint) {
   EXPECT_FALSE(info.has_moments);
   ModelSpec expected = info_.model;
   expected.recompute = Recompute::kNone;
+  expected.gelu_derivative_bits = 0;
   EXPECT_EQ(info.model, expected);
   ExpectSameValues(**reader);
   const Parameter& embedding = info.parameters[0];

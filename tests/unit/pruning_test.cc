@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "kernels/base/rng.h"
@@ -11,6 +12,7 @@
 #include "tests/unit/pruning_testing.h"
 #include "trainer/model/model.h"
 #include "trainer/pruning/compaction.h"
+#include "trainer/pruning/planned_size.h"
 #include "trainer/pruning/ramp.h"
 #include "trainer/pruning/saliency.h"
 #include "trainer/pruning/second_order.h"
@@ -19,6 +21,7 @@ namespace filigree {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 ModelSpec SmallModel(ModelFamily family = ModelFamily::kLlama) {
   return {.family = family,
@@ -98,19 +101,18 @@ TEST(RampTest, ParametersFallAlongTheCurve) {
   EXPECT_EQ(ramp.AllowedAt(12), 760);
   EXPECT_EQ(ramp.AllowedAt(14), 600);
   EXPECT_TRUE(ramp.IsEvent(17));  // until sizes come out
+  EXPECT_EQ(ramp.EventFrom(3), 10);
+  EXPECT_EQ(ramp.EventFrom(15), 15);
   EXPECT_EQ(ramp.AllowedAt(19), 600);
 }
 
-// Removes units step by step, as a run does, and returns the model that is left.
-ModelSpec RunRamp(const ModelSpec& model, const PruningSpec& spec, uint64_t seed) {
+// Removes units step by step, as a run of so many steps does, and returns the model that is left.
+ModelSpec RunRamp(const ModelSpec& model, const PruningSpec& spec,
+                  const std::vector<double>& scores, int64_t steps) {
   const UnitTable table(model);
-  std::vector<double> scores;
-  for (int64_t unit = 0; unit < table.unit_count(); ++unit) {
-    scores.push_back(RandomUniform(seed, 3, static_cast<uint64_t>(unit)));
-  }
   std::vector<bool> stays(scores.size(), true);
   const Ramp ramp(spec, {.steps = 40, .tokens_per_step = 1}, CountParameters(model));
-  for (int64_t step = 0; step <= 200; ++step) {
+  for (int64_t step = 2; step <= steps; ++step) {
     if (!ramp.IsEvent(step)) continue;
     const bool finishing = step >= ramp.last_step();
     const auto chosen =
@@ -128,12 +130,16 @@ ModelSpec RunRamp(const ModelSpec& model, const PruningSpec& spec, uint64_t seed
 TEST(ChooseUnitsTest, EndsAtAlignedSizesBelowTheTarget) {
   const ModelSpec model = SmallModel();
   for (uint64_t seed = 0; seed < 20; ++seed) {
+    std::vector<double> scores;
+    for (int64_t unit = 0; unit < UnitTable(model).unit_count(); ++unit) {
+      scores.push_back(RandomUniform(seed, 3, static_cast<uint64_t>(unit)));
+    }
     for (const bool even : {true, false}) {
       SCOPED_TRACE(std::to_string(seed) + (even ? ", even" : ", uneven"));
       PruningSpec spec = SpecOf(CountParameters(model) / 2);
       spec.even_layers = even;
       spec.units_per_event = seed % 3 == 0 ? 8 : 0;
-      const ModelSpec left = RunRamp(model, spec, seed);
+      const ModelSpec left = RunRamp(model, spec, scores, 200);
       EXPECT_LE(CountParameters(left), spec.target_parameters);
       EXPECT_EQ(left.width % 8, 0);
       EXPECT_EQ(left.norm_divisor(), 32);
@@ -143,6 +149,42 @@ TEST(ChooseUnitsTest, EndsAtAlignedSizesBelowTheTarget) {
         EXPECT_GE(left.ShapeOf(layer).kv_heads, 1);
       }
       EXPECT_TRUE(!even || left.layer_shapes.empty());
+    }
+  }
+}
+
+// What is said to be enough is enough, and one unit less an event is not, where kinds shrink alike.
+TEST(PlannedSizeTest, ReachIsWhatTheRampReaches) {
+  const ModelSpec model = SmallModel();
+  const UnitTable table(model);
+  std::vector<double> scores;
+  for (const UnitSet& set : table.sets()) {
+    for (int64_t i = 1; i <= set.count; ++i) {
+      scores.push_back(static_cast<double>(i) / static_cast<double>(set.count));
+    }
+  }
+  const Timeline timeline = {.steps = 40, .tokens_per_step = 1};
+  for (const int64_t interval : {1, 2, 5, 10}) {
+    for (const SparsityCurve curve : {SparsityCurve::kLinear, SparsityCurve::kCubic}) {
+      SCOPED_TRACE(std::to_string(interval));
+      PruningSpec spec = SpecOf(CountParameters(model) / 2);
+      for (PruningSpec::Kind& kind : spec.kinds) kind.alignment = 1;
+      spec.even_layers = false;  // each unit counts by itself
+      spec.interval = interval;
+      spec.curve = curve;
+      spec.units_per_event = 1;
+      const RampReach slow = ReachOf(model, spec, timeline, UnitOrder::kInProportion);
+      EXPECT_EQ(slow.events, (40 - std::max<int64_t>(2, interval)) / interval + 1);
+      EXPECT_FALSE(slow.reached());
+      EXPECT_LT(slow.removed, slow.events);
+      for (const int64_t fewer : {0, 1}) {
+        spec.units_per_event = slow.units_per_event - fewer;
+        EXPECT_EQ(ReachOf(model, spec, timeline, UnitOrder::kInProportion).reached(), fewer == 0);
+        // The last event finds nothing left to do.
+        const ModelSpec left = RunRamp(model, spec, scores, 40 - interval);
+        EXPECT_EQ(CountParameters(left) <= spec.target_parameters, fewer == 0)
+            << CountParameters(left) << " by " << spec.units_per_event;
+      }
     }
   }
 }
@@ -319,8 +361,27 @@ TEST(ValidatePruningTest, WhatCannotComeOutIsRefused) {
 
   PruningSpec slow = SpecOf(parameters / 2);
   slow.units_per_event = 1;
-  slow.interval = 50;
-  EXPECT_THAT(ProblemsOf(model, slow), HasSubstr("removes at most"));
+  slow.interval = 10;
+  const std::string told = ProblemsOf(model, slow);
+  EXPECT_THAT(told, HasSubstr("units_per_event = 1 removes 9 units in the phase's 10 events"));
+  const size_t mend = told.find("raise units_per_event to ");
+  ASSERT_NE(mend, std::string::npos) << told;
+  slow.units_per_event = std::stoll(told.substr(mend + sizeof("raise units_per_event to")));
+  EXPECT_EQ(ProblemsOf(model, slow), "");
+
+  for (const UnitKind kind : {UnitKind::kAttention, UnitKind::kFeedForward, UnitKind::kStem}) {
+    PruningSpec keeps = SpecOf(parameters / 2);
+    PruningSpec::Kind& units = keeps.kinds[static_cast<size_t>(kind)];
+    units.minimum = 1000;
+    EXPECT_THAT(ProblemsOf(model, keeps),
+                HasSubstr(std::string(NameOf(kind)) + ".minimum = 1000 is more than the"));
+    units.enabled = false;
+    EXPECT_THAT(ProblemsOf(model, keeps), Not(HasSubstr("minimum")));
+  }
+  PruningSpec rounded = SpecOf(parameters / 2);
+  rounded.kinds[static_cast<size_t>(UnitKind::kFeedForward)] = {.minimum = 33, .alignment = 32};
+  EXPECT_THAT(ProblemsOf(model, rounded),
+              HasSubstr("feed_forward.minimum = 33 is 64 when rounded up to alignment = 32"));
 
   PruningSpec late = SpecOf(parameters / 2);
   late.clock = Clock::kSteps;
@@ -332,6 +393,15 @@ TEST(ValidatePruningTest, WhatCannotComeOutIsRefused) {
   EXPECT_THAT(ProblemsOf(model, late), HasSubstr("ends at step 100 and needs 1 more"));
   late.end = 99;
   EXPECT_EQ(ProblemsOf(model, late), "");
+
+  // The phase's first event finds no scores and its second is its last.
+  PruningSpec early = SpecOf(parameters / 2);
+  early.clock = Clock::kSteps;
+  early.begin = early.end = 0;
+  early.interval = 100;
+  EXPECT_THAT(ProblemsOf(model, early), HasSubstr("ends at step 100 and needs 100 more"));
+  early.interval = 50;
+  EXPECT_EQ(ProblemsOf(model, early), "");
 
   // The sums over ranks lie in the wire's buffer then, and scores are read from the gradients'.
   EXPECT_THAT(ProblemsOf(model, SpecOf(parameters / 2), DType::kBF16), HasSubstr("wire_dtype"));

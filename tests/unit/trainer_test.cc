@@ -2,10 +2,14 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "tests/unit/training_state_testing.h"
+#include "trainer/config_changes.h"
 #include "trainer/generator.h"
+#include "trainer/peak_flops.h"
 #include "trainer/resume.h"
 
 namespace filigree {
@@ -136,6 +140,45 @@ TEST(ResumeTest, EveryDifferenceOfTheModelIsNamed) {
   EXPECT_EQ(status.exit_code(), 2);
   EXPECT_NE(status.message().find("layers 2 (config: 3)"), std::string::npos) << status.message();
   EXPECT_NE(status.message().find("tied_head 0 (config: 1)"), std::string::npos);
+}
+
+// What a step has done is no more than what the device can do.
+TEST_F(TrainerTest, AMeasuredPeakIsNeverLessThanAStepDid) {
+  PeakFlops peak(1000, /*measured=*/true);
+  peak.Reached(500);
+  EXPECT_EQ(peak.Share(500), 0.5);
+  peak.Reached(2000);
+  EXPECT_EQ(peak.Share(2000), 1.0);
+  peak.Reached(1000);
+  peak.Reached(std::nan(""));  // a step that was left out
+  EXPECT_EQ(peak.Share(500), 0.25);
+
+  PeakFlops said(1000, /*measured=*/false);
+  said.Reached(999);
+  EXPECT_EQ(said.Share(250), 0.25);
+  said.Reached(1001);
+  EXPECT_EQ(said.Share(250), std::nullopt);
+
+  EXPECT_EQ(PeakFlops::Of(backend_, 3e9, 4).flops(), 12e9);
+  EXPECT_GT(PeakFlops::Of(backend_, 0, 2).flops(), 0);
+}
+
+TEST(ResumeTest, ConfigurationsAreComparedFieldByField) {
+  const std::string before =
+      "# c\nname: \"a {b}\"\nbatch {\n  seq_len: 8\n}\n"
+      "phase {\n  steps: 4\n}\nphase {\n  steps: 5\n  tokens: 9\n}\n";
+  const std::string now =
+      "name: \"a {b}\"\nbatch {\n  seq_len: 16\n}\n"
+      "phase {\n  steps: 4\n  data {\n    glob: \"x\"\n    glob: \"y\"\n  }\n}\n"
+      "phase {\n  steps: 6\n}\n";
+  EXPECT_EQ(DescribeConfigChanges(before, before), "");
+  EXPECT_EQ(DescribeConfigChanges(before, now),
+            "batch.seq_len 16 (was 8), phase.data.glob \"x\" (was not set), "
+            "phase.data.glob[1] \"y\" (was not set), phase[1].steps 6 (was 5), "
+            "phase[1].tokens not set (was 9)");
+  std::string many;
+  for (int i = 0; i < 15; ++i) many += "field" + std::to_string(i) + ": 1\n";
+  EXPECT_TRUE(DescribeConfigChanges("", many).ends_with(" and 3 more"));
 }
 
 TEST(SampleIndexTest, TemperatureTopKAndTies) {

@@ -133,6 +133,7 @@ void VisitModel(Visitor& visit, Spec& model) {
   visit("init_std", model.init_std);
   visit("recompute", model.recompute, kRecomputes);
   visit.Optional("gate_activation", model.gate_activation, kGateActivations);
+  visit.Optional("gelu_derivative_bits", model.gelu_derivative_bits);
   visit.Optional("norm_width", model.norm_width);
   visit.Optional("layer_shapes", model.layer_shapes);
 }

@@ -245,10 +245,14 @@ class LinearGroup {
   std::span<const std::unique_ptr<Linear>> parts() const { return parts_; }
   // The parts' inner activations lie side by side too.
   int64_t inner_width() const { return inner_offsets_.back(); }
-  // The parts' together; scratch is that of one forward or backward.
-  LinearMemory memory(DType compute_dtype) const;
+  // Whether the parts have biases, and where that of part i begins in the parts' biases as one.
+  bool has_bias() const { return specs_.front().bias; }
+  int64_t bias_begin(int i) const { return offsets_[i]; }
+  // The parts' together; scratch is that of one forward or backward. `biases_adjacent`: the flat
+  // buffer has the parts' biases one after the other, as bias_begin says.
+  LinearMemory memory(DType compute_dtype, bool biases_adjacent) const;
   // Of the products with the parts' blocked weights: what they hold together, the scratch of one.
-  PreparedLayout::StepUse step_use(int64_t tokens, DType grad_dtype) const;
+  PreparedLayout::StepUse step_use(int64_t tokens, DType grad_dtype, bool biases_adjacent) const;
 
   // Call once the parts are bound. `scratch` is what they were given.
   void JoinParts(TensorView scratch);
@@ -268,11 +272,13 @@ class LinearGroup {
  private:
   // The parts' weights where all are formed, alike and of one width; else none.
   std::vector<FormedWeight*> FormedWeights() const;
+  // Whether these are one product.
+  bool JoinsFormed() const;
   // Blocked parts as the one product that they would be where their values lie one after the other;
   // nullptr where they would not.
   std::unique_ptr<PreparedLayout> JoinedBlocks() const;
   bool JoinBlocked();
-  bool JoinFormed(TensorView scratch);
+  void JoinFormed(TensorView scratch);
   // Takes the parts' biases for one.
   void JoinBiases(std::vector<BoundParameter> biases, DType dtype);
   // The parts' values or gradients as one, where they lie one after the other; else nothing.

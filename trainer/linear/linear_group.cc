@@ -62,7 +62,13 @@ std::vector<FormedWeight*> LinearGroup::FormedWeights() const {
   return weights;
 }
 
-LinearMemory LinearGroup::memory(DType compute_dtype) const {
+// A padded input's gradient has padding, which sums over its columns leave out.
+bool LinearGroup::JoinsFormed() const {
+  return parts_.size() > 1 && specs_.front().padded_in() == specs_.front().in &&
+         !FormedWeights().empty();
+}
+
+LinearMemory LinearGroup::memory(DType compute_dtype, bool biases_adjacent) const {
   LinearMemory sum;
   int64_t largest_scratch = 0;
   for (const auto& part : parts_) {
@@ -72,22 +78,26 @@ LinearMemory LinearGroup::memory(DType compute_dtype) const {
     sum.scratch_bytes += memory.scratch_bytes;
     largest_scratch = std::max(largest_scratch, memory.scratch_bytes);
   }
-  const bool formed = !FormedWeights().empty();
+  const bool formed = JoinsFormed();
   if (!formed) sum.scratch_bytes = largest_scratch;
-  const bool several = parts_.size() > 1;
-  if (several && specs_.front().bias && (formed || JoinedBlocks() != nullptr)) {  // joined_bias_
+  if (has_bias() && !biases_adjacent && (formed || JoinedBlocks() != nullptr)) {  // joined_bias_
     sum.compute_copy_bytes += out() * static_cast<int64_t>(SizeOf(compute_dtype));
   }
   return sum;
 }
 
-PreparedLayout::StepUse LinearGroup::step_use(int64_t tokens, DType grad_dtype) const {
-  if (const auto joined = JoinedBlocks()) return joined->step_use(tokens, grad_dtype);
+PreparedLayout::StepUse LinearGroup::step_use(int64_t tokens, DType grad_dtype,
+                                              bool biases_adjacent) const {
+  if (const auto joined = JoinedBlocks()) {
+    return joined->step_use(tokens, grad_dtype, has_bias() && biases_adjacent);
+  }
+  // Whoever has one part takes its bias's gradient away (ReleaseBiasGrad).
+  const bool bias_sums = has_bias() && parts_.size() > 1;
   PreparedLayout::StepUse all;
   for (const auto& part : parts_) {
     const std::optional<BlockedProduct> product = part->blocked_product();
     if (!product) continue;
-    const PreparedLayout::StepUse use = product->weight->step_use(tokens, grad_dtype);
+    const PreparedLayout::StepUse use = product->weight->step_use(tokens, grad_dtype, bias_sums);
     all.held_bytes += use.held_bytes;
     all.scratch_bytes = std::max(all.scratch_bytes, use.scratch_bytes);
   }
@@ -116,21 +126,20 @@ void LinearGroup::JoinParts(TensorView scratch) {
   factors_b_.clear();
   factors_.reset();
   JoinBiases({}, DType::kF32);
-  if (parts_.size() < 2 || JoinFormed(scratch)) return;
-  JoinBlocked();
+  if (JoinsFormed()) {
+    JoinFormed(scratch);
+  } else if (parts_.size() > 1) {
+    JoinBlocked();
+  }
 }
 
-bool LinearGroup::JoinFormed(TensorView scratch) {
-  std::vector<FormedWeight*> weights = FormedWeights();
-  // A padded input's gradient has padding, which sums over its columns leave out.
-  if (weights.empty() || specs_.front().padded_in() != specs_.front().in) return false;
+void LinearGroup::JoinFormed(TensorView scratch) {
   std::vector<BoundParameter> biases;
   for (const auto& part : parts_) biases.push_back(part->formed_part()->bias);
   const DType dtype = backend_.device().compute_dtype();
   JoinBiases(std::move(biases), dtype);
-  formed_ = std::make_unique<FormedProduct>(std::move(weights), backend_);
+  formed_ = std::make_unique<FormedProduct>(FormedWeights(), backend_);
   formed_->Bind(dtype, scratch);
-  return true;
 }
 
 bool LinearGroup::JoinBlocked() {

@@ -39,8 +39,9 @@ class Decoder final : public Model {
   const std::vector<Parameter>& parameters() const override { return table_.parameters(); }
   std::vector<const Linear*> linears() const override;
   void Bind(FlatBuffer& buffer) override;
-  LinearMemory linear_memory() const override;
-  PreparedLayout::StepUse linear_step_use(int64_t tokens, DType grad_dtype) const override;
+  LinearMemory linear_memory(const FlatLayout& layout) const override;
+  PreparedLayout::StepUse linear_step_use(int64_t tokens, DType grad_dtype,
+                                          const FlatLayout& layout) const override;
   size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const override;
   void ReserveActivations(int64_t sequences, int64_t seq_len, bool training) override;
   void set_hooks(ParameterHooks hooks) override { table_.set_hooks(std::move(hooks)); }
@@ -115,7 +116,7 @@ void Decoder::Bind(FlatBuffer& buffer) {
   CHECK(buffer.values().dtype() == dtype) << NameOf(buffer.values().dtype());
   table_.Bind(buffer);
   const int64_t scratch_bytes =
-      buffer.grads().data() != nullptr ? linear_memory().scratch_bytes : 0;
+      buffer.grads().data() != nullptr ? linear_memory(buffer.layout()).scratch_bytes : 0;
   TensorView scratch;
   if (scratch_bytes > 0) {
     scratch_ = backend_.device().Allocate(scratch_bytes, "scratch");
@@ -127,11 +128,11 @@ void Decoder::Bind(FlatBuffer& buffer) {
   }
 }
 
-LinearMemory Decoder::linear_memory() const {
+LinearMemory Decoder::linear_memory(const FlatLayout& layout) const {
   LinearMemory all;
   for (const auto& layer : layers_) {
     for (const TableLinear* linear : layer->linears()) {
-      const LinearMemory memory = linear->group().memory(backend_.device().compute_dtype());
+      const LinearMemory memory = linear->memory(backend_.device().compute_dtype(), layout);
       all.layout_bytes += memory.layout_bytes;
       all.compute_copy_bytes += memory.compute_copy_bytes;
       all.scratch_bytes = std::max(all.scratch_bytes, memory.scratch_bytes);
@@ -140,11 +141,12 @@ LinearMemory Decoder::linear_memory() const {
   return all;
 }
 
-PreparedLayout::StepUse Decoder::linear_step_use(int64_t tokens, DType grad_dtype) const {
+PreparedLayout::StepUse Decoder::linear_step_use(int64_t tokens, DType grad_dtype,
+                                                 const FlatLayout& layout) const {
   PreparedLayout::StepUse all;
   for (const auto& layer : layers_) {
     for (const TableLinear* linear : layer->linears()) {
-      const PreparedLayout::StepUse use = linear->group().step_use(tokens, grad_dtype);
+      const PreparedLayout::StepUse use = linear->step_use(tokens, grad_dtype, layout);
       all.held_bytes += use.held_bytes;
       all.scratch_bytes = std::max(all.scratch_bytes, use.scratch_bytes);
     }

@@ -85,11 +85,13 @@ class Model {
   // model's use. Compute copies and backward scratch are allocated here.
   virtual void Bind(FlatBuffer& buffer) = 0;
 
-  // Of all linears: layouts and copies summed, the scratch that they share.
-  virtual LinearMemory linear_memory() const = 0;
+  // Of all linears, bound to a buffer of this layout: layouts and copies summed, the scratch that
+  // they share.
+  virtual LinearMemory linear_memory(const FlatLayout& layout) const = 0;
   // Of a training step over `tokens` tokens (LinearGroup::step_use): what their products come to
   // hold, summed, and the most scratch of one.
-  virtual PreparedLayout::StepUse linear_step_use(int64_t tokens, DType grad_dtype) const = 0;
+  virtual PreparedLayout::StepUse linear_step_use(int64_t tokens, DType grad_dtype,
+                                                  const FlatLayout& layout) const = 0;
   // Device bytes of activations for micro-batches of at most B x S, without allocating; training
   // also counts what backward needs.
   virtual size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const = 0;

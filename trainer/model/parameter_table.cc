@@ -81,6 +81,20 @@ void TableLinear::Bind(TensorView scratch) {
   group_.JoinParts(scratch);
 }
 
+bool TableLinear::BiasesAdjacent(const FlatLayout& layout) const {
+  if (!group_.has_bias()) return false;
+  int next = first_;
+  std::vector<int64_t> offsets;  // of the biases, each the last of its part's parameters
+  for (const auto& part : group_.parts()) {
+    next += static_cast<int>(part->Parameters().size());
+    offsets.push_back(layout.segments()[next - 1].offset);
+  }
+  for (size_t i = 0; i < offsets.size(); ++i) {
+    if (offsets[i] - offsets[0] != group_.bias_begin(static_cast<int>(i))) return false;
+  }
+  return true;
+}
+
 void TableLinear::CollectStatistics(const std::map<std::string, LinearStatistics>& statistics) {
   std::vector<LinearStatistics> own;
   bool any = false;

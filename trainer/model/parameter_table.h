@@ -61,6 +61,14 @@ class TableLinear {
               ParameterTable& table);
 
   const LinearGroup& group() const { return group_; }
+  // As LinearGroup's, where the table's parameters lie as `layout` says.
+  LinearMemory memory(DType compute_dtype, const FlatLayout& layout) const {
+    return group_.memory(compute_dtype, BiasesAdjacent(layout));
+  }
+  PreparedLayout::StepUse step_use(int64_t tokens, DType grad_dtype,
+                                   const FlatLayout& layout) const {
+    return group_.step_use(tokens, grad_dtype, BiasesAdjacent(layout));
+  }
   void Bind(TensorView scratch);
   // As LinearGroup's.
   BoundParameter ReleaseBiasGrad() { return group_.ReleaseBiasGrad(); }
@@ -73,6 +81,9 @@ class TableLinear {
                 const InputGrad& input_grad, Stream& stream);
 
  private:
+  // Whether the parts' biases lie one after the other.
+  bool BiasesAdjacent(const FlatLayout& layout) const;
+
   ParameterTable& table_;
   LinearGroup group_;
   int first_ = 0, count_ = 0;  // the group's parameters in the table

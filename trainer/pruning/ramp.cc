@@ -179,6 +179,12 @@ bool Ramp::IsEvent(int64_t step) const {
   return step >= events_.first && (step - events_.first) % events_.interval == 0;
 }
 
+int64_t Ramp::EventFrom(int64_t step) const {
+  constexpr int64_t kFirstWithScores = 2;
+  const int64_t from = std::max({step, events_.first, kFirstWithScores});
+  return events_.first + CeilDiv(from - events_.first, events_.interval) * events_.interval;
+}
+
 std::vector<int64_t> ChooseUnits(const ModelSpec& model, const UnitTable& table,
                                  std::span<const double> scores, const std::vector<bool>& stays,
                                  const PruningSpec& spec, int64_t allowed, bool finishing) {

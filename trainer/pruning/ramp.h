@@ -29,6 +29,9 @@ class Ramp {
   // Whether units may go after step `step`: at the ramp's events, and, as often, after its end,
   // until sizes come out.
   bool IsEvent(int64_t step) const;
+  // The first step from `step` on after which units may go: never the first step of the phase,
+  // which has no scores yet.
+  int64_t EventFrom(int64_t step) const;
   // Whether gradients of step `step` count for saliency: from a few lengths of the moving average
   // before the first removal.
   bool Gathers(int64_t step) const { return step >= first_gathered_; }

@@ -1,9 +1,11 @@
 // What a configuration may not ask of pruning.
 #include <sstream>
 
+#include "kernels/base/math.h"
 #include "trainer/linear/linear.h"
 #include "trainer/model/decoder_spec.h"
 #include "trainer/model/model.h"
+#include "trainer/pruning/planned_size.h"
 #include "trainer/pruning/ramp.h"
 
 namespace filigree {
@@ -11,46 +13,56 @@ namespace {
 
 class Validator {
  public:
-  explicit Validator(const RunSpec& run) : run_(run) {}
+  explicit Validator(const RunSpec& run) : run_(run), model_(run.model) {}
 
   void CheckPhase(const PhaseSpec& phase) {
-    if (initial_ > 0 && phase.rewind_step >= 0) {
+    if (pruned_ && phase.rewind_step >= 0) {
       place_ = "phase " + phase.name + ": ";
       Add("rewind_step goes back to weights of before an earlier phase's pruning, which this model "
           "has no place for; leave it out");
     }
     if (!phase.pruning) return;
     place_ = "phase " + phase.name + ": pruning ";
-    CheckKinds(*phase.pruning);
-    CheckTarget(*phase.pruning);
-    CheckTimes(phase);
     CheckParameterisations(phase);
     CheckOptimizer(phase);
-    initial_ = phase.pruning->target_parameters;
+    if (before_) model_ = PrunedInProportion(model_, *before_);
+    before_ = nullptr;
+    if (CheckKinds(*phase.pruning) && CheckTarget(*phase.pruning)) {
+      before_ = &*phase.pruning;
+      CheckTimes(phase);
+    }
+    pruned_ = true;
   }
 
-  Status ToStatus() const {
-    const std::string text = problems_.str();
-    return text.empty() ? OkStatus() : InvalidInput(text);
-  }
+  Status ToStatus() const { return problems_ == 0 ? OkStatus() : InvalidInput(text_.str()); }
 
  private:
   template <typename... Parts>
   void Add(const Parts&... parts) {
-    problems_ << (problems_.tellp() > 0 ? "\n" : "") << place_;
-    (problems_ << ... << parts);
+    text_ << (problems_++ > 0 ? "\n" : "") << place_;
+    (text_ << ... << parts);
   }
 
-  void CheckKinds(const PruningSpec& pruning) {
+  // Whether the kinds are such that a ramp can be looked at.
+  bool CheckKinds(const PruningSpec& pruning) {
+    const size_t before = problems_;
     bool any = false;
     const UnitTable table(run_.model);
     for (const UnitSet& set : table.sets()) {
       const PruningSpec::Kind& kind = pruning.of(set.kind);
       any |= kind.enabled;
       if (set.layer > 0 || !kind.enabled) continue;  // one layer is news enough
+      const int64_t floor = AlignUp(kind.minimum, kind.alignment);
       if (kind.alignment > set.count) {
         Add(NameOf(set.kind), ".alignment = ", kind.alignment, " is more than the ", set.count,
             " there are; lower it or set enabled: false");
+      } else if (kind.minimum > set.count) {
+        Add(NameOf(set.kind), ".minimum = ", kind.minimum, " is more than the ", set.count,
+            " there are; lower it or set enabled: false");
+      } else if (floor > set.count) {
+        Add(NameOf(set.kind), ".minimum = ", kind.minimum, " is ", floor, " when rounded up to ",
+            "alignment = ", kind.alignment, ", more than the ", set.count,
+            " there are; lower either or set enabled: false");
       }
     }
     if (!any) Add("has no kind of unit that it may remove; enable one");
@@ -59,20 +71,23 @@ class Validator {
       Add("cannot remove stem channels of the GPT2 family: LayerNorm's mean is over the channels "
           "that are there; set stem { enabled: false }");
     }
+    return problems_ == before;
   }
 
-  void CheckTarget(const PruningSpec& pruning) {
-    const int64_t parameters = initial_ > 0 ? initial_ : CountParameters(run_.model);
-    const int64_t target = pruning.target_parameters, floor = FloorParameters(run_.model, pruning);
+  // Whether there is a way to the target.
+  bool CheckTarget(const PruningSpec& pruning) {
+    const int64_t parameters = CountParameters(model_);
+    const int64_t target = pruning.target_parameters, floor = FloorParameters(model_, pruning);
     if (target >= parameters) {
       Add("target_parameters = ", target, " is not below the ", parameters,
-          " that the model has; lower it");
+          pruned_ ? " that the phases before leave; lower it" : " that the model has; lower it");
     } else if (target < floor) {
       Add("target_parameters = ", target,
           " is below the floors: with the minima of attention, "
           "feed_forward and stem the model keeps ",
           floor, "; raise target_parameters or lower a minimum");
     }
+    return floor <= target && target < parameters;
   }
 
   // The ramp must fit, also one unit of the largest kind at a time.
@@ -91,27 +106,24 @@ class Validator {
       Add("ends at ", pruning.end, ", before it begins at ", pruning.begin);
       return;
     }
-    const int64_t parameters = initial_ > 0 ? initial_ : CountParameters(run_.model);
-    const Ramp ramp(pruning, {.steps = phase.steps, .tokens_per_step = phase.batch.tokens_per_step},
-                    parameters);
+    const Timeline timeline = {.steps = phase.steps,
+                               .tokens_per_step = phase.batch.tokens_per_step};
+    const Ramp ramp(pruning, timeline, CountParameters(model_));
     // What alignment left to do, what still shrinks and the last compaction need an event after it.
-    if (ramp.last_step() + ramp.interval() > phase.steps) {
-      Add("ends at step ", ramp.last_step(), " and needs ", ramp.interval(),
-          " more to finish, of a phase of ", phase.steps, "; shorten it or lengthen the phase");
+    const int64_t last = ramp.EventFrom(ramp.last_step());
+    if (last + ramp.interval() > phase.steps) {
+      Add("ends at step ", last, " and needs ", ramp.interval(), " more to finish, of a phase of ",
+          phase.steps, "; shorten it or lengthen the phase");
+      return;
     }
     if (pruning.units_per_event == 0) return;
-    int64_t largest = 0;
-    const UnitTable table(run_.model);
-    for (const UnitSet& set : table.sets()) {
-      if (pruning.of(set.kind).enabled) largest = std::max(largest, set.parameters);
-    }
-    const int64_t events = (phase.steps - ramp.first_step()) / ramp.interval() + 1;
-    const int64_t most = events * pruning.units_per_event * largest;
-    if (parameters - most > pruning.target_parameters) {
-      Add("units_per_event = ", pruning.units_per_event, " removes at most ", most,
-          " parameters in the phase's ", events, " events, and target_parameters asks for ",
-          parameters - pruning.target_parameters, "; raise it, or leave it out");
-    }
+    const RampReach reach = ReachOf(model_, pruning, timeline, UnitOrder::kInProportion);
+    if (reach.reached()) return;
+    Add("units_per_event = ", pruning.units_per_event, " removes ", reach.removed,
+        " units in the phase's ", reach.events, " events, which leaves ", reach.parameters,
+        " parameters where all kinds shrink alike; target_parameters = ", pruning.target_parameters,
+        " takes ", reach.units, ": raise units_per_event to ", reach.units_per_event,
+        " or leave it out, lower interval, or lengthen the phase");
   }
 
   void CheckOptimizer(const PhaseSpec& phase) {
@@ -137,9 +149,12 @@ class Validator {
   }
 
   const RunSpec& run_;
-  int64_t initial_ = 0;  // what an earlier phase's ramp leaves
+  ModelSpec model_;  // what earlier phases' ramps leave, but for
+  const PruningSpec* before_ = nullptr;
+  bool pruned_ = false;  // some phase before
   std::string place_;
-  std::ostringstream problems_;
+  std::ostringstream text_;
+  size_t problems_ = 0;  // in it
 };
 
 }  // namespace

@@ -106,10 +106,13 @@ bool TracksAges(const RunSpec& run, int phase) {
   });
 }
 
+bool MovesTopology(const TopologyRule& rule) {
+  return rule.action != FindTopologyRule("inherit")->action;
+}
+
 bool MovesTopology(const PhaseSpec& phase) {
   return std::any_of(phase.sparsity.begin(), phase.sparsity.end(), [](const SparsitySpec& spec) {
-    const TopologyRule* rule = FindTopologyRule(spec.rule);
-    return !RowOf(spec).dense && rule->action != FindTopologyRule("inherit")->action;
+    return !RowOf(spec).dense && MovesTopology(*FindTopologyRule(spec.rule));
   });
 }
 

@@ -58,7 +58,8 @@ StatisticsNeeds NeedsOf(std::span<const TopologyEntry> entries, const Timeline& 
 double DrawnSparsity(const TopologyEntry& entry);
 std::vector<WeightShape> ShapesOf(const TopologyEntry& entry);
 
-// Whether the topology changes after the phase's start.
+// Whether the rule, or some rule of the phase, changes the topology that the phase began with.
+bool MovesTopology(const TopologyRule& rule);
 bool MovesTopology(const PhaseSpec& phase);
 
 // Everything that is wrong with the run's topology, one problem a line, or OK. Each says the phase,
