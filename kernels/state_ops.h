@@ -1,6 +1,6 @@
 // How training state is held and moved: operations of the backend (kernels/backend.h) that bring the
 // arrays of a FlatBuffer (comm/flat_buffer.h) to plain numbers and back, and stored values from one
-// layout to another. What topology updates, phase changes, pruning and compaction are made of,
+// layout to another. What starts, topology updates, phase changes, pruning and compaction are made of,
 // without a detour over the host.
 //
 // Every result is exact: the same bits on every backend.
@@ -10,6 +10,7 @@
 
 #include "kernels/base/block_quantization.h"
 #include "kernels/base/device.h"
+#include "kernels/base/rng.h"
 #include "kernels/base/tensor_view.h"
 
 namespace filigree {
@@ -59,6 +60,15 @@ struct TakeStoredArgs {
   float fresh = 0;
 };
 
+// out[i] = draw(cell of the layout's stored slot first + i), rounded to F32; 0 where that is padding,
+// also past the last stored slot, where segments have padding of their own.
+struct DrawStoredArgs {
+  const PreparedLayout* layout = nullptr;  // of any kind; indices below 2^32 blocks or cells
+  CellDraw draw;
+  int64_t first = 0;
+  TensorView out;  // [n] F32, contiguous
+};
+
 // Columns of a matrix in place, with those that do not change: for i in [0, n) and every row,
 //   weight[row, rest[i]] += weight[row, gone[k]] * factors[k, i],    k = 0, 1, ... in turn,
 // each term added in F64 and the sum rounded to F32.
@@ -76,6 +86,7 @@ class StateOps {
   virtual void Dequantize(const DequantizeArgs& args, Stream& stream) = 0;
   virtual void MapStored(const MapStoredArgs& args, Stream& stream) = 0;
   virtual void TakeStored(const TakeStoredArgs& args, Stream& stream) = 0;
+  virtual void DrawStored(const DrawStoredArgs& args, Stream& stream) = 0;
   virtual void AddColumns(const AddColumnsArgs& args, Stream& stream) = 0;
 };
 

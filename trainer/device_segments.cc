@@ -1,5 +1,7 @@
 #include "trainer/device_segments.h"
 
+#include <algorithm>
+
 namespace filigree {
 namespace {
 
@@ -62,24 +64,31 @@ ConstTensorView GatherOnDevice(const FlatBuffer& buffer, int segment, StateKind 
   return memory;
 }
 
-void ScatterOnDevice(FlatBuffer& buffer, int segment, StateKind kind, ConstTensorView whole,
-                     TensorView halves, Backend& backend, Stream& stream) {
-  if (whole.empty()) return;
+void ScatterOnDevice(FlatBuffer& buffer, int segment, StateKind kind, ConstTensorView part,
+                     TensorView halves, Backend& backend, Stream& stream, int64_t begin) {
+  if (part.empty()) return;
+  CHECK_EQ(begin % kQuantizationBlock, 0);
   if (kind == StateKind::kMaster) {
-    const TensorView values = buffer.Values(segment);
+    const TensorView values = buffer.Values(segment).Range(begin, part.size());
     if (RoundsThroughHalves(buffer)) {
-      backend.Round({.in = whole, .out = halves}, stream);
+      backend.Round({.in = part, .out = halves}, stream);
       backend.Widen({.in = halves, .out = values}, stream);
     } else if (values.dtype() == DType::kBF16) {
-      backend.Round({.in = whole, .out = values}, stream);
+      backend.Round({.in = part, .out = values}, stream);
     } else {
-      Copy(backend.device(), values, whole, stream);
+      Copy(backend.device(), values, part, stream);
     }
     if (!buffer.has_master()) return;
   }
-  const OwnedRange own = buffer.layout().Owned(segment, buffer.shard());
-  if (own.count == 0) return;
-  Write(whole.Range(own.segment_begin, own.count), Held(buffer, own, kind), backend, stream);
+  OwnedRange own = buffer.layout().Owned(segment, buffer.shard());
+  const int64_t end = std::min(own.segment_begin + own.count, begin + part.size());
+  const int64_t skipped = std::max<int64_t>(0, begin - own.segment_begin);
+  own.segment_begin += skipped;
+  own.flat_begin += skipped;
+  own.shard_begin += skipped;
+  own.count = end - own.segment_begin;
+  if (own.count <= 0) return;
+  Write(part.Range(own.segment_begin - begin, own.count), Held(buffer, own, kind), backend, stream);
 }
 
 }  // namespace filigree

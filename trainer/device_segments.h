@@ -19,11 +19,12 @@ ConstTensorView GatherOnDevice(const FlatBuffer& buffer, int segment, StateKind 
                                TensorView memory, Communicator& communicator, Backend& backend,
                                Stream& stream);
 
-// The inverse, without traffic, from F32 [segment count]; scattering the master also writes the
-// segment's values, rounded to their dtype. `whole` may be the state's own memory of that array.
-// `halves` [segment count] BF16 is needed where RoundsThroughHalves says so.
-void ScatterOnDevice(FlatBuffer& buffer, int segment, StateKind kind, ConstTensorView whole,
-                     TensorView halves, Backend& backend, Stream& stream);
+// The inverse, without traffic, from F32: of the whole segment, or of as much of it as `part` holds
+// from element `begin` on, a multiple of 256. Scattering the master also writes the segment's values,
+// rounded to their dtype. `part` may be the state's own memory of that array. `halves`, BF16 of its
+// size, is needed where RoundsThroughHalves says so.
+void ScatterOnDevice(FlatBuffer& buffer, int segment, StateKind kind, ConstTensorView part,
+                     TensorView halves, Backend& backend, Stream& stream, int64_t begin = 0);
 // Values are numbers of BF16 in F32's form.
 bool RoundsThroughHalves(const FlatBuffer& buffer);
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/rng.h"
 #include "kernels/sparse/layout.h"
 
 namespace filigree {
@@ -62,11 +63,14 @@ class InitialValues {
  public:
   InitialValues(const Parameter& parameter, uint64_t seed);
   double operator[](int64_t logical_index) const;
+  // Whether they are drawn, and how; the others are all the same.
+  bool drawn() const { return drawn_; }
+  const CellDraw& draw() const { return draw_; }
 
  private:
-  InitKind kind_;
-  double scale_;
-  uint64_t seed_, stream_;
+  bool drawn_ = false;
+  double constant_ = 0;
+  CellDraw draw_;
 };
 
 }  // namespace filigree

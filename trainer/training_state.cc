@@ -1,13 +1,17 @@
 #include "trainer/training_state.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 #include <vector>
 
+#include "kernels/base/log.h"
 #include "kernels/base/math.h"
 #include "kernels/base/rng.h"
 #include "trainer/agree.h"
 #include "trainer/checkpoint/merged_weight.h"
+#include "trainer/initial_values.h"
+#include "trainer/metrics/numbers.h"
 #include "trainer/sample_tree.h"
 #include "trainer/state_move.h"
 #include "trainer/topology/plan.h"
@@ -203,23 +207,16 @@ TrainingState::TrainingState(const RunSpec& run, int phase,
 }
 
 void TrainingState::InitializeValues(Stream& stream) {
+  const auto begin = std::chrono::steady_clock::now();
+  int64_t stored = 0;
   for (size_t i = 0; i < parameters().size(); ++i) {
-    const Parameter& parameter = parameters()[i];
-    const std::vector<int64_t> logical = parameter.layout.LogicalIndices();
-    std::vector<float> values(parameter.segment_count(), 0.0f);
-    const auto stored = static_cast<int64_t>(logical.size());
-    const std::vector<float> given =
-        parameter.initial ? parameter.initial(run_.seed) : std::vector<float>();
-    const InitialValues drawn(parameter, run_.seed);
-#pragma omp parallel for
-    for (int64_t slot = 0; slot < stored; ++slot) {
-      if (logical[slot] < 0) continue;  // padding
-      values[slot] =
-          given.empty() ? static_cast<float>(drawn[logical[slot]]) : given[logical[slot]];
-    }
-    ScatterFloats(*buffer_, static_cast<int>(i), StateKind::kMaster, values, stream);
+    WriteInitialValues(parameters()[i], run_.seed, *buffer_, static_cast<int>(i), backend_, stream);
+    stored += parameters()[i].segment_count();
   }
   model_->ValuesChanged();
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+  LogInfo("initialised " + FormatCount(static_cast<double>(stored)) + " values in " +
+          FormatDuration(seconds.count()));
 }
 
 Status TrainingState::Load(const CheckpointReader& reader, bool moments, Stream& stream) {

@@ -1,16 +1,11 @@
 #include "kernels/base/rng.h"
 
-#include <cmath>
-#include <numbers>
-
 #include "kernels/base/check.h"
+#include "kernels/base/exact_random.h"
 
 namespace filigree {
 namespace {
 
-constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
-constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
-constexpr int kPhiloxRounds = 10;
 constexpr int kFeistelRounds = 6;
 
 // The finaliser of MurmurHash3: spreads FNV's weak high bits.
@@ -30,18 +25,8 @@ uint64_t Fnv1a(std::string_view text, uint64_t hash) {
 }  // namespace
 
 std::array<uint32_t, 4> Philox4x32(uint64_t seed, uint64_t stream, uint64_t index) {
-  std::array<uint32_t, 4> c = {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
-                               static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)};
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(kMultiplier0) * c[0];
-    const uint64_t p1 = static_cast<uint64_t>(kMultiplier1) * c[2];
-    c = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(p1),
-         static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(p0)};
-    k0 += kWeyl0;
-    k1 += kWeyl1;
-  }
-  return c;
+  const exact::Words words = exact::Philox(seed, stream, index);
+  return {words.w0, words.w1, words.w2, words.w3};
 }
 
 uint64_t RngStream(std::string_view purpose, std::string_view name, uint64_t number) {
@@ -56,7 +41,8 @@ uint64_t RandomBits(uint64_t seed, uint64_t stream, uint64_t index) {
 }
 
 double RandomUniform(uint64_t seed, uint64_t stream, uint64_t index) {
-  return static_cast<double>(RandomBits(seed, stream, index) >> 11) * 0x1.0p-53;
+  const exact::Words words = exact::Philox(seed, stream, index);
+  return exact::UnitUniform(words.w0, words.w1);
 }
 
 uint64_t RandomBelow(uint64_t seed, uint64_t stream, uint64_t index, uint64_t bound) {
@@ -67,13 +53,13 @@ uint64_t RandomBelow(uint64_t seed, uint64_t stream, uint64_t index, uint64_t bo
 }
 
 double RandomNormal(uint64_t seed, uint64_t stream, uint64_t index) {
-  const auto w = Philox4x32(seed, stream, index);
-  // (0, 1]: the logarithm must not see zero.
-  const double u =
-      (static_cast<double>(((static_cast<uint64_t>(w[1]) << 32) | w[0]) >> 11) + 1.0) * 0x1.0p-53;
-  const double angle =
-      static_cast<double>(((static_cast<uint64_t>(w[3]) << 32) | w[2]) >> 11) * 0x1.0p-53;
-  return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * angle);
+  return exact::Normal(exact::Philox(seed, stream, index));
+}
+
+double CellDraw::operator()(uint64_t cell) const {
+  const exact::Words words = exact::Philox(seed, stream, cell);
+  return exact::Multiply(scale, kind == DrawKind::kNormal ? exact::Normal(words)
+                                                                      : exact::Uniform(words));
 }
 
 RandomPermutation::RandomPermutation(uint64_t seed, uint64_t stream, uint64_t size)

@@ -23,8 +23,19 @@ uint64_t RandomBits(uint64_t seed, uint64_t stream, uint64_t index);
 double RandomUniform(uint64_t seed, uint64_t stream, uint64_t index);
 // Uniform integer in [0, bound), bound >= 1; bias below 2^-64 * bound.
 uint64_t RandomBelow(uint64_t seed, uint64_t stream, uint64_t index, uint64_t bound);
-// Standard normal (Box-Muller).
+// Standard normal (Box-Muller). Like all numbers of this header the same bits on every processor.
 double RandomNormal(uint64_t seed, uint64_t stream, uint64_t index);
+
+// A number for each cell of an array, `scale` times one of the distribution. Backends draw many at
+// once (StateOps::DrawStored).
+enum class DrawKind { kNormal, kUniform };  // standard normal; uniform in [-1, 1)
+struct CellDraw {
+  DrawKind kind = DrawKind::kNormal;
+  double scale = 1;
+  uint64_t seed = 0, stream = 0;
+
+  double operator()(uint64_t cell) const;
+};
 
 // A keyed pseudo-random permutation of [0, size): a bijection evaluated point by point, without
 // memory (Feistel network with cycle walking). Used for data order and for drawing without

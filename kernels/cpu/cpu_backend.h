@@ -65,6 +65,7 @@ class CpuBackend : public Backend {
   void Dequantize(const DequantizeArgs& args, Stream& stream) override;
   void MapStored(const MapStoredArgs& args, Stream& stream) override;
   void TakeStored(const TakeStoredArgs& args, Stream& stream) override;
+  void DrawStored(const DrawStoredArgs& args, Stream& stream) override;
   void AddColumns(const AddColumnsArgs& args, Stream& stream) override;
 
   void MarkStored(const MarkStoredArgs& args, Stream& stream) override;

@@ -80,4 +80,19 @@ struct SimdKernels {
 template <typename T>
 const SimdKernels<T>& Simd();
 
+// Random numbers (draw_loops.h), the same bits with every instruction set: out[i] = scale times the
+// number of counter {stream, cells[i]} under the key `seed`, rounded to float.
+struct DrawArgs {
+  uint64_t seed, stream;
+  double scale;
+  const int64_t* cells;
+  float* out;
+  int64_t count;
+};
+struct DrawKernels {
+  void (*normals)(const DrawArgs& args);   // standard
+  void (*uniforms)(const DrawArgs& args);  // in [-1, 1)
+};
+const DrawKernels& SimdDraws();
+
 }  // namespace filigree

@@ -11,45 +11,13 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/device_rows.h"
-#include "kernels/cuda/prepared_layout.h"
+#include "kernels/cuda/layout_cells.cuh"
 
 namespace filigree {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kMaxCtas = 132 * 16;
-
-// A layout of any kind. A dense one has no row offsets; it is one block a row, a pitch wide.
-struct Cells {
-  const uint32_t* row_offsets;
-  const void* columns;
-  bool short_columns;
-  int height;
-  int64_t width, out, in;
-
-  __device__ __forceinline__ int64_t column(uint32_t entry) const {
-    return short_columns ? int64_t{static_cast<const uint16_t*>(columns)[entry]}
-                         : int64_t{static_cast<const uint32_t*>(columns)[entry]};
-  }
-  __device__ __forceinline__ int32_t SlotOf(int64_t row, int64_t column_of_cell) const {
-    if (row_offsets == nullptr) return static_cast<int32_t>(row * width + column_of_cell);
-    const int64_t wanted = column_of_cell / width;
-    uint32_t begin = row_offsets[row / height];
-    const uint32_t row_end = row_offsets[row / height + 1];
-    uint32_t end = row_end;
-    while (begin < end) {
-      const uint32_t middle = begin + (end - begin) / 2;
-      if (column(middle) < wanted) {
-        begin = middle + 1;
-      } else {
-        end = middle;
-      }
-    }
-    if (begin == row_end || column(begin) != wanted) return kNewCell;
-    return static_cast<int32_t>((int64_t{begin} * height + row % height) * width +
-                                column_of_cell % width);
-  }
-};
 
 __global__ void __launch_bounds__(kThreads)
     MapKernel(Cells from, Cells to, const int32_t* rows, const int32_t* columns, int32_t* slots) {
@@ -82,20 +50,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-Cells CellsOf(const PreparedLayout* weight) {
-  const SparseLayout& layout = weight->layout();
-  CHECK_LE(layout.stored_count(), int64_t{std::numeric_limits<int32_t>::max()});
-  if (layout.kind() == LayoutKind::kDense) {
-    return {nullptr, nullptr, false, 1, layout.row_pitch(), layout.out(), layout.in()};
-  }
-  const DeviceLayout& indices = Prepared(weight).indices();
-  return {indices.row_offsets, indices.columns,   indices.short_columns, layout.block_out(),
-          layout.block_in(),   layout.out(),      layout.in()};
-}
-
 }  // namespace
 
 void CudaBackend::MapStored(const MapStoredArgs& args, Stream& stream) {
+  for (const PreparedLayout* layout : {args.from, args.to}) {
+    CHECK_LE(layout->layout().stored_count(), int64_t{std::numeric_limits<int32_t>::max()});
+  }
   const Cells from = CellsOf(args.from), to = CellsOf(args.to);
   const bool kept = !args.rows.empty();
   CHECK(kept || (from.out == to.out && from.in == to.in))

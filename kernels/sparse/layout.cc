@@ -236,12 +236,11 @@ SparseLayout::Transposed SparseLayout::Transpose() const {
 }
 
 std::vector<int64_t> SparseLayout::LogicalIndices() const {
-  std::vector<int64_t> indices(stored_count(), -1);
+  constexpr int64_t kPiece = 1 << 16;
+  std::vector<int64_t> indices(stored_count());
 #pragma omp parallel for
-  for (int64_t i = 0; i < out(); ++i) {
-    ForEachStoredRun(*this, i, [&](int64_t slot, int64_t column, int64_t count) {
-      std::iota(&indices[slot], &indices[slot] + count, i * in() + column);
-    });
+  for (int64_t first = 0; first < stored_count(); first += kPiece) {
+    CellsOfSlots(*this, first, std::min(kPiece, stored_count() - first), &indices[first]);
   }
   return indices;
 }

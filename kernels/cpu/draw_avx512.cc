@@ -1,0 +1,2 @@
+#define FILIGREE_ISA avx512
+#include "kernels/cpu/draw_loops.h"

@@ -1,0 +1,2 @@
+#define FILIGREE_ISA baseline
+#include "kernels/cpu/draw_loops.h"
