@@ -17,6 +17,7 @@ bool ReplayedPasses::Key::operator==(const Key& other) const {
 }
 
 bool ReplayedPasses::Run(const Key& key, const std::function<void()>& pass, Stream& stream) {
+  if (failed_) return pass(), true;
   std::erase_if(entries_, [&](const Entry& e) { return e.epoch != device_.memory_epoch(); });
   const auto entry = std::ranges::find(entries_, key, &Entry::key);
   if (entry == entries_.end()) {
@@ -25,14 +26,18 @@ bool ReplayedPasses::Run(const Key& key, const std::function<void()>& pass, Stre
     entries_.push_back({.key = key, .epoch = device_.memory_epoch(), .recording = nullptr});
     return true;
   }
-  const bool called = !entry->recording;
-  if (called) entry->recording = device_.Record(pass, stream);
-  if (entry->recording) {
-    entry->recording->Submit(stream);
-  } else {
-    pass();
-  }
-  return called;
+  if (!entry->recording) return Record(*entry, pass, stream), true;
+  entry->recording->Submit(stream);
+  ++replays_;
+  return false;
+}
+
+void ReplayedPasses::Record(Entry& entry, const std::function<void()>& pass, Stream& stream) {
+  entry.recording = device_.Record(pass, stream);
+  if (entry.recording) return entry.recording->Submit(stream);
+  failed_ = true;
+  entries_.clear();
+  pass();
 }
 
 }  // namespace filigree

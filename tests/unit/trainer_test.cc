@@ -79,6 +79,39 @@ TEST_F(TrainerTest, KeptMomentsFollowTheirCells) {
 
 // One step of the flat optimizer against AdamW written out, with clipping and decay of matrices
 // only.
+// A pass that was recorded and never began: the next one overwrites and materialises as it would
+// have done.
+TEST_F(TrainerTest, APassThatDidNotBeginIsDoneAgain) {
+  const RunSpec run = OddRun();
+  auto state = MakeState(run, 0);
+  state->InitializeValues(*stream_);
+  Model& model = state->model();
+  TrainStep step(run.phases[0].batch, backend_, *stream_);
+  const int64_t seq_len = run.phases[0].batch.seq_len;
+  const RepeatingText text;
+  int used = 0;
+  ParameterHooks hooks;
+  hooks.before_use = [&](int) { ++used; };
+  model.set_hooks(hooks);
+  model.StartGradients();
+  const std::optional<PassState> pass = model.NextPass();
+  ASSERT_TRUE(pass.has_value());
+  EXPECT_TRUE(pass->overwrites && pass->materialises);
+  std::vector<std::vector<float>> grads;
+  for (int i = 0; i < 2; ++i) {
+    if (i > 0) model.SetNextPass(*pass);
+    EXPECT_TRUE(model.NextPass() == pass);
+    const MicroBatch batch = step.feeder().Feed(text.samples().tokens, text.samples().targets,
+                                                /*rows=*/1, seq_len, *stream_);
+    model.ForwardBackward(batch, /*loss_scale=*/1, step.feeder().Losses(1, seq_len), *stream_);
+    const TensorView all = state->buffer().grads();
+    grads.emplace_back(all.As<float>(), all.As<float>() + all.size());
+    EXPECT_EQ(used, (i + 1) * static_cast<int>(state->parameters().size()));
+    EXPECT_FALSE(model.NextPass() == pass);
+  }
+  EXPECT_TRUE(grads[0] == grads[1]);
+}
+
 TEST_F(TrainerTest, OptimizerClipsByTheGlobalNormAndDecaysMatricesOnly) {
   const RunSpec run = OddRun();
   auto state = MakeState(run, 0);
