@@ -14,8 +14,13 @@
 
 #include "kernels/base/device.h"
 #include "trainer/model/model.h"
+#include "trainer/spec.h"
 
 namespace filigree {
+
+// Whether a run's choice asks for it on this device, for micro-batches of `batch`.
+bool ReplaysPasses(GraphChoice choice, const BatchSpec& batch, const Model& model,
+                   const Device& device);
 
 class ReplayedPasses {
  public:

@@ -134,7 +134,7 @@ Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingSt
   TrainStep step(phase.batch, *session.backend, *session.stream);
   step.set_teacher(teacher, phase.distillation);
   if (SumsInTree(run, *session.device)) step.SumInTree(*session.communicator);
-  if (run.graphs) step.ReplayPasses();
+  if (ReplaysPasses(run.graphs, phase.batch, state.model(), *session.device)) step.ReplayPasses();
   // A few sets of tokens take turns: drawing them is not what is measured.
   std::vector<RandomSamples> sets;
   for (uint64_t i = 0; i < 4; ++i) sets.emplace_back(run, *session.communicator, i);

@@ -103,7 +103,7 @@ class GpuReplayTest : public GpuTest {
     int64_t topology_updates = 0;
   };
   Trained Train(RunSpec run, bool graphs) {
-    run.graphs = graphs;
+    run.graphs = graphs ? GraphChoice::kWherePossible : GraphChoice::kOff;
     const std::string directory = folder_ + "/run";
     std::filesystem::remove_all(directory);
     const auto communicator = MakeSingleProcessCommunicator();

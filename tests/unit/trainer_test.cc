@@ -112,6 +112,52 @@ TEST_F(TrainerTest, APassThatDidNotBeginIsDoneAgain) {
   EXPECT_TRUE(grads[0] == grads[1]);
 }
 
+// A device that could be a GPU by its name; the rest is the CPU's.
+class NamedDevice final : public Device {
+ public:
+  NamedDevice(Device& device, std::string_view name) : device_(device), name_(name) {}
+  std::string_view name() const override { return name_; }
+  DType compute_dtype() const override { return device_.compute_dtype(); }
+  int64_t row_alignment() const override { return device_.row_alignment(); }
+  DeviceBuffer Allocate(size_t bytes, std::string_view kind) override {
+    return device_.Allocate(bytes, kind);
+  }
+  DeviceBuffer AllocatePinned(size_t bytes, std::string_view kind) override {
+    return device_.AllocatePinned(bytes, kind);
+  }
+  void CopyAsync(TensorView dst, ConstTensorView src, Stream& stream) override {
+    device_.CopyAsync(dst, src, stream);
+  }
+  void ZeroAsync(TensorView dst, Stream& stream) override { device_.ZeroAsync(dst, stream); }
+  std::unique_ptr<Stream> NewStream(StreamPriority priority) override {
+    return device_.NewStream(priority);
+  }
+  std::unique_ptr<Event> NewEvent() override { return device_.NewEvent(); }
+  std::unique_ptr<Event> NewTimedEvent() override { return device_.NewTimedEvent(); }
+  MemoryUsage memory_usage() const override { return device_.memory_usage(); }
+  void ForgetPeak() override { device_.ForgetPeak(); }
+
+ private:
+  Device& device_;
+  const std::string_view name_;
+};
+
+TEST_F(TrainerTest, ShortPassesOfAGpuAreReplayed) {
+  auto state = MakeState(OddRun(), 0);
+  const NamedDevice gpu(device_, "cuda");
+  BatchSpec batch = OddRun().phases[0].batch;
+  const auto replays = [&](GraphChoice choice, const Device& device) {
+    return ReplaysPasses(choice, batch, state->model(), device);
+  };
+  EXPECT_FALSE(replays(GraphChoice::kOff, gpu));
+  EXPECT_TRUE(replays(GraphChoice::kWhereTheyGain, gpu));
+  EXPECT_FALSE(replays(GraphChoice::kWhereTheyGain, device_));
+  EXPECT_FALSE(replays(GraphChoice::kWherePossible, device_));
+  batch.micro_batch_sequences = int64_t{1} << 40;
+  EXPECT_FALSE(replays(GraphChoice::kWhereTheyGain, gpu));
+  EXPECT_TRUE(replays(GraphChoice::kWherePossible, gpu));
+}
+
 TEST_F(TrainerTest, OptimizerClipsByTheGlobalNormAndDecaysMatricesOnly) {
   const RunSpec run = OddRun();
   auto state = MakeState(run, 0);
