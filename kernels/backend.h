@@ -567,6 +567,10 @@ class Backend : public DenseOps,
   // (CUDA's attention backward, and matrix products whose algorithm is else the fastest of some
   // that were timed; all else, and the CPU, is so anyway). Off at first.
   virtual void set_deterministic(bool deterministic) = 0;
+  // Whether one product with several dense weights, theirs one under the other, is preferred to one
+  // with each. The CPU keeps them apart: where they lie so depends on the ranks, through buckets,
+  // and what it computes must not.
+  virtual bool joins_products() const { return false; }
 };
 
 }  // namespace filigree

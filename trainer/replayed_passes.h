@@ -14,8 +14,13 @@
 
 #include "kernels/base/device.h"
 #include "trainer/model/model.h"
+#include "trainer/spec.h"
 
 namespace filigree {
+
+// Whether a run's choice asks for it on this device, for micro-batches of `batch`.
+bool ReplaysPasses(GraphChoice choice, const BatchSpec& batch, const Model& model,
+                   const Device& device);
 
 class ReplayedPasses {
  public:
@@ -33,8 +38,11 @@ class ReplayedPasses {
   explicit ReplayedPasses(Device& device) : device_(device) {}
 
   // Submits what `pass` submits to `stream`, which must be told by `key`. False: from a recording,
-  // and `pass` was not called.
+  // and `pass` was not called. Where recording fails, `pass` is called a second time, since nothing
+  // of the first has begun, and from then on every pass is run as it is.
   bool Run(const Key& key, const std::function<void()>& pass, Stream& stream);
+  // Passes that came from a recording, so far.
+  int64_t replays() const { return replays_; }
 
  private:
   struct Entry {
@@ -43,8 +51,13 @@ class ReplayedPasses {
     std::unique_ptr<Recording> recording;
   };
 
+  // Records an entry's pass and submits the recording; or `pass`, where there is none.
+  void Record(Entry& entry, const std::function<void()>& pass, Stream& stream);
+
   Device& device_;
   std::vector<Entry> entries_;
+  bool failed_ = false;  // recording
+  int64_t replays_ = 0;
 };
 
 }  // namespace filigree

@@ -232,6 +232,8 @@ struct EvaluationSpec {
   int64_t sample_tokens = 40;
 };
 
+enum class GraphChoice { kOff, kWherePossible, kWhereTheyGain };
+
 struct RunSpec {
   std::string name;
   uint64_t seed = 1234;
@@ -247,7 +249,8 @@ struct RunSpec {
   int cpu_threads = 0;
   int required_ranks = 0;
   bool deterministic = false;
-  bool graphs = false;  // passes are recorded and replayed where they can be
+  // Whether passes are recorded and replayed (ReplaysPasses in replayed_passes.h).
+  GraphChoice graphs = GraphChoice::kOff;
   DeviceChoice device = DeviceChoice::kAuto;
   double timeout_seconds = 600;  // without progress; 0: no watchdog
   int64_t checkpoint_every_steps = 1000;

@@ -39,11 +39,12 @@ void TrainStep::RunMicroBatch(Model& model, MicroBatch batch, double loss_scale,
                     .divergences = feeder_.Divergences(rows, batch.seq_len)};
     batch.distillation = &distillation;
   }
+  const std::optional<PassState> state = replay ? model.NextPass() : std::nullopt;
   const auto pass = [&] {
+    if (state) model.SetNextPass(*state);  // what it is anyway, unless recording it has failed
     if (teacher_) teacher_->Forward(batch, stream_);
     model.ForwardBackward(batch, loss_scale, feeder_.Losses(rows, batch.seq_len), stream_);
   };
-  const std::optional<PassState> state = replay ? model.NextPass() : std::nullopt;
   if (!state) {
     pass();
   } else if (!replayed_->Run({.model = &model,

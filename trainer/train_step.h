@@ -51,6 +51,8 @@ class TrainStep {
   // bits, sooner submitted. On one rank these are all, on several those between a step's first
   // micro-batch and its last.
   void ReplayPasses() { replayed_ = std::make_unique<ReplayedPasses>(backend_.device()); }
+  // Passes that came from a recording, so far.
+  int64_t replays() const { return replayed_ ? replayed_->replays() : 0; }
 
   // From now on the loss has a teacher (nullptr: none), which must outlive the step's use.
   void set_teacher(Teacher* teacher, const DistillationSpec& distillation) {

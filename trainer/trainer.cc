@@ -280,7 +280,9 @@ Status Trainer::EnterPhase(int phase) {
   train_step_ = std::make_unique<TrainStep>(this->phase().batch, backend_, *stream_);
   train_step_->set_teacher(teacher_.get(), this->phase().distillation);
   if (SumsInTree(run_, backend_.device())) train_step_->SumInTree(communicator_);
-  if (run_.graphs) train_step_->ReplayPasses();
+  if (ReplaysPasses(run_.graphs, this->phase().batch, state_->model(), backend_.device())) {
+    train_step_->ReplayPasses();
+  }
   topology_.BeginPhase(phase);
   pruner_.BeginPhase(phase);
   if (begins) RETURN_IF_ERROR(StartTopology());

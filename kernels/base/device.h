@@ -76,7 +76,8 @@ class DeviceBuffer {
 };
 
 // Bytes held now and at the peak, by kind ("values", "grads", "master", "moments", "layouts",
-// "compute_copies", "activations", "scratch"), as `plan` and the metrics print them.
+// "compute_copies", "activations", "scratch"; "recordings", as far as the driver says what it took
+// for them), as `plan` and the metrics print them.
 struct MemoryUsage {
   std::map<std::string, size_t> bytes_by_kind;
   size_t total_bytes = 0;
@@ -113,12 +114,13 @@ class Device {
   virtual std::unique_ptr<Event> NewTimedEvent() = 0;
   // Calls `submit` and records what it submits to `stream`, of which nothing begins. It must touch
   // no other stream, event or host memory, and must have run once before, so that nothing is
-  // allocated. Devices on which work costs nothing to submit return nullptr and call nothing.
+  // allocated. Devices on which work costs nothing to submit return nullptr and call nothing. Where
+  // the device cannot record, or cannot hold the recording, it returns nullptr too and logs why.
   virtual std::unique_ptr<Recording> Record(const std::function<void()>& submit, Stream& stream) {
     return nullptr;
   }
-  // Grows whenever device memory is allocated or freed: what was recorded before may name memory
-  // that is gone.
+  // Grows whenever device memory is allocated or freed, but for that of recordings: what was
+  // recorded before may name memory that is gone.
   virtual uint64_t memory_epoch() const { return 0; }
   virtual MemoryUsage memory_usage() const = 0;
   // From here on the peak is that of what is held now and later.

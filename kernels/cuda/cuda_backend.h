@@ -37,6 +37,7 @@ class CudaBackend final : public Backend {
 
   Device& device() override { return device_; }
   void set_deterministic(bool deterministic) override { deterministic_ = deterministic; }
+  bool joins_products() const override { return true; }
 
   void MatMul(const MatMulArgs& args, Stream& stream) override;
   void ColumnSum(const ColumnSumArgs& args, Stream& stream) override;

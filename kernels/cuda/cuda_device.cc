@@ -91,6 +91,7 @@ constexpr Knob kKnobs[] = {
     {"compute_copies", "parameterisation: block_sparse, which computes on what is stored"},
     {"values", "a higher sparsity"},
     {"layouts", "larger blocks or a higher sparsity"},
+    {"recordings", "parallel.graphs: OFF"},
     {"scratch", "a smaller batch.micro_batch_sequences; without parallel.deterministic"},
 };
 
@@ -189,6 +190,15 @@ CudaDevice::~CudaDevice() {
 void CudaDevice::Account(std::string_view kind, int64_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
   ++memory_epoch_;
+  Count(kind, bytes);
+}
+
+void CudaDevice::AccountRecording(int64_t bytes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  Count("recordings", bytes);
+}
+
+void CudaDevice::Count(std::string_view kind, int64_t bytes) {
   usage_.bytes_by_kind[std::string(kind)] += bytes;
   usage_.total_bytes += bytes;
   usage_.peak_bytes = std::max(usage_.peak_bytes, usage_.total_bytes);
@@ -265,7 +275,7 @@ std::unique_ptr<Event> CudaDevice::NewTimedEvent() {
 }
 
 std::unique_ptr<Recording> CudaDevice::Record(const std::function<void()>& submit, Stream& stream) {
-  return RecordGraph(submit, NativeStream(stream));
+  return RecordGraph(submit, *this, NativeStream(stream));
 }
 
 uint64_t CudaDevice::memory_epoch() const {

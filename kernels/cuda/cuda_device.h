@@ -49,6 +49,8 @@ class CudaDevice final : public Device {
 
   // Counts memory that a library allocates here for arrays of ours; negative: it was freed.
   void Account(std::string_view kind, int64_t bytes);
+  // The same for recordings, which no other recording names.
+  void AccountRecording(int64_t bytes);
 
   int ordinal() const { return ordinal_; }
   // "NVIDIA H100 80GB HBM3".
@@ -59,6 +61,7 @@ class CudaDevice final : public Device {
   const GpuCard& card() const { return card_; }
 
  private:
+  void Count(std::string_view kind, int64_t bytes);  // under the mutex
   static void Release(void* owner, void* data, size_t bytes, const std::string& kind);
   static void ReleasePinned(void* owner, void* data, size_t bytes, const std::string& kind);
 

@@ -1,18 +1,28 @@
 #include "kernels/cuda/cuda_graph.h"
 
+#include <algorithm>
+#include <string>
+
+#include "kernels/base/log.h"
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_factory.h"
 
 namespace filigree {
 namespace {
 
+// Memory of the driver's for it, which no call of ours allocates, is what was free before and no
+// longer is, in the driver's steps of 2 MB; another program that allocates meanwhile is counted too.
 class CudaGraph final : public Recording {
  public:
-  explicit CudaGraph(cudaGraph_t graph) {
-    CUDA_CHECK(cudaGraphInstantiate(&executable_, graph, /*flags=*/0));
+  CudaGraph(cudaGraphExec_t executable, CudaDevice& device, int64_t bytes)
+      : executable_(executable), device_(device), bytes_(bytes) {
+    device_.AccountRecording(bytes_);
   }
   // A launch under way keeps what it needs.
-  ~CudaGraph() override { CUDA_CHECK(cudaGraphExecDestroy(executable_)); }
+  ~CudaGraph() override {
+    CUDA_CHECK(cudaGraphExecDestroy(executable_));
+    device_.AccountRecording(-bytes_);
+  }
   CudaGraph(const CudaGraph&) = delete;
   CudaGraph& operator=(const CudaGraph&) = delete;
 
@@ -22,20 +32,43 @@ class CudaGraph final : public Recording {
 
  private:
   cudaGraphExec_t executable_ = nullptr;
+  CudaDevice& device_;
+  const int64_t bytes_;
 };
+
+// Takes the error, so that no later call reports it.
+std::unique_ptr<Recording> Failed(const char* what, cudaError_t error) {
+  cudaGetLastError();
+  LogWarning(std::string("passes are launched kernel by kernel, since ") + what +
+             " a CUDA graph of one failed (" + cudaGetErrorString(error) +
+             "); parallel { graphs: OFF } does without trying");
+  return nullptr;
+}
 
 }  // namespace
 
 // Other threads (the watchdog's, a checkpoint's) go on with calls that cannot be captured: the mode
 // is this thread's.
-std::unique_ptr<Recording> RecordGraph(const std::function<void()>& submit, cudaStream_t stream) {
+std::unique_ptr<Recording> RecordGraph(const std::function<void()>& submit, CudaDevice& device,
+                                       cudaStream_t stream) {
   CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   submit();
   cudaGraph_t graph = nullptr;
-  CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
-  auto recording = std::make_unique<CudaGraph>(graph);
+  if (const cudaError_t error = cudaStreamEndCapture(stream, &graph); error != cudaSuccess) {
+    return Failed("recording", error);
+  }
+  const int64_t before = CudaBytesInUse();
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&executable, graph, /*flags=*/0);
   CUDA_CHECK(cudaGraphDestroy(graph));
-  return recording;
+  if (error != cudaSuccess) return Failed("making", error);
+  // What the device keeps of it arrives now and not with the first launch, and is counted.
+  if (const cudaError_t moved = cudaGraphUpload(executable, stream); moved != cudaSuccess) {
+    CUDA_CHECK(cudaGraphExecDestroy(executable));
+    return Failed("keeping", moved);
+  }
+  const int64_t bytes = std::max<int64_t>(CudaBytesInUse() - before, 0);
+  return std::make_unique<CudaGraph>(executable, device, bytes);
 }
 
 }  // namespace filigree

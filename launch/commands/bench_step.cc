@@ -62,6 +62,7 @@ struct Timing {
   std::vector<double> saliency_ms;  // after each of them, where the phase prunes
   ExchangeTiming exchange;
   int64_t exchanged_bytes = 0, bytes_in_use = 0;
+  int64_t replays = 0;  // passes that came from a recording, warm-up included
   double first_loss = 0, last_loss = 0;  // of this rank's share
 
   double Median() const { return MedianOf(ms); }
@@ -133,7 +134,7 @@ Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingSt
   TrainStep step(phase.batch, *session.backend, *session.stream);
   step.set_teacher(teacher, phase.distillation);
   if (SumsInTree(run, *session.device)) step.SumInTree(*session.communicator);
-  if (run.graphs) step.ReplayPasses();
+  if (ReplaysPasses(run.graphs, phase.batch, state.model(), *session.device)) step.ReplayPasses();
   // A few sets of tokens take turns: drawing them is not what is measured.
   std::vector<RandomSamples> sets;
   for (uint64_t i = 0; i < 4; ++i) sets.emplace_back(run, *session.communicator, i);
@@ -161,6 +162,7 @@ Timing TimeSteps(const BenchStepCommand& command, const RunSpec& run, TrainingSt
     timing.exchange.exposed_grads += stalled.grads_ms / command.steps;
     timing.exchange.exposed_values += stalled.values_ms / command.steps;
   }
+  timing.replays = step.replays();
   state.exchange().set_stall_timer(nullptr);
   if (session.communicator->size() == 1) return timing;
   timing.exchange.alone = ExchangeAlone(command.warmup, command.steps, state, session);
@@ -201,6 +203,7 @@ nlohmann::json ToJson(const RunSpec& run, const Timing& timing, const Model& mod
                            {"memory_bytes", memory.bytes_by_kind},
                            {"memory_peak_bytes", memory.peak_bytes},
                            {"device_bytes_in_use", timing.bytes_in_use},
+                           {"replayed_passes", timing.replays},
                            {"first_loss", timing.first_loss},
                            {"last_loss", timing.last_loss}};
   if (!timing.saliency_ms.empty()) {
@@ -231,6 +234,9 @@ void Print(const nlohmann::json& r) {
       r["memory_peak_bytes"].get<double>() / 1e9, r["device_bytes_in_use"].get<double>() / 1e9,
       r["exchanged_bytes"].get<double>() / 1e6, r["first_loss"].get<double>(),
       r["last_loss"].get<double>());
+  if (const auto replays = r["replayed_passes"].get<int64_t>(); replays > 0) {
+    std::printf("%ld passes came from recordings\n", static_cast<long>(replays));
+  }
   if (r.contains("saliency_ms")) {
     const double step = r["step_ms"].get<double>(), saliency = r["saliency_ms"].get<double>();
     std::printf("saliency for pruning: %.2f ms more after each step, %.2f %%\n", saliency,

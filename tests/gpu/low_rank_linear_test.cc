@@ -67,6 +67,9 @@ std::vector<LinearCase> Cases() {
       {"low rank 5", Spec("low_rank", 5, 0), {128, 64}, 96, 130},
       {"masked", Spec("masked", 0, 0.75), {117, 64}, 96, 130, 8},
       {"low rank", Spec("low_rank", 24, 0), {128, 64}, 96, 130},
+      {"dense, joined", Spec("dense", 0, 0), {256, 128, 128}, 384, 300},
+      {"dense, joined, padded", Spec("dense", 0, 0), {125, 125}, 64, 130, 8},
+      {"dense, apart", Spec("dense", 0, 0), {40, 40}, 24, 130},
       {"cola", Spec("cola", 32, 0), {128, 64}, 96, 130},
   };
 }

@@ -1,4 +1,6 @@
 // Passes that are recorded and replayed give the bits of passes that are launched.
+#include <cuda_runtime_api.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -10,6 +12,7 @@
 
 #include "comm/bootstrap.h"
 #include "kernels/base/rng.h"
+#include "kernels/cuda/cuda_device.h"
 #include "tests/gpu/gpu_testing.h"
 #include "tests/gpu/small_model.h"
 #include "tests/unit/data_testing.h"
@@ -100,7 +103,7 @@ class GpuReplayTest : public GpuTest {
     int64_t topology_updates = 0;
   };
   Trained Train(RunSpec run, bool graphs) {
-    run.graphs = graphs;
+    run.graphs = graphs ? GraphChoice::kWherePossible : GraphChoice::kOff;
     const std::string directory = folder_ + "/run";
     std::filesystem::remove_all(directory);
     const auto communicator = MakeSingleProcessCommunicator();
@@ -181,6 +184,41 @@ TEST_F(GpuReplayTest, MemoryThatComesOrGoesEndsARecording) {
   EXPECT_TRUE(run(key));
   EXPECT_TRUE(run(key));
   EXPECT_FALSE(run(key));
+}
+
+// A call that cannot be captured, whose error nobody looks at, as in a library: the recording is
+// lost, its work is done all the same, and the memory of recordings is counted and given back.
+TEST_F(GpuReplayTest, FailedRecordingsAreLaunched) {
+  DeviceBuffer numbers = device().Allocate(sizeof(float) * 16, "test");
+  const TensorView view = numbers.View(DType::kF32, 16);
+  ReplayedPasses::Key key;
+  key.tokens = view;
+  for (const bool fails : {false, true}) {
+    SCOPED_TRACE(fails);
+    ReplayedPasses passes(device());
+    int calls = 0;
+    const std::vector<float> ones(16, 1.0f);
+    std::vector<float> found(16);
+    for (int pass = 0; pass < 4; ++pass) {
+      device().CopyAsync(view, ConstTensorView(ones.data(), DType::kF32, {16}), stream());
+      passes.Run(
+          key,
+          [&] {
+            ++calls;
+            device().ZeroAsync(view, stream());
+            if (fails && cudaStreamSynchronize(NativeStream(stream())) != cudaSuccess) {
+              cudaGetLastError();
+            }
+          },
+          stream());
+      device().CopyAsync(TensorView(found.data(), DType::kF32, {16}), view, stream());
+      stream().Synchronize();
+      EXPECT_EQ(found, std::vector<float>(16, 0.0f)) << pass;
+    }
+    EXPECT_EQ(calls, fails ? 5 : 2);
+    EXPECT_EQ(passes.replays(), fails ? 0 : 2);
+  }
+  EXPECT_EQ(device().memory_usage().bytes_by_kind["recordings"], 0u);
 }
 
 }  // namespace

@@ -200,7 +200,7 @@ parallel {
   }
   grad_dtype: F32
   wire_dtype: F32
-  graphs: OFF
+  graphs: WHERE_THEY_GAIN
 }
 checkpoint {
   every_steps: 1000
@@ -273,8 +273,13 @@ TEST(ConfigTest, OverridesMergeAndReplaceLists) {
 }
 
 TEST(ConfigTest, PassesAreReplayedWhereAskedFor) {
-  EXPECT_FALSE(Spec(kSmall).graphs);
-  EXPECT_TRUE(Spec(std::string(kSmall) + "parallel { graphs: WHERE_POSSIBLE }\n").graphs);
+  const auto choice = [](const char* graphs) {
+    return Spec(std::string(kSmall) + "parallel { graphs: " + graphs + " }\n").graphs;
+  };
+  EXPECT_EQ(Spec(kSmall).graphs, GraphChoice::kWhereTheyGain);
+  EXPECT_EQ(choice("WHERE_THEY_GAIN"), GraphChoice::kWhereTheyGain);
+  EXPECT_EQ(choice("WHERE_POSSIBLE"), GraphChoice::kWherePossible);
+  EXPECT_EQ(choice("OFF"), GraphChoice::kOff);
 }
 
 TEST(ConfigTest, GradientsTravelAsTheyAreUnlessToldNarrower) {

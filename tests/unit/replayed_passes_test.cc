@@ -44,8 +44,9 @@ class CountingDevice final : public Device {
   std::unique_ptr<Event> NewTimedEvent() override { return nullptr; }
   std::unique_ptr<Recording> Record(const std::function<void()>& submit, Stream&) override {
     if (!records) return nullptr;
-    ++counts.recorded;
     submit();
+    if (fails) return nullptr;
+    ++counts.recorded;
     return std::make_unique<CountingRecording>(counts);
   }
   uint64_t memory_epoch() const override { return epoch; }
@@ -55,6 +56,7 @@ class CountingDevice final : public Device {
   Counts counts;
   uint64_t epoch = 0;
   bool records = true;
+  bool fails = false;  // after the submission, as CUDA does
 };
 
 class ReplayedPassesTest : public ::testing::Test {
@@ -93,6 +95,7 @@ TEST_F(ReplayedPassesTest, RunsRecordsReplays) {
   EXPECT_FALSE(Run(KeyOf(1)));
   EXPECT_FALSE(Run(KeyOf(1)));
   EXPECT_EQ(device_.counts.submitted, 3);
+  EXPECT_EQ(passes_.replays(), 2);
 }
 
 TEST_F(ReplayedPassesTest, EveryPartOfTheKeyCounts) {
@@ -139,6 +142,20 @@ TEST_F(ReplayedPassesTest, PassesThatNeverComeAgainAreForgotten) {
   EXPECT_EQ(device_.counts.recorded, 1);
   EXPECT_TRUE(Run(KeyOf(1)));
   EXPECT_EQ(device_.counts.recorded, 1);
+}
+
+// What was called to be recorded has not begun, so the pass is called again; then no more is tried.
+TEST_F(ReplayedPassesTest, AFailedRecordingIsRunAndIsTheLast) {
+  EXPECT_TRUE(Run(KeyOf(2)));
+  device_.fails = true;
+  EXPECT_TRUE(Run(KeyOf(1)));
+  EXPECT_TRUE(Run(KeyOf(1)));
+  EXPECT_EQ(calls_, 4);
+  device_.fails = false;
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(Run(KeyOf(i % 2)));
+  EXPECT_EQ(calls_, 7);
+  EXPECT_EQ(device_.counts.recorded, 0);
+  EXPECT_EQ(passes_.replays(), 0);
 }
 
 TEST_F(ReplayedPassesTest, DevicesThatDoNotRecordRunEveryPass) {

@@ -79,6 +79,85 @@ TEST_F(TrainerTest, KeptMomentsFollowTheirCells) {
 
 // One step of the flat optimizer against AdamW written out, with clipping and decay of matrices
 // only.
+// A pass that was recorded and never began: the next one overwrites and materialises as it would
+// have done.
+TEST_F(TrainerTest, APassThatDidNotBeginIsDoneAgain) {
+  const RunSpec run = OddRun();
+  auto state = MakeState(run, 0);
+  state->InitializeValues(*stream_);
+  Model& model = state->model();
+  TrainStep step(run.phases[0].batch, backend_, *stream_);
+  const int64_t seq_len = run.phases[0].batch.seq_len;
+  const RepeatingText text;
+  int used = 0;
+  ParameterHooks hooks;
+  hooks.before_use = [&](int) { ++used; };
+  model.set_hooks(hooks);
+  model.StartGradients();
+  const std::optional<PassState> pass = model.NextPass();
+  ASSERT_TRUE(pass.has_value());
+  EXPECT_TRUE(pass->overwrites && pass->materialises);
+  std::vector<std::vector<float>> grads;
+  for (int i = 0; i < 2; ++i) {
+    if (i > 0) model.SetNextPass(*pass);
+    EXPECT_TRUE(model.NextPass() == pass);
+    const MicroBatch batch = step.feeder().Feed(text.samples().tokens, text.samples().targets,
+                                                /*rows=*/1, seq_len, *stream_);
+    model.ForwardBackward(batch, /*loss_scale=*/1, step.feeder().Losses(1, seq_len), *stream_);
+    const TensorView all = state->buffer().grads();
+    grads.emplace_back(all.As<float>(), all.As<float>() + all.size());
+    EXPECT_EQ(used, (i + 1) * static_cast<int>(state->parameters().size()));
+    EXPECT_FALSE(model.NextPass() == pass);
+  }
+  EXPECT_TRUE(grads[0] == grads[1]);
+}
+
+// A device that could be a GPU by its name; the rest is the CPU's.
+class NamedDevice final : public Device {
+ public:
+  NamedDevice(Device& device, std::string_view name) : device_(device), name_(name) {}
+  std::string_view name() const override { return name_; }
+  DType compute_dtype() const override { return device_.compute_dtype(); }
+  int64_t row_alignment() const override { return device_.row_alignment(); }
+  DeviceBuffer Allocate(size_t bytes, std::string_view kind) override {
+    return device_.Allocate(bytes, kind);
+  }
+  DeviceBuffer AllocatePinned(size_t bytes, std::string_view kind) override {
+    return device_.AllocatePinned(bytes, kind);
+  }
+  void CopyAsync(TensorView dst, ConstTensorView src, Stream& stream) override {
+    device_.CopyAsync(dst, src, stream);
+  }
+  void ZeroAsync(TensorView dst, Stream& stream) override { device_.ZeroAsync(dst, stream); }
+  std::unique_ptr<Stream> NewStream(StreamPriority priority) override {
+    return device_.NewStream(priority);
+  }
+  std::unique_ptr<Event> NewEvent() override { return device_.NewEvent(); }
+  std::unique_ptr<Event> NewTimedEvent() override { return device_.NewTimedEvent(); }
+  MemoryUsage memory_usage() const override { return device_.memory_usage(); }
+  void ForgetPeak() override { device_.ForgetPeak(); }
+
+ private:
+  Device& device_;
+  const std::string_view name_;
+};
+
+TEST_F(TrainerTest, ShortPassesOfAGpuAreReplayed) {
+  auto state = MakeState(OddRun(), 0);
+  const NamedDevice gpu(device_, "cuda");
+  BatchSpec batch = OddRun().phases[0].batch;
+  const auto replays = [&](GraphChoice choice, const Device& device) {
+    return ReplaysPasses(choice, batch, state->model(), device);
+  };
+  EXPECT_FALSE(replays(GraphChoice::kOff, gpu));
+  EXPECT_TRUE(replays(GraphChoice::kWhereTheyGain, gpu));
+  EXPECT_FALSE(replays(GraphChoice::kWhereTheyGain, device_));
+  EXPECT_FALSE(replays(GraphChoice::kWherePossible, device_));
+  batch.micro_batch_sequences = int64_t{1} << 40;
+  EXPECT_FALSE(replays(GraphChoice::kWhereTheyGain, gpu));
+  EXPECT_TRUE(replays(GraphChoice::kWherePossible, gpu));
+}
+
 TEST_F(TrainerTest, OptimizerClipsByTheGlobalNormAndDecaysMatricesOnly) {
   const RunSpec run = OddRun();
   auto state = MakeState(run, 0);

@@ -22,6 +22,7 @@ static_assert(static_cast<int>(PruningSpec::Removal::kProgressive) == PruningCon
 static_assert(static_cast<int>(LossFormula::kSltrain) == EvaluationConfig::SLTRAIN);
 static_assert(static_cast<int>(SparsePart::kBlocks) == SparsityConfig::BLOCKS);
 static_assert(static_cast<int>(LowRankCompute::kFactored) == SparsityConfig::FACTORED);
+static_assert(static_cast<int>(GraphChoice::kWhereTheyGain) == ParallelConfig::WHERE_THEY_GAIN);
 
 std::vector<LayerShape> ToLayerShapes(const ModelConfig& config) {
   std::vector<LayerShape> shapes;
@@ -214,7 +215,7 @@ RunSpec ToSpec(const RunConfig& config, const std::vector<MergedPhase>& phases) 
   spec.cpu_threads = config.parallel().cpu_threads();
   spec.required_ranks = config.parallel().ranks();
   spec.deterministic = config.parallel().deterministic();
-  spec.graphs = config.parallel().graphs() != ParallelConfig::OFF;
+  spec.graphs = static_cast<GraphChoice>(config.parallel().graphs());
   spec.device = static_cast<DeviceChoice>(config.parallel().device());
   spec.timeout_seconds = config.parallel().timeout_seconds();
   spec.checkpoint_every_steps = config.checkpoint().every_steps();

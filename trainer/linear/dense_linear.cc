@@ -1,5 +1,6 @@
 // `dense`: every weight stored; the segment itself is what compute reads, rows and columns of
 // padding included.
+#include "trainer/linear/dense_product.h"
 #include "trainer/linear/linear.h"
 #include "trainer/linear/linear_parts.h"
 
@@ -25,9 +26,9 @@ class DenseLinear final : public Linear {
       return segment.data() ? segment.Reshape({spec_.padded_out(), spec_.padded_in()})
                             : TensorView();
     };
-    bound_ = parameters[0];
-    weight_ = matrix(parameters[0].values);
-    grads_ = matrix(parameters[0].grads);
+    product_ = {.weight = matrix(parameters[0].values),
+                .grads = matrix(parameters[0].grads),
+                .overwrite = parameters[0].overwrite};
     bias_.Bind(parameters);
   }
 
@@ -36,29 +37,19 @@ class DenseLinear final : public Linear {
 
   void Forward(ConstTensorView x, TensorView y, TensorView, const ProductEpilogue& epilogue,
                Stream& stream) override {
-    backend_.MatMul({.a = x,
-                     .b = weight_,
-                     .out = y,
-                     .transpose_b = true,
-                     .bias = bias_.values(),
-                     .epilogue = epilogue},
-                    stream);
+    product_.Forward(backend_, x, y, bias_.values(), epilogue, stream);
   }
 
   BoundParameter ReleaseBiasGrad() override { return bias_.Release(); }
 
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations&,
                 const InputGrad& input_grad, Stream& stream) override {
-    backend_.MatMul(
-        {.a = dy, .b = x, .out = grads_, .transpose_a = true, .accumulate = bound_.adds()}, stream);
     bias_.Backward(dy, stream);
-    if (input_grad.dx.empty()) return;
-    backend_.MatMul({.a = dy,
-                     .b = weight_,
-                     .out = input_grad.dx,
-                     .accumulate = input_grad.accumulate,
-                     .epilogue = input_grad.epilogue()},
-                    stream);
+    product_.Backward(backend_, x, dy, input_grad, stream);
+  }
+
+  std::optional<DensePart> dense_part() const override {
+    return DensePart{&product_, bias_.bound()};
   }
 
   LinearFlops flops() const override {
@@ -70,8 +61,7 @@ class DenseLinear final : public Linear {
   const LinearSpec spec_;
   Backend& backend_;
   LinearBias bias_;
-  BoundParameter bound_;
-  TensorView weight_, grads_;  // the same as [padded out, padded in]
+  DenseProduct product_;
 };
 
 Status Validate(const LinearSpec& linear, const SparsitySpec& sparsity) {

@@ -100,6 +100,7 @@ struct InnerActivations {
   TensorView grads;        // memory for Backward
 };
 
+struct DenseProduct;
 class FormedProduct;
 class FormedWeight;
 class LowRankFactors;
@@ -112,6 +113,12 @@ struct BlockedProduct {
   BoundParameter values;  // and gradients, [stored_count]
   BoundParameter bias;    // [out], or empty views
   const LowRankFactors* factors = nullptr;
+};
+
+// A linear that is one product with a dense weight as it is stored (dense_product.h).
+struct DensePart {
+  const DenseProduct* product = nullptr;
+  BoundParameter bias;  // [padded out], or empty views
 };
 
 // A linear that is one product with a dense weight formed before it (formed_product.h).
@@ -153,6 +160,7 @@ class Linear {
 
   // Set where the linear is nothing but that product; valid after Bind.
   virtual std::optional<BlockedProduct> blocked_product() const { return std::nullopt; }
+  virtual std::optional<DensePart> dense_part() const { return std::nullopt; }
   virtual std::optional<FormedPart> formed_part() { return std::nullopt; }
 
   virtual LinearFlops flops() const = 0;
@@ -222,7 +230,8 @@ struct LinearStatistics {
 // outputs side by side, each with its padding, dx is the sum of the parts'. Topology, checkpoints
 // and export see only the parts.
 // Where all parts are products with formed weights they are computed as one; where all are blocked
-// products, all with factors beside them or none, too, if the backend gains by it.
+// products, all with factors beside them or none, too, if the backend gains by it, and so are dense
+// weights that lie one after the other in the flat buffer, as they do within a bucket.
 class LinearGroup {
  public:
   // `specs` are what the parts were made for.
@@ -279,10 +288,9 @@ class LinearGroup {
   std::unique_ptr<PreparedLayout> JoinedBlocks() const;
   bool JoinBlocked();
   void JoinFormed(TensorView scratch);
+  bool JoinDense();
   // Takes the parts' biases for one.
   void JoinBiases(std::vector<BoundParameter> biases, DType dtype);
-  // The parts' values or gradients as one, where they lie one after the other; else nothing.
-  TensorView JoinedBiases(TensorView BoundParameter::*array) const;
   void BackwardBiases(ConstTensorView dy, Stream& stream);
   void AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& stream);
   template <typename View>
@@ -320,6 +328,7 @@ class LinearGroup {
   std::vector<ConstTensorView> factors_a_, factors_b_;  // the same
   TensorView joined_values_, joined_grads_;
   std::unique_ptr<FormedProduct> formed_;  // or this
+  std::unique_ptr<DenseProduct> dense_;    // or this
   std::vector<BoundParameter> biases_;     // of the parts, where they are joined and have some
   // The parts' as one, one after the other: where the flat buffer has them so, else a copy.
   TensorView bias_;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "trainer/linear/dense_product.h"
 #include "trainer/linear/formed_product.h"
 #include "trainer/linear/linear.h"
 #include "trainer/linear/linear_parts.h"
@@ -8,12 +9,6 @@
 
 namespace filigree {
 namespace {
-
-// Both lie in one array (a flat buffer), or are empty.
-int64_t ElementsBetween(ConstTensorView from, ConstTensorView to) {
-  return (static_cast<const std::byte*>(to.data()) - static_cast<const std::byte*>(from.data())) /
-         static_cast<int64_t>(SizeOf(from.dtype()));
-}
 
 template <typename T>
 void AddSquares(ConstTensorView x, std::vector<double>* squares) {
@@ -24,10 +19,6 @@ void AddSquares(ConstTensorView x, std::vector<double>* squares) {
       (*squares)[j] += value * value;
     }
   }
-}
-
-bool Pads(const LinearSpec& spec) {
-  return spec.padded_out() != spec.out || spec.padded_in() != spec.in;
 }
 
 }  // namespace
@@ -104,103 +95,6 @@ PreparedLayout::StepUse LinearGroup::step_use(int64_t tokens, DType grad_dtype,
   return all;
 }
 
-std::unique_ptr<PreparedLayout> LinearGroup::JoinedBlocks() const {
-  if (parts_.size() < 2) return nullptr;
-  std::vector<const PreparedLayout*> weights;
-  std::vector<int64_t> value_begin = {0};
-  for (size_t i = 0; i < parts_.size(); ++i) {
-    const std::optional<BlockedProduct> product = parts_[i]->blocked_product();
-    if (!product || Pads(specs_[i])) return nullptr;
-    weights.push_back(product->weight);
-    value_begin.push_back(value_begin.back() + product->weight->layout().stored_count());
-  }
-  value_begin.pop_back();
-  return backend_.PrepareGroup(weights, value_begin);
-}
-
-void LinearGroup::JoinParts(TensorView scratch) {
-  joined_.reset();
-  formed_.reset();
-  products_.clear();
-  factors_a_.clear();
-  factors_b_.clear();
-  factors_.reset();
-  JoinBiases({}, DType::kF32);
-  if (JoinsFormed()) {
-    JoinFormed(scratch);
-  } else if (parts_.size() > 1) {
-    JoinBlocked();
-  }
-}
-
-void LinearGroup::JoinFormed(TensorView scratch) {
-  std::vector<BoundParameter> biases;
-  for (const auto& part : parts_) biases.push_back(part->formed_part()->bias);
-  const DType dtype = backend_.device().compute_dtype();
-  JoinBiases(std::move(biases), dtype);
-  formed_ = std::make_unique<FormedProduct>(FormedWeights(), backend_);
-  formed_->Bind(dtype, scratch);
-}
-
-bool LinearGroup::JoinBlocked() {
-  if (std::ranges::any_of(specs_, Pads)) return false;
-  std::vector<const PreparedLayout*> weights;
-  std::vector<int64_t> value_begin, grad_begin;
-  std::vector<BoundParameter> biases;
-  std::vector<const LowRankFactors*> group;
-  for (const auto& part : parts_) {
-    const std::optional<BlockedProduct> product = part->blocked_product();
-    if (!product) return false;
-    products_.push_back(*product);
-    if (const LowRankFactors* factors = product->factors) {
-      factors_a_.push_back(factors->a());
-      factors_b_.push_back(factors->b());
-      group.push_back(factors);
-    }
-    const BlockedProduct& first = products_.front();
-    weights.push_back(product->weight);
-    biases.push_back(product->bias);
-    value_begin.push_back(ElementsBetween(first.values.values, product->values.values));
-    grad_begin.push_back(ElementsBetween(first.values.grads, product->values.grads));
-  }
-  if (!factors_a_.empty() && factors_a_.size() != parts_.size()) return false;
-  const bool trains = !products_.front().values.grads.empty();
-  if (trains && grad_begin != value_begin) return false;
-  if (!std::is_sorted(value_begin.begin(), value_begin.end())) return false;
-  joined_ = backend_.PrepareGroup(weights, value_begin);
-  if (!joined_) return false;
-  const int64_t extent = value_begin.back() + products_.back().values.values.size();
-  const auto span = [&](TensorView first) {
-    return TensorView(first.data(), first.dtype(), {extent});
-  };
-  joined_values_ = span(products_.front().values.values);
-  if (trains) joined_grads_ = span(products_.front().values.grads);
-  JoinBiases(std::move(biases), joined_values_.dtype());
-  if (!group.empty()) factors_ = std::make_unique<LowRankGroup>(group, backend_);
-  return true;
-}
-
-void LinearGroup::JoinBiases(std::vector<BoundParameter> biases, DType dtype) {
-  joined_bias_ = DeviceBuffer();
-  biases_.clear();
-  if (!biases.empty() && !biases.front().values.empty()) biases_ = std::move(biases);
-  bias_ = JoinedBiases(&BoundParameter::values);
-  bias_grads_ = JoinedBiases(&BoundParameter::grads);
-  if (!bias_.empty() || biases_.empty()) return;
-  joined_bias_ = backend_.device().Allocate(out() * SizeOf(dtype), "compute_copies");
-  bias_ = joined_bias_.View(dtype, out());
-}
-
-TensorView LinearGroup::JoinedBiases(TensorView BoundParameter::*array) const {
-  if (biases_.empty()) return {};
-  const TensorView first = biases_.front().*array;
-  if (first.empty()) return {};
-  for (size_t i = 0; i < biases_.size(); ++i) {
-    if (ElementsBetween(first, biases_[i].*array) != offsets_[i]) return {};
-  }
-  return TensorView(first.data(), first.dtype(), {out()});
-}
-
 void LinearGroup::BackwardBiases(ConstTensorView dy, Stream& stream) {
   if (biases_.empty()) return;
   const bool adds = biases_.front().adds();
@@ -230,6 +124,7 @@ void LinearGroup::Materialize(Stream& stream) {
 void LinearGroup::Forward(ConstTensorView x, TensorView y, TensorView inner,
                           const ProductEpilogue& epilogue, Stream& stream) {
   if (formed_) return formed_->Forward(x, y, bias_, epilogue, stream);
+  if (dense_) return dense_->Forward(backend_, x, y, bias_, epilogue, stream);
   if (joined_) return ForwardJoined(x, y, inner, epilogue, stream);
   for (size_t i = 0; i < parts_.size(); ++i) {
     const int part = static_cast<int>(i);
@@ -248,6 +143,10 @@ void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InnerAct
   if (formed_) {
     BackwardBiases(dy, stream);
     return formed_->Backward(x, dy, input_grad, stream);
+  }
+  if (dense_) {
+    BackwardBiases(dy, stream);
+    return dense_->Backward(backend_, x, dy, input_grad, stream);
   }
   if (joined_) return BackwardJoined(x, dy, inner, input_grad, stream);
   for (size_t i = 0; i < parts_.size(); ++i) {

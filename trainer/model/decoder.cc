@@ -60,6 +60,7 @@ class Decoder final : public Model {
   std::optional<PassState> NextPass() const override {
     return collects_ ? std::nullopt : table_.NextPass();
   }
+  void SetNextPass(const PassState& state) override { table_.SetNextPass(state); }
   void PassWasReplayed() override { table_.PassWasReplayed(); }
   void ForwardHidden(const MicroBatch& batch, Stream& stream) override;
   int64_t MaxLogitRows() const override { return hidden_logits_.rows(); }

@@ -118,6 +118,9 @@ class Model {
   // Of the next ForwardBackward; nothing where its work is not told by a PassState: it collects
   // statistics, or the values of some parameters alone are new.
   virtual std::optional<PassState> NextPass() const = 0;
+  // Makes the next ForwardBackward one of that state: for one that was called to be recorded, and
+  // none of whose work has begun.
+  virtual void SetNextPass(const PassState& state) = 0;
   // Stands for a ForwardBackward whose work was submitted otherwise, from a recording of one of the
   // same arguments and PassState. Calls no hooks.
   virtual void PassWasReplayed() = 0;

@@ -32,6 +32,11 @@ class ParameterTable {
 
   // What the next pass does for all parameters alike; nothing where the values of some are new.
   std::optional<PassState> NextPass() const;
+  // As Model's.
+  void SetNextPass(const PassState& state) {
+    stale_.assign(parameters_.size(), state.materialises);
+    overwrite_ = state.overwrites;
+  }
   // A pass over all parameters was done without this table.
   void PassWasReplayed();
 
