@@ -1,7 +1,6 @@
 #include "comm/gradient_exchange.h"
 
 #include <algorithm>
-#include <span>
 #include <utility>
 
 #include "kernels/base/check.h"
@@ -57,6 +56,7 @@ GradientExchange::GradientExchange(FlatBuffer& buffer, Communicator& communicato
   value_work_.resize(buckets);
   Reset();
   Device& device = buffer.device();
+  summed_ = device.NewEvent();
   if (communicator.copies_peer_memory() && buffer.layout().shards() > 1) {
     const DType dtype = wire ? wire->dtype : buffer.grads().dtype();
     landing_ = communicator.Allocate(device, LandingBytes(buffer.layout(), dtype), "grads");
@@ -194,11 +194,11 @@ void GradientExchange::WaitAllValues(Stream& stream) {
   }
 }
 
-double GradientExchange::ReduceOverShards(double value) {
-  if (buffer_.layout().shards() == 1) return value;
-  communicator_.AllReduceHost(std::span<double>(&value, 1), ReduceOp::kSum);
-  CountControl(sizeof(value));
-  return value;
+void GradientExchange::SumOverShards(TensorView sums, Stream& stream) {
+  if (buffer_.layout().shards() == 1) return;
+  summed_->Record(stream);
+  communicator_.AllReduce(sums, ReduceOp::kSum, *summed_)->Wait(stream);
+  CountControl(static_cast<int64_t>(sums.bytes()));
 }
 
 void GradientExchange::CountGradients(int64_t times) {

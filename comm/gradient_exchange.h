@@ -99,9 +99,9 @@ class GradientExchange {
   // The same for all segments: nothing is under way afterwards.
   void WaitAllValues(Stream& stream);
 
-  // Sum over ranks of the shards' sums (under ZeRO-0 every rank holds the whole: nothing to add).
-  // Blocking; counted as control.
-  double ReduceOverShards(double value);
+  // `sums`, of the rank's own slices, becomes the ranks' sum for work on `stream` (under ZeRO-0 every
+  // rank holds the whole: nothing to add). Counted as control.
+  void SumOverShards(TensorView sums, Stream& stream);
 
   // The collective over the gradients of `bucket`, as summed_grads() has them at `ready`. A step's
   // buckets leave by it; benchmarks time it. Counts nothing.
@@ -136,6 +136,7 @@ class GradientExchange {
   DeviceBuffer landing_;  // where the communicator copies peers' memory; collectives take turns
   std::unique_ptr<Stream> wire_stream_;  // rounds, beside backward
   std::unique_ptr<Event> rounded_;
+  std::unique_ptr<Event> summed_;  // what the ranks' sums wait for
   std::vector<int> missing_;  // per bucket: segments not yet ready
   std::vector<bool> ready_;   // per segment
   std::vector<std::unique_ptr<Work>> grad_work_, value_work_;

@@ -95,6 +95,7 @@ void Optimizer::SumSquares(Stream& stream) {
 }
 
 void Optimizer::FetchSum(Stream& stream) {
+  if (!whole_gradients_) exchange_.SumOverShards(scalars_.View(DType::kF64, 1), stream);
   backend_.device().CopyAsync(host_sum_.View(DType::kF64, 1), scalars_.View(DType::kF64, 1),
                               stream);
   fetched_->Record(stream);
@@ -102,8 +103,7 @@ void Optimizer::FetchSum(Stream& stream) {
 
 double Optimizer::NormOfSum() {
   fetched_->Synchronize();
-  const double sum = *host_sum_.View(DType::kF64, 1).As<double>();
-  return std::sqrt(whole_gradients_ ? sum : exchange_.ReduceOverShards(sum));
+  return std::sqrt(*host_sum_.View(DType::kF64, 1).As<double>());
 }
 
 double Optimizer::GradNorm(Stream& stream) {
@@ -116,25 +116,17 @@ Optimizer::Result Optimizer::Step(const OptimizerSpec& spec, double lr, int64_t 
                                   Stream& stream) {
   SumSquares(stream);
   FetchSum(stream);
-  // Where no other rank's sum is missing the device goes on by itself: the host learns the norm
-  // while values are updated, or are not, where it is not finite.
-  const bool whole = buffer_.layout().shards() == 1;
-  if (whole) {
-    backend_.ClipScale({.sum_of_squares = scalars_.View(DType::kF64, 1),
-                        .scale = scalars_.View(DType::kF32, 1, kScaleOffset),
-                        .clip_norm = spec.clip_norm},
-                       stream);
-    UpdateAll({spec, lr, step}, stream);
-  }
+  // The device goes on by itself: the host learns the norm while values are updated, or are not,
+  // where it is not finite.
+  backend_.ClipScale({.sum_of_squares = scalars_.View(DType::kF64, 1),
+                      .scale = scalars_.View(DType::kF32, 1, kScaleOffset),
+                      .clip_norm = spec.clip_norm},
+                     stream);
+  UpdateAll({spec, lr, step}, stream);
   Result result;
   result.grad_norm = NormOfSum();
   result.skipped = !std::isfinite(result.grad_norm);
-  if (result.skipped) return result;
-  last_norm_ = result.grad_norm;
-  if (!whole) {
-    CopyScale(spec, result.grad_norm, stream);
-    UpdateAll({spec, lr, step}, stream);
-  }
+  if (!result.skipped) last_norm_ = result.grad_norm;
   return result;
 }
 

@@ -77,7 +77,7 @@ class Optimizer {
   }
   // This rank's sum of squares, on the device.
   void SumSquares(Stream& stream);
-  // Starts its way to the host; NormOfSum waits for it there, and adds the other shards'.
+  // Adds the other shards' there and starts the sum's way to the host, where NormOfSum waits for it.
   void FetchSum(Stream& stream);
   double NormOfSum();
   // The scale that clips gradients of norm `norm`, copied to the device.

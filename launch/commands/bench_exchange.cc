@@ -54,7 +54,9 @@ class Replay {
         buffer_(MakeFlatBuffer(model_->parameters(), run, /*phase=*/0, *session.communicator,
                                *session.device, *session.stream)),
         exchange_(buffer_, *session.communicator, WireOf(run, *session.backend)),
-        ready_(session.device->NewEvent()) {
+        ready_(session.device->NewEvent()),
+        norm_(session.device->Allocate(sizeof(double), "scratch")) {
+    session.device->ZeroAsync(norm_.View(DType::kF64, 1), *session.stream);
     ready_->Record(*session.stream);
   }
 
@@ -71,9 +73,9 @@ class Replay {
     }
     exchange_.EndBackward();
     exchange_.WaitGrads(*session_.stream);
-    session_.stream->Synchronize();
-    exchange_.ReduceOverShards(0);
+    exchange_.SumOverShards(norm_.View(DType::kF64, 1), *session_.stream);
     exchange_.StartGatherValues(*ready_);
+    session_.stream->Synchronize();  // the host learns the norm
     exchange_.WaitAllValues(*session_.stream);
     ranks.AllReduceHost(std::span<double>(&loss, 1), ReduceOp::kSum);
     exchange_.CountControl(sizeof(counted) + sizeof(loss));
@@ -132,6 +134,7 @@ class Replay {
   FlatBuffer buffer_;
   GradientExchange exchange_;
   std::unique_ptr<Event> ready_;
+  DeviceBuffer norm_;
   ExchangedBytes bytes_;
 };
 
