@@ -11,7 +11,8 @@ namespace filigree {
 namespace {
 
 // Memory of the driver's for it, which no call of ours allocates, is what was free before and no
-// longer is, in the driver's steps of 2 MB; another program that allocates meanwhile is counted too.
+// longer is, in the driver's steps of 2 MB; another program that allocates meanwhile is counted
+// too.
 class CudaGraph final : public Recording {
  public:
   CudaGraph(cudaGraphExec_t executable, CudaDevice& device, int64_t bytes)

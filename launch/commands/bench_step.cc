@@ -62,7 +62,7 @@ struct Timing {
   std::vector<double> saliency_ms;  // after each of them, where the phase prunes
   ExchangeTiming exchange;
   int64_t exchanged_bytes = 0, bytes_in_use = 0;
-  int64_t replays = 0;  // passes that came from a recording, warm-up included
+  int64_t replays = 0;                   // passes that came from a recording, warm-up included
   double first_loss = 0, last_loss = 0;  // of this rank's share
 
   double Median() const { return MedianOf(ms); }
