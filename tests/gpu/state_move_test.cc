@@ -1,6 +1,7 @@
 // State in all its forms, and layouts made from marks, on the GPU: the CPU's bits.
 #include "tests/unit/state_move_testing.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -78,6 +79,35 @@ TEST_F(GpuStateMoveTest, TakesLargeWeights) {
   ExpectSameTaken(RandomUnstructured(30, 70000, 0.1, 1, "a"),
                   RandomUnstructured(30, 70000, 0.2, 2, "b"), {});
   ExpectSameTaken(SparseLayout::Dense(30, 70000), RandomUnstructured(30, 70000, 0.2, 2, "b"), {});
+}
+
+TEST_F(GpuStateMoveTest, DrawsTheHostsBits) {
+  const auto draw_on = [](const SparseLayout& layout, DrawKind kind, int64_t first, Backend& backend,
+                          Stream& on) {
+    const auto prepared = backend.PrepareLayout(layout);
+    const int64_t count = layout.stored_count() - first + 13;
+    const DeviceBuffer drawn =
+        Upload(std::vector<float>(static_cast<size_t>(count), -7.0f), backend.device(), on);
+    const TensorView out = drawn.View(DType::kF32, count);
+    backend.DrawStored({.layout = prepared.get(),
+                        .draw = {.kind = kind, .scale = 0.02, .seed = 5, .stream = 6},
+                        .first = first,
+                        .out = out},
+                       on);
+    return Download<float>(out, backend.device(), on);
+  };
+  std::vector<SparseLayout> layouts = MovableLayouts();
+  layouts.push_back(SparseLayout::Dense(2048, 4096));
+  layouts.push_back(RandomUniformBlocks(4096, 2048, 128, 64, 0.3, 1, "a"));
+  for (const SparseLayout& layout : layouts) {
+    for (const DrawKind kind : {DrawKind::kNormal, DrawKind::kUniform}) {
+      for (const int64_t first : {int64_t{0}, std::min<int64_t>(37, layout.stored_count())}) {
+        EXPECT_TRUE(draw_on(layout, kind, first, gpu(), stream()) ==
+                    draw_on(layout, kind, first, cpu(), cpu_stream()))
+            << NameOf(layout.kind()) << " from slot " << first;
+      }
+    }
+  }
 }
 
 TEST_F(GpuStateMoveTest, MovesWholeStatesAsTheHostDoes) {
