@@ -126,7 +126,11 @@ Optimizer::Result Optimizer::Step(const OptimizerSpec& spec, double lr, int64_t 
   Result result;
   result.grad_norm = NormOfSum();
   result.skipped = !std::isfinite(result.grad_norm);
-  if (!result.skipped) last_norm_ = result.grad_norm;
+  if (result.skipped) {
+    exchange_.WaitAllValues(stream);  // what nobody will use anew
+  } else {
+    last_norm_ = result.grad_norm;
+  }
   return result;
 }
 
