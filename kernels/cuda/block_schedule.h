@@ -41,6 +41,7 @@ struct BsrPattern {
   int64_t out_features() const { return int64_t{block_row_count} * block.rows; }
   int64_t in_features() const { return int64_t{block_col_count} * block.cols; }
   int64_t block_count() const { return static_cast<int64_t>(col.size()); }
+  int64_t stored_count() const { return block_count() * block.rows * block.cols; }
   int64_t ValueBegin(int64_t p) const {
     return value_begin.empty() ? p * block.rows * block.cols : value_begin[p];
   }
@@ -122,7 +123,8 @@ struct SddmmUnit {
   // a power of two of them, or none.
   int32_t sum_first[2];
   int32_t sum_count[2];
-  // Partial sums that the segment which writes the gradient adds to its own, in this order.
+  // Partial sums, to be added in this order: by the segment that writes the gradient, after its
+  // own, or, where there is none, by a second kernel (SddmmSchedule::reductions).
   int32_t slot_begin;
   int32_t slot_count;
 };
@@ -143,6 +145,7 @@ struct SddmmSchedule {
   std::vector<SddmmUnit> units;
   std::vector<SddmmSegment> segments;  // grouped by worker
   std::vector<int32_t> worker_begin;   // workers + 1 offsets into `segments`
+  std::vector<int32_t> reductions;     // the units that no segment writes
   int slot_count = 0;
   int worker_steps = 0;  // of the worker with most
   // With `column_sums`: of each block row the segments (indices into `segments`) whose sums of its
@@ -158,11 +161,18 @@ inline int64_t SddmmPartialBytes(int slot_count) { return slot_count * kSddmmPar
 inline constexpr int kSddmmSumFloats = 2 * 64;
 inline int64_t SddmmSumBytes(int64_t segment_count) { return segment_count * kSddmmSumFloats * 4; }
 
+// Whether reading both operands once takes longer than the products, by 200 operations a byte: 90 %
+// of 128-blocks, for instance.
+inline bool IsSddmmMemoryBound(int64_t stored_count, int64_t out_features, int64_t in_features) {
+  return stored_count < 200 * (out_features + in_features);
+}
+
 // All workers sweep the tokens in the same direction at about the same pace, so that both operands
 // are read from device memory about once. Whole units come first, as many to every worker; those
-// left over are divided over tokens, so that all workers end together. Of a divided unit the worker
-// with the highest number writes the gradient, and waits for the others' partial sums: workers that
-// start in order and wait for lower numbers alone cannot wait for each other.
+// left over are divided over tokens, so that all workers end together, where that promises to pay.
+// Of a unit in two parts the worker with the higher number writes the gradient, and waits for the
+// other's partial sum: workers that start in order and wait for lower numbers alone cannot wait for
+// each other. Where a unit has more parts, a second kernel adds those of all.
 //
 // With `column_sums`, and blocks at least as high as they are wide, all units are by rows and share
 // the sums of the output gradient over the tokens; a block row without blocks has a unit of sums

@@ -168,6 +168,7 @@ const DeviceSddmmSchedule& CudaPreparedLayout::SddmmScheduleFor(int64_t tokens, 
   Uploader uploader;
   const size_t units = uploader.Add(host.units), segments = uploader.Add(host.segments);
   const size_t begins = uploader.Add(host.worker_begin);
+  const size_t reductions = uploader.Add(host.reductions);
   const size_t sum_begin = uploader.Add(host.sum_begin);
   const size_t sum_segments = uploader.Add(host.sum_segments);
   DeviceSddmmSchedule entry;
@@ -177,6 +178,8 @@ const DeviceSddmmSchedule& CudaPreparedLayout::SddmmScheduleFor(int64_t tokens, 
   entry.units = At<SddmmUnit>(entry.buffer, units);
   entry.segments = At<SddmmSegment>(entry.buffer, segments);
   entry.worker_begin = At<int32_t>(entry.buffer, begins);
+  entry.reductions = At<int32_t>(entry.buffer, reductions);
+  entry.reduction_count = static_cast<int>(host.reductions.size());
   entry.slot_count = host.slot_count;
   entry.segment_count = static_cast<int>(host.segments.size());
   entry.worker_steps = host.worker_steps;

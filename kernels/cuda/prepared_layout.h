@@ -50,6 +50,8 @@ struct DeviceSddmmSchedule {
   const SddmmUnit* units = nullptr;
   const SddmmSegment* segments = nullptr;
   const int32_t* worker_begin = nullptr;
+  const int32_t* reductions = nullptr;
+  int reduction_count = 0;
   const int32_t* sum_begin = nullptr;  // nullptr where the schedule has no lists of sums
   const int32_t* sum_segments = nullptr;
   int slot_count = 0;

@@ -1,9 +1,8 @@
 // The host's side of SddmmBsrKernel (sddmm_kernel_sm90.cuh).
-#include "kernels/cuda/sddmm_bsr_sm90.h"
-
 #include <algorithm>
 
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/sddmm_bsr_sm90.h"
 #include "kernels/cuda/sddmm_kernel_sm90.cuh"
 #include "kernels/cuda/tensor_map.h"
 
@@ -13,17 +12,24 @@ namespace {
 using namespace sm90;  // NOLINT: device primitives, file-local
 
 template <int kWidth, typename Gradient>
-void Launch(const SddmmParams<Gradient>& params, const SddmmConfig& config, cudaStream_t stream) {
+void Launch(const SddmmParams<Gradient>& params, const SddmmConfig& config,
+            const SddmmKernelArgs& args, cudaStream_t stream) {
   constexpr int kSharedBytes = SddmmShape<kWidth>::kSharedBytes;
   const auto kernel = SddmmBsrKernel<kWidth, Gradient>;
   static const bool configured = [kernel] {
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    kSharedBytes));
+    CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
     return true;
   }();
   static_cast<void>(configured);
   kernel<<<config.workers, kSddmmThreads, kSharedBytes, stream>>>(params);
   CUDA_CHECK(cudaGetLastError());
+  if (args.reduction_count > 0) {
+    SddmmReduceKernel<kWidth, Gradient><<<dim3(args.reduction_count, 32), kConsumers, 0, stream>>>(
+        params.gradient, params.partials, params.units, args.reductions, params.cols,
+        params.accumulate);
+    CUDA_CHECK(cudaGetLastError());
+  }
   if (params.sums.out == nullptr) return;
   SddmmSumKernel<kWidth, Gradient>
       <<<(params.sums.out_features + kConsumers - 1) / kConsumers, kConsumers, 0, stream>>>(
@@ -39,9 +45,6 @@ void Launch(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelA
       EncodeChunkMap(args.input, desc.tokens, desc.in_features, args.input_stride, 64);
   params.operands[1] =
       EncodeChunkMap(args.output_grad, desc.tokens, desc.out_features, args.output_grad_stride, 64);
-  // The narrower operand is what most units share.
-  params.kept[0] = desc.in_features <= desc.out_features;
-  params.kept[1] = !params.kept[0];
   params.cols = desc.block.cols;
   params.gradient = static_cast<Gradient*>(args.gradient);
   params.partials = args.partials;
@@ -54,8 +57,8 @@ void Launch(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelA
   if (config.paced) {
     CHECK(args.pace != nullptr && args.worker_steps > 0);
     constexpr int kWindowSteps = 4;
-    const int steps = std::max(
-        kWindowSteps, (args.worker_steps + kSddmmPaceWindows - 1) / kSddmmPaceWindows);
+    const int steps =
+        std::max(kWindowSteps, (args.worker_steps + kSddmmPaceWindows - 1) / kSddmmPaceWindows);
     params.pace = {args.pace, (args.worker_steps + steps - 1) / steps, steps};
   }
   params.sums = {.out = static_cast<Gradient*>(args.sums),
@@ -65,9 +68,9 @@ void Launch(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelA
                  .out_features = static_cast<int>(desc.out_features),
                  .accumulate = args.accumulate_sums};
   if (std::max(desc.block.rows, desc.block.cols) == 64) {
-    Launch<64>(params, config, stream);
+    Launch<64>(params, config, args, stream);
   } else {
-    Launch<128>(params, config, stream);
+    Launch<128>(params, config, args, stream);
   }
 }
 
@@ -81,17 +84,16 @@ bool CanImplementSddmmBsrSm90(const SddmmDesc& desc) {
 }
 
 SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& desc, int multiprocessors) {
-  // Measured on an H100: waiting gains a fifth where device memory bounds the time, 90 % of 128-blocks
-  // for instance, and costs 3 to 10 % where products do.
-  constexpr int64_t kBalance = 200;  // operations a byte
+  // Measured on an H100: waiting gains a fifth where device memory bounds the time, and costs 3 to
+  // 10 % where products do.
   const int64_t stored = desc.block_count * desc.block.rows * desc.block.cols;
-  const bool memory_bound = stored < kBalance * (desc.out_features + desc.in_features);
+  const bool memory_bound = IsSddmmMemoryBound(stored, desc.out_features, desc.in_features);
   const bool wide = std::max(desc.block.rows, desc.block.cols) == 128;
   return {.workers = multiprocessors, .paced = memory_bound && wide};
 }
 
-void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelArgs& args,
-                        cudaStream_t stream) {
+void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config,
+                        const SddmmKernelArgs& args, cudaStream_t stream) {
   CHECK(CanImplementSddmmBsrSm90(desc));
   if (desc.gradient_dtype == DType::kBF16) {
     Launch<__nv_bfloat16>(desc, config, args, stream);

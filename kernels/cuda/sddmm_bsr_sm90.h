@@ -38,6 +38,8 @@ struct SddmmKernelArgs {
   const SddmmUnit* units = nullptr;
   const SddmmSegment* segments = nullptr;
   const int32_t* worker_begin = nullptr;
+  const int32_t* reductions = nullptr;
+  int reduction_count = 0;
   int worker_steps = 0;  // SddmmSchedule::worker_steps
   // [kSddmmPaceWindows + 1] zeros, as which they are left; not of two launches at a time. Read
   // where the config is paced.

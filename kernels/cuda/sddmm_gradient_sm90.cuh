@@ -1,6 +1,6 @@
 // How the weight gradient's accumulators reach memory: into the gradient of the stored blocks (fp32
 // or bf16, by rows or by columns), or into partial sums, which the worker that writes the gradient
-// waits for and adds in order.
+// waits for and adds in order, or which SddmmReduceKernel adds afterwards.
 //
 // A partial sum is handed over in two halves, one a warpgroup: its threads store, fence and meet at
 // a barrier, after which one thread releases the arrival; on the other side one thread acquires it
@@ -25,6 +25,11 @@ constexpr int kConsumers = 2 * kWarpgroup;
 struct GradientStrides {
   int a, b;
 };
+
+// `cols`: of a block.
+__device__ __forceinline__ GradientStrides StridesOf(const SddmmUnit& unit, int cols) {
+  return unit.by_rows ? GradientStrides{cols, 1} : GradientStrides{1, cols};
+}
 
 // The sums of dY over the tokens, where they are asked for (SddmmKernelArgs).
 template <typename Gradient>
@@ -161,13 +166,12 @@ __device__ __forceinline__ void WritePartial(const float (&acc)[128], float* par
 template <int kWidth, typename Gradient>
 __device__ __forceinline__ void WriteGradient(const float (&acc)[128], Gradient* gradient,
                                               const float* partials, uint32_t* arrivals,
-                                              const SddmmUnit& unit, int count, int group,
-                                              int cols, bool add) {
+                                              const SddmmUnit& unit, int count, int group, int cols,
+                                              bool add) {
   if (count == 0) return;
   if (unit.slot_count > 0) AwaitPartials(arrivals, unit, group);
   const int thread = threadIdx.x - kWarpgroup;
-  const GradientStrides strides =
-      unit.by_rows ? GradientStrides{cols, 1} : GradientStrides{1, cols};
+  const GradientStrides strides = StridesOf(unit, cols);
 #pragma unroll
   for (int chunk = 0; chunk < 4; ++chunk) {
     if (chunk >= count) break;
@@ -200,6 +204,36 @@ __device__ __forceinline__ void WriteColumnSums(const float (&columns)[4], float
               thread % kWarpgroup / 32 * 16 + lane / 4;
   to[0] = columns[0];
   to[8] = columns[2];
+}
+
+// Adds the partial sums of units that no segment has written, in order, and with `add` what the
+// gradient holds.
+// Grid: (units, 32 quadruples of accumulators); block: 256 threads, each for the consumer thread of
+// that number. Bytes: 4 per partial value, read once.
+template <int kWidth, typename Gradient>
+__global__ void __launch_bounds__(kConsumers)
+    SddmmReduceKernel(Gradient* gradient, const float* partials, const SddmmUnit* units,
+                      const int32_t* reductions, int cols, bool add) {
+  const SddmmUnit& unit = units[reductions[blockIdx.x]];
+  const int thread = threadIdx.x, chunk = blockIdx.y / 8;
+  if (chunk >= unit.chunk_count[kWidth == 128 ? 0 : thread / kWarpgroup]) return;
+  const float4* part =
+      reinterpret_cast<const float4*>(partials + unit.slot_begin * kSddmmPartialFloats);
+  part += blockIdx.y * kConsumers + thread;
+  float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+  for (int s = 0; s < unit.slot_count; ++s) {
+    const float4 value = part[s * (kSddmmPartialFloats / 4)];
+    sum.x += value.x;
+    sum.y += value.y;
+    sum.z += value.z;
+    sum.w += value.w;
+  }
+  const GradientStrides strides = StridesOf(unit, cols);
+  Gradient* address = GradientAddress<kWidth>(gradient, unit, strides, thread, chunk) +
+                      blockIdx.y % 8 * 8 * strides.b;
+  const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+  WriteQuadruples<1>(address, strides, add, values);
 }
 
 // The sums of dY's columns, each those of the segments that took part, in order.

@@ -1,9 +1,7 @@
 // The schedule of the weight gradient (block_schedule.h): whole units, then shared ones.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
-#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -16,9 +14,16 @@ namespace {
 
 // A token range shorter than this is not worth a partial sum of its own.
 constexpr int kMinSliceSteps = 8;
-// What partial sums cost, in steps of a full unit: leaving accumulators and beginning anew; for the
-// worker that adds one up; and for all, since they pass through the L2.
-constexpr double kFlushSteps = 4, kAddSteps = 3, kTrafficSteps = 0.07;
+// A unit is cut into no more parts than this.
+constexpr int kMaxParts = 8;
+// Of a part's steps so many make a part of their own; fewer are a rest.
+constexpr double kLeastPart = 0.6;
+// What partial sums cost, in steps of a full unit: leaving accumulators and beginning anew; adding
+// one to one's own, or the second kernel; and for all, since they pass through the L2.
+constexpr double kFlushSteps = 4, kAddSteps = 4, kReductionSteps = 12, kTrafficSteps = 0.07;
+// Measured on an H100, with slices of 128: where workers take one rest (Share) after the other, the
+// tokens are swept anew, and all wait for device memory: about 40 steps for 6144 x 2048 at 75 %.
+constexpr double kRestWaits = 1.3;
 // Division must promise this much.
 constexpr double kMargin = 1.03;
 
@@ -30,6 +35,7 @@ struct Slice {
 struct Plan {
   std::vector<std::vector<Slice>> lists;
   double steps = 0;
+  bool reduces = false;  // the partial sums of shared units are added by a second kernel
 };
 
 // As many whole units to every worker as there are for all, dear ones first and back and forth, so
@@ -66,72 +72,114 @@ Plan WholeUnits(const std::vector<double>& cost, int total_steps, int workers) {
   return plan;
 }
 
-// Divides `shared` over tokens among workers that are busy until `load`, so that all are done at
-// `level`. A unit's tokens are cut into parts as long as a worker has time, one after the other, so
-// that all parts of one number advance together; what remains of the units at the end is shared by
-// the workers without a part, each of which takes its slices in the order of their tokens. Nothing
-// if they do not fit.
-std::optional<Plan> Share(const std::vector<int>& shared, const std::vector<double>& cost,
-                          int total_steps, double level, const std::vector<std::vector<Slice>>& own,
-                          const std::vector<double>& load) {
-  const int workers = static_cast<int>(load.size());
-  Plan plan{.lists = own};
-  std::vector<int> slots(cost.size(), -1);
-  int worker = 0, slot_total = 0;
-  std::vector<Slice> rests;
-  const auto fits = [&](int w, double used, int u) {
-    return static_cast<int>((level - load[w] - used - kFlushSteps) / cost[u] + 1e-9);
-  };
-  const auto take = [&](int w, const Slice& slice) {
-    plan.lists[w].push_back(slice);
-    ++slots[slice.unit];
-  };
-  for (const int u : shared) {
-    int reached = 0;
-    while (worker < workers) {
-      const int steps = fits(worker, 0, u), left = total_steps - reached;
-      if (steps < kMinSliceSteps) return std::nullopt;
-      if (left < steps - kMinSliceSteps) break;
-      take(worker++, {u, reached, std::min(left, steps)});
-      reached += std::min(left, steps);
-      if (reached == total_steps) break;
+// Divides units over tokens among workers that are busy until `load`, so that all are done at
+// `level`.
+class Sharing {
+ public:
+  Sharing(const std::vector<double>& cost, int total_steps, double level,
+          const std::vector<std::vector<Slice>>& own, const std::vector<double>& load)
+      : cost_(cost),
+        total_steps_(total_steps),
+        level_(level),
+        load_(load),
+        workers_(static_cast<int>(load.size())),
+        parts_(cost.size(), 0),
+        lists_(own) {}
+
+  // A unit's tokens are cut into parts as long as a worker has time, one after the other, so that
+  // all parts of one number advance together; what remains of the units at the end is shared by the
+  // workers without a part. False if they do not fit.
+  bool Share(const std::vector<int>& shared) {
+    for (const int u : shared) {
+      if (!CutParts(u)) return false;
     }
-    if (reached < total_steps) rests.push_back({u, reached, total_steps - reached});
+    parted_workers_ = worker_;
+    double used = 0;
+    for (const Slice& rest : rests_) {
+      if (!ShareRest(rest, &used)) return false;
+    }
+    return *std::max_element(parts_.begin(), parts_.end()) <= kMaxParts;
   }
-  const int parts = worker;
-  double used = 0;
-  for (Slice& rest : rests) {
+
+  Plan Result(double rest_waits) && {
+    const auto by_tokens = [](const Slice& a, const Slice& b) { return a.begin < b.begin; };
+    Plan plan;
+    plan.reduces = *std::max_element(parts_.begin(), parts_.end()) > 2;
+    int slots = 0;
+    for (const int parts : parts_) {
+      if (parts > 1) slots += plan.reduces ? parts : parts - 1;
+    }
+    plan.steps = level_ + (plan.reduces ? kReductionSteps : kAddSteps) + kTrafficSteps * slots +
+                 rest_waits * later_rest_steps_ / workers_;
+    for (int w = parted_workers_; w < workers_; ++w) {
+      std::stable_sort(lists_[w].end() - rest_slices_[w], lists_[w].end(), by_tokens);
+    }
+    // Writers of gradients have the highest numbers: those with a part.
+    std::rotate(lists_.begin(), lists_.begin() + parted_workers_, lists_.end());
+    plan.lists = std::move(lists_);
+    return plan;
+  }
+
+ private:
+  // Steps of unit u for which a worker has time that has taken `used` beside its load.
+  int Fits(int worker, double used, int u) const {
+    return static_cast<int>((level_ - load_[worker] - used - kFlushSteps) / cost_[u] + 1e-9);
+  }
+  void Take(int worker, const Slice& slice) {
+    lists_[worker].push_back(slice);
+    ++parts_[slice.unit];
+  }
+
+  bool CutParts(int u) {
+    int reached = 0;
+    while (worker_ < workers_ && reached < total_steps_) {
+      const int steps = Fits(worker_, 0, u), left = total_steps_ - reached;
+      if (steps < kMinSliceSteps) return false;
+      if (left < kLeastPart * steps) break;
+      Take(worker_++, {u, reached, std::min(left, steps)});
+      reached += std::min(left, steps);
+    }
+    if (reached < total_steps_) rests_.push_back({u, reached, total_steps_ - reached});
+    return true;
+  }
+
+  bool ShareRest(Slice rest, double* used) {
     while (rest.steps > 0) {
-      if (worker == workers) return std::nullopt;
-      int steps = std::min(fits(worker, used, rest.unit), rest.steps);
-      if (rest.steps - steps < kMinSliceSteps && fits(worker, used - kMinSliceSteps, rest.unit) >= rest.steps) steps = rest.steps;
+      if (worker_ == workers_) return false;
+      int steps = std::min(Fits(worker_, *used, rest.unit), rest.steps);
+      // What would be too short a slice for the next worker, this one takes.
+      if (rest.steps - steps < kMinSliceSteps &&
+          Fits(worker_, *used - kMinSliceSteps, rest.unit) >= rest.steps) {
+        steps = rest.steps;
+      }
       if (steps < std::min(kMinSliceSteps, rest.steps)) {
-        ++worker;
-        used = 0;
+        ++worker_;
+        *used = 0;
         continue;
       }
-      take(worker, {rest.unit, rest.begin, steps});
-      used += steps * cost[rest.unit] + kFlushSteps;
+      Take(worker_, {rest.unit, rest.begin, steps});
+      if (++rest_slices_[worker_] > 1) later_rest_steps_ += steps;
+      *used += steps * cost_[rest.unit] + kFlushSteps;
       rest.begin += steps;
       rest.steps -= steps;
     }
+    return true;
   }
-  int most = 0;
-  for (const int u : shared) {
-    most = std::max(most, slots[u]);
-    slot_total += slots[u];
-  }
-  for (int w = parts; w < workers; ++w) {
-    std::stable_sort(plan.lists[w].begin() + static_cast<int>(own[w].size()), plan.lists[w].end(),
-                     [](const Slice& a, const Slice& b) { return a.begin < b.begin; });
-  }
-  // Writers of gradients have the highest numbers: those with a part.
-  std::rotate(plan.lists.begin(), plan.lists.begin() + parts, plan.lists.end());
-  plan.steps = level + kAddSteps * most + kTrafficSteps * slot_total;
-  return plan;
-}
 
-Plan ChoosePlan(const std::vector<double>& cost, int total_steps, int workers) {
+  const std::vector<double>& cost_;
+  const int total_steps_;
+  const double level_;
+  const std::vector<double>& load_;
+  const int workers_;
+  std::vector<int> parts_;  // by unit
+  std::vector<std::vector<Slice>> lists_;
+  std::vector<Slice> rests_;
+  std::vector<int> rest_slices_ = std::vector<int>(load_.size(), 0);
+  int worker_ = 0, parted_workers_ = 0;
+  int later_rest_steps_ = 0;  // of rests that are not their worker's first
+};
+
+Plan ChoosePlan(const std::vector<double>& cost, int total_steps, int workers, double rest_waits) {
   Plan best = WholeUnits(cost, total_steps, workers);
   std::vector<std::vector<Slice>> own(workers);
   std::vector<double> load(workers, 0.0);
@@ -141,26 +189,22 @@ Plan ChoosePlan(const std::vector<double>& cost, int total_steps, int workers) {
   const double end = best.steps;
   double limit = best.steps / kMargin;
   for (double level = std::floor(mean) + kFlushSteps; level < end; ++level) {
-    std::optional<Plan> plan = Share(shared, cost, total_steps, level, own, load);
-    if (!plan || plan->steps >= limit) continue;
-    limit = plan->steps;
-    best = *std::move(plan);
+    Sharing sharing(cost, total_steps, level, own, load);
+    if (!sharing.Share(shared)) continue;
+    Plan plan = std::move(sharing).Result(rest_waits);
+    if (plan.steps >= limit) continue;
+    limit = plan.steps;
+    best = std::move(plan);
   }
   return best;
 }
 
-// Numbers the partial sums: of a unit's slices the one of the highest worker writes the gradient,
-// the others have slots in the order of their tokens.
+// Lists the segments worker by worker; each would write its unit's gradient.
 void ListSegments(const Plan& plan, SddmmSchedule* schedule) {
-  struct Place {
-    int begin, worker, segment;
-  };
-  std::vector<std::vector<Place>> by_unit(schedule->units.size());
   schedule->worker_begin = {0};
-  for (int w = 0; w < static_cast<int>(plan.lists.size()); ++w) {
+  for (const std::vector<Slice>& list : plan.lists) {
     int steps = 0;
-    for (const Slice& slice : plan.lists[w]) {
-      by_unit[slice.unit].push_back({slice.begin, w, static_cast<int>(schedule->segments.size())});
+    for (const Slice& slice : list) {
       schedule->segments.push_back(
           {slice.unit, slice.begin * kChunk, slice.steps, kTargetGradient});
       steps += slice.steps;
@@ -168,18 +212,27 @@ void ListSegments(const Plan& plan, SddmmSchedule* schedule) {
     schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
     schedule->worker_steps = std::max(schedule->worker_steps, steps);
   }
+}
+
+// Numbers the partial sums of divided units in the order of their tokens. The last segment in the
+// list, the highest worker's, has none and writes the gradient, unless a second kernel adds up.
+void NumberPartials(bool reduces, SddmmSchedule* schedule) {
+  std::vector<std::vector<SddmmSegment*>> by_unit(schedule->units.size());
+  for (SddmmSegment& segment : schedule->segments) by_unit[segment.unit].push_back(&segment);
   for (size_t u = 0; u < by_unit.size(); ++u) {
-    std::vector<Place>& places = by_unit[u];
-    const auto writer = std::max_element(
-        places.begin(), places.end(), [](const Place& a, const Place& b) { return a.worker < b.worker; });
-    const int writing = writer->segment;
-    std::sort(places.begin(), places.end(),
-              [](const Place& a, const Place& b) { return a.begin < b.begin; });
+    std::vector<SddmmSegment*>& segments = by_unit[u];
     schedule->units[u].slot_begin = schedule->slot_count;
-    schedule->units[u].slot_count = static_cast<int32_t>(places.size()) - 1;
-    for (const Place& place : places) {
-      if (place.segment != writing) schedule->segments[place.segment].target = schedule->slot_count++;
+    if (segments.size() < 2) continue;
+    if (reduces) {
+      schedule->reductions.push_back(static_cast<int32_t>(u));
+    } else {
+      segments.pop_back();
     }
+    std::sort(segments.begin(), segments.end(), [](const SddmmSegment* a, const SddmmSegment* b) {
+      return a->token_begin < b->token_begin;
+    });
+    for (SddmmSegment* segment : segments) segment->target = schedule->slot_count++;
+    schedule->units[u].slot_count = static_cast<int32_t>(segments.size());
   }
 }
 
@@ -212,17 +265,20 @@ SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int 
   CheckPattern(pattern);
   CHECK(tokens > 0 && tokens < (int64_t{1} << 31) - kChunk);
   SddmmSchedule schedule;
-  SddmmForm units_form = form;
-  units_form.column_sums = form.column_sums && pattern.block.rows >= pattern.block.cols && pattern.block_count() > 0;
-  schedule.units = MakeSddmmUnits(pattern, units_form);
+  const bool column_sums =
+      form.column_sums && pattern.block.rows >= pattern.block.cols && pattern.block_count() > 0;
+  schedule.units = MakeSddmmUnits(pattern, {.column_sums = column_sums});
   schedule.worker_begin.assign(workers + 1, 0);
   if (schedule.units.empty()) return schedule;
   std::vector<double> cost;
-  for (const SddmmUnit& unit : schedule.units) cost.push_back(SddmmUnitCost(unit, pattern.block));
+  for (const SddmmUnit& unit : schedule.units) cost.push_back(SddmmUnitCost(unit, pattern));
   const int total_steps = static_cast<int>((tokens + kChunk - 1) / kChunk);
-  ListSegments(ChoosePlan(cost, total_steps, workers), &schedule);
+  const bool wide = std::max(pattern.block.rows, pattern.block.cols) == 128;
+  const Plan plan = ChoosePlan(cost, total_steps, workers, wide ? kRestWaits : 0);
+  ListSegments(plan, &schedule);
+  NumberPartials(plan.reduces, &schedule);
   CHECK_LE(schedule.slot_count, kSddmmMaxSlots);
-  if (units_form.column_sums) {
+  if (column_sums) {
     ListColumnSums(pattern.block_row_count, pattern.block.rows, &schedule);
   }
   return schedule;

@@ -7,12 +7,14 @@
 
 namespace filigree {
 
-// Every 64-column chunk of the gradient in one unit. By rows or by columns, as leaves fewer units;
-// square blocks of 128 that stay alone at the end of their row are paired along columns (and the
-// other way round), so that few units are half filled. With `column_sums`, by rows only.
+// Every 64-column chunk of the gradient in one unit. Square blocks of 128 share the slices of the
+// wider operand, and those that stay alone at the end of their row are paired along columns (or the
+// other way round), so that few units are half filled. Other blocks go by rows or by columns, as
+// leaves fewer units. With `column_sums`, all go by rows.
 std::vector<SddmmUnit> MakeSddmmUnits(const BsrPattern& pattern, const SddmmForm& form);
 
-// A unit's cost per token relative to a full one: the bytes that its operands take.
-double SddmmUnitCost(const SddmmUnit& unit, const BlockShape& block);
+// A unit's cost per token relative to a full one: the bytes that its operands take, or what was
+// measured where that is more; the same for all where device memory bounds the time.
+double SddmmUnitCost(const SddmmUnit& unit, const BsrPattern& pattern);
 
 }  // namespace filigree

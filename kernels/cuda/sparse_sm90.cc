@@ -253,6 +253,8 @@ void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
                             .units = schedule.units,
                             .segments = schedule.segments,
                             .worker_begin = schedule.worker_begin,
+                            .reductions = schedule.reductions,
+                            .reduction_count = schedule.reduction_count,
                             .worker_steps = schedule.worker_steps,
                             .pace = backend.sddmm_pace(),
                             .arrivals = backend.sddmm_arrivals()};

@@ -51,7 +51,7 @@ PreparedLayout::StepUse SddmmUse(const SparseLayout& layout, int64_t tokens, boo
   };
   const auto summed = schedule.sum_begin.empty() ? 0 : std::ssize(schedule.segments);
   return {.held_bytes = bytes(schedule.units) + bytes(schedule.segments) +
-                        bytes(schedule.worker_begin) +
+                        bytes(schedule.worker_begin) + bytes(schedule.reductions) +
                         bytes(schedule.sum_begin) + bytes(schedule.sum_segments),
           .scratch_bytes = SddmmPartialBytes(schedule.slot_count) + SddmmSumBytes(summed)};
 }

@@ -133,8 +133,7 @@ TEST_F(BlockProductsTest, EveryTokenCount) {
   }
 }
 
-// More units than multiprocessors: whole units and slices in passing; and many tokens for few
-// units.
+// More units than multiprocessors: whole units, then shared ones; and many tokens for few units.
 TEST_F(BlockProductsTest, ManyUnitsAndManyTokens) {
   for (const Block& block : kBlocks) {
     const std::string what = std::to_string(block.out) + "x" + std::to_string(block.in);
@@ -142,6 +141,18 @@ TEST_F(BlockProductsTest, ManyUnitsAndManyTokens) {
              "many units of " + what);
     CheckAll(RandomUniformBlocks(512, 640, block.out, block.in, 0.25, 7, "long"), 16384 + 5, false,
              "many tokens, blocks of " + what);
+  }
+}
+
+// Units in two parts, of which one waits for the other's sum, and in more, which a second kernel
+// adds up; square blocks in rows of odd length, paired along columns in either direction.
+TEST_F(BlockProductsTest, UnitsInParts) {
+  for (const int64_t tokens : {1281, 4096}) {
+    const std::string what = ", " + std::to_string(tokens) + " tokens";
+    CheckAll(RandomUniformBlocks(1280, 2048, 128, 128, 0.8, 7, "two"), tokens, true,
+             "two parts" + what);
+    CheckAll(RandomUniformBlocks(1024, 640, 128, 128, 0.6, 7, "more"), tokens, false,
+             "more" + what);
   }
 }
 

@@ -238,7 +238,7 @@ void CheckUnits(const Pattern& pattern, const SddmmSchedule& schedule) {
       const auto [i, j] = positions[element / (rows * cols)];
       const int row = static_cast<int>(element % (rows * cols)) / cols, col = element % cols;
       EXPECT_EQ(unit.a_chunk, by_rows ? i * rows / kChunk : j * cols / kChunk);
-      EXPECT_EQ(unit.b_chunk[slot], by_rows ? (j * cols + col) / kChunk : (i * rows + row) / kChunk);
+      EXPECT_EQ(unit.b_chunk[slot] * kChunk, by_rows ? j * cols + col : i * rows + row);
       EXPECT_EQ(by_rows ? row : col, 0);
       // A chunk by rows is `rows` x 64, by columns 64 x `cols`: one or two squares of 64.
       const int width = cols / kChunk, down = row / kChunk, across = col / kChunk;
@@ -252,8 +252,9 @@ void CheckUnits(const Pattern& pattern, const SddmmSchedule& schedule) {
   EXPECT_EQ(expected, found);
 }
 
-// Every unit's tokens are covered once, by one segment that writes the gradient and numbered
-// partial sums, which it adds in the order of their tokens and which workers before its own make.
+// Every unit's tokens are covered once, by numbered partial sums in the order of their tokens, and
+// by one segment that writes the gradient; workers before its own make the sums that it adds. A
+// unit without such a segment is listed for the second kernel.
 void CheckSegments(const SddmmSchedule& schedule, int steps, int workers) {
   std::vector<std::vector<int>> covered(schedule.units.size(), std::vector<int>(steps, 0));
   std::vector<int> writer(schedule.units.size(), -1);
@@ -283,15 +284,18 @@ void CheckSegments(const SddmmSchedule& schedule, int steps, int workers) {
   }
   EXPECT_EQ(schedule.worker_steps, most);
   int listed = 0;
+  std::set<int> reductions(schedule.reductions.begin(), schedule.reductions.end());
+  ASSERT_EQ(reductions.size(), schedule.reductions.size());
   for (size_t u = 0; u < schedule.units.size(); ++u) {
-    ASSERT_NE(writer[u], -1) << "unit " << u;
+    ASSERT_EQ(writer[u] == -1, reductions.count(static_cast<int>(u)) == 1) << "unit " << u;
     for (int count : covered[u]) ASSERT_EQ(count, 1);
     const SddmmUnit& unit = schedule.units[u];
     listed += unit.slot_count;
     for (int k = unit.slot_begin; k < unit.slot_begin + unit.slot_count; ++k) {
       ASSERT_NE(slots[k], nullptr);
       EXPECT_EQ(slots[k]->unit, static_cast<int>(u));
-      EXPECT_LT(slot_worker[k], writer[u]) << "may wait for a worker that has not begun";
+      EXPECT_TRUE(writer[u] == -1 || slot_worker[k] < writer[u])
+          << "may wait for a worker that has not begun";
       if (k > unit.slot_begin) EXPECT_LT(slots[k - 1]->token_begin, slots[k]->token_begin);
     }
   }
@@ -325,6 +329,34 @@ TEST(BlockSchedule, SpareWorkersTakeEnds) {
   EXPECT_EQ(schedule.units.size(), 96u);
   EXPECT_LE(schedule.worker_steps, 196);  // of 256, where 187 is the mean
   EXPECT_EQ(schedule.slot_count, 96);
+  EXPECT_TRUE(schedule.reductions.empty());
+}
+
+// Rows of odd length, whose last blocks meet in few columns: no unit is half filled.
+TEST(BlockSchedule, OddRowsArePairedAlongColumns) {
+  Pattern pattern{.block = {128, 128}, .rows = 24, .cols = 16, .row_begin = {0}, .col = {}};
+  for (int i = 0; i < pattern.rows; ++i) {
+    for (int k = 0; k < 3; ++k) pattern.col.push_back(i % 12 + 2 * k);
+    pattern.row_begin.push_back(static_cast<int>(pattern.col.size()));
+  }
+  const SddmmSchedule schedule = BuildSddmmSchedule(pattern.view(), 4096, 132);
+  EXPECT_EQ(schedule.units.size(), 36u);
+  int across = 0;
+  for (const SddmmUnit& unit : schedule.units) across += 1 - unit.by_rows;
+  EXPECT_EQ(across, 12);
+  CheckUnits(pattern, schedule);
+}
+
+// Units over are shared by all, in the same tokens: of 192 units on 132 workers 60.
+TEST(BlockSchedule, UnitsLeftOverAreShared) {
+  Pattern pattern{.block = {128, 128}, .rows = 48, .cols = 16, .row_begin = {0}, .col = {}};
+  for (int i = 0; i < pattern.rows; ++i) {
+    for (int j = i % 2; j < pattern.cols; j += 2) pattern.col.push_back(j);
+    pattern.row_begin.push_back(static_cast<int>(pattern.col.size()));
+  }
+  const SddmmSchedule schedule = BuildSddmmSchedule(pattern.view(), 16384, 132);
+  EXPECT_EQ(schedule.units.size(), 192u);
+  EXPECT_LE(schedule.worker_steps, 256 + 128);  // of 512 without, where 373 is the mean
 }
 
 // Two weights as one pattern: the steps and chunks of the second lie where its values do.
