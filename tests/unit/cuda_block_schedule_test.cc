@@ -296,7 +296,8 @@ void CheckSegments(const SddmmSchedule& schedule, int steps, int workers) {
       EXPECT_EQ(slots[k]->unit, static_cast<int>(u));
       EXPECT_TRUE(writer[u] == -1 || slot_worker[k] < writer[u])
           << "may wait for a worker that has not begun";
-      if (k > unit.slot_begin) EXPECT_LT(slots[k - 1]->token_begin, slots[k]->token_begin);
+      const int before = k > unit.slot_begin ? slots[k - 1]->token_begin : -1;
+      EXPECT_LT(before, slots[k]->token_begin);
     }
   }
   EXPECT_EQ(listed, schedule.slot_count);
