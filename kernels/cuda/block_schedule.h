@@ -145,7 +145,7 @@ struct SddmmSchedule {
   std::vector<SddmmUnit> units;
   std::vector<SddmmSegment> segments;  // grouped by worker
   std::vector<int32_t> worker_begin;   // workers + 1 offsets into `segments`
-  std::vector<int32_t> reductions;     // the units that no segment writes
+  std::vector<int32_t> reductions;  // the units that no segment writes: all divided ones, or none
   int slot_count = 0;
   int worker_steps = 0;  // of the worker with most
   // With `column_sums`: of each block row the segments (indices into `segments`) whose sums of its

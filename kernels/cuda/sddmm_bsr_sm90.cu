@@ -48,7 +48,7 @@ void Launch(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelA
   params.cols = desc.block.cols;
   params.gradient = static_cast<Gradient*>(args.gradient);
   params.partials = args.partials;
-  params.arrivals = args.arrivals;
+  params.arrivals = args.reduction_count > 0 ? nullptr : args.arrivals;
   params.units = args.units;
   params.segments = args.segments;
   params.worker_begin = args.worker_begin;

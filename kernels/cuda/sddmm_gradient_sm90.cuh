@@ -138,7 +138,8 @@ __device__ __forceinline__ void AwaitPartials(uint32_t* arrivals, const SddmmUni
   WarpgroupSync(group);
 }
 
-// Leaves the accumulators to the worker that writes the gradient.
+// Leaves the accumulators to the worker that writes the gradient, or without `arrivals` to the
+// second kernel.
 __device__ __forceinline__ void WritePartial(const float (&acc)[128], float* partials,
                                              uint32_t* arrivals, int slot, int count, int group) {
   if (count == 0) return;
@@ -153,6 +154,7 @@ __device__ __forceinline__ void WritePartial(const float (&acc)[128], float* par
              make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
     }
   }
+  if (arrivals == nullptr) return;
   __threadfence();
   WarpgroupSync(group);
   if (threadIdx.x % kWarpgroup == 0) {

@@ -56,7 +56,7 @@ struct SddmmParams {
   int cols;                 // of a block
   Gradient* gradient;
   float* partials;
-  uint32_t* arrivals;  // [partial sums][warpgroups]
+  uint32_t* arrivals;  // [partial sums][warpgroups], or nullptr: a second kernel adds them up
   const SddmmUnit* units;
   const SddmmSegment* segments;
   const int32_t* worker_begin;

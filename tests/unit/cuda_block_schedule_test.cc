@@ -291,6 +291,7 @@ void CheckSegments(const SddmmSchedule& schedule, int steps, int workers) {
     for (int count : covered[u]) ASSERT_EQ(count, 1);
     const SddmmUnit& unit = schedule.units[u];
     listed += unit.slot_count;
+    EXPECT_TRUE(unit.slot_count == 0 || writer[u] == -1 || reductions.empty());
     for (int k = unit.slot_begin; k < unit.slot_begin + unit.slot_count; ++k) {
       ASSERT_NE(slots[k], nullptr);
       EXPECT_EQ(slots[k]->unit, static_cast<int>(u));
