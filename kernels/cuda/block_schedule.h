@@ -41,6 +41,7 @@ struct BsrPattern {
   int64_t out_features() const { return int64_t{block_row_count} * block.rows; }
   int64_t in_features() const { return int64_t{block_col_count} * block.cols; }
   int64_t block_count() const { return static_cast<int64_t>(col.size()); }
+  int64_t stored_count() const { return block_count() * block.rows * block.cols; }
   int64_t ValueBegin(int64_t p) const {
     return value_begin.empty() ? p * block.rows * block.cols : value_begin[p];
   }
@@ -106,14 +107,14 @@ SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64
 
 // ---- Weight gradient ----
 
-// The gradient's tile is A^T B over the tokens, where A is a slice of the output gradient, one
-// block row wide, and B any chunks of 64 columns of the input (kRows), or the other way round
-// (kColumns). Either works; one leaves fewer odd ends.
-enum class SddmmOrientation : int { kRows, kColumns };
-
 // Up to four (A slices of 128) or eight chunks (slices of 64) that share an A slice, computed by
 // one CTA. With slices of 64, slots 0-3 belong to one warpgroup and 4-7 to the other.
+//
+// The gradient's tile is A^T B over the tokens, where A is a slice of the output gradient, one
+// block row wide, and B any chunks of 64 columns of the input (by rows), or the other way round (by
+// columns): the wider side of a block is A's.
 struct SddmmUnit {
+  int32_t by_rows;            // 1 or 0
   int32_t a_chunk;            // first 64 columns of the A slice
   int32_t chunk_count[2];     // slots in use in each group of four
   int32_t b_chunk[8];         // which 64 columns of B
@@ -122,6 +123,10 @@ struct SddmmUnit {
   // a power of two of them, or none.
   int32_t sum_first[2];
   int32_t sum_count[2];
+  // Partial sums, to be added in this order: by the segment that writes the gradient, after its
+  // own, or, where there is none, by a second kernel (SddmmSchedule::reductions).
+  int32_t slot_begin;
+  int32_t slot_count;
 };
 
 // A range of tokens of one unit, summed by one worker in one go.
@@ -129,29 +134,22 @@ struct SddmmSegment {
   int32_t unit;
   int32_t token_begin;
   int32_t step_count;  // steps of 64 tokens
-  int32_t target;      // a partial slot, or one of those below
+  int32_t target;      // a partial slot, or kTargetGradient
 };
-inline constexpr int32_t kTargetGradient = -1;     // overwrite or accumulate, as the call says
-inline constexpr int32_t kTargetGradientAdd = -2;  // on top of an earlier segment of this worker
+inline constexpr int32_t kTargetGradient = -1;  // overwrite or accumulate, as the call says
 
-// Partial sums `slot_begin ..` of a unit, to be added to its gradient in this order.
-struct SddmmReduction {
-  int32_t unit;
-  int32_t slot_begin;
-  int32_t slot_count;
-  int32_t reserved = 0;
-};
+// Partial sums of one schedule at most; they share only as many units as are left over.
+inline constexpr int kSddmmMaxSlots = 2048;
 
 struct SddmmSchedule {
-  SddmmOrientation orientation = SddmmOrientation::kRows;
   std::vector<SddmmUnit> units;
   std::vector<SddmmSegment> segments;  // grouped by worker
   std::vector<int32_t> worker_begin;   // workers + 1 offsets into `segments`
-  std::vector<SddmmReduction> reductions;
+  std::vector<int32_t> reductions;  // the units that no segment writes: all divided ones, or none
   int slot_count = 0;
   int worker_steps = 0;  // of the worker with most
-  // With `column_sums`, where A is the output gradient: of each block row the segments (indices
-  // into `segments`) whose sums of its columns, added in this order, are those over all tokens.
+  // With `column_sums`: of each block row the segments (indices into `segments`) whose sums of its
+  // columns, added in this order, are those over all tokens.
   std::vector<int32_t> sum_begin;  // block_row_count + 1 offsets into `sum_segments`, or empty
   std::vector<int32_t> sum_segments;
 };
@@ -163,20 +161,23 @@ inline int64_t SddmmPartialBytes(int slot_count) { return slot_count * kSddmmPar
 inline constexpr int kSddmmSumFloats = 2 * 64;
 inline int64_t SddmmSumBytes(int64_t segment_count) { return segment_count * kSddmmSumFloats * 4; }
 
-// All workers sweep the tokens in the same direction at the same pace, so that both operands are
-// read from device memory about once: on an H100 that alignment is worth more than perfect balance.
-// Units are divided into equal token ranges where that shortens the longest worker's list; when a
-// few units are left over after every worker has its own, they are cut into slices that workers
-// take up in passing, as their own sweep reaches the slice's tokens.
+// Whether reading both operands once takes longer than the products, by 200 operations a byte: 90 %
+// of 128-blocks, for instance.
+inline bool IsSddmmMemoryBound(int64_t stored_count, int64_t out_features, int64_t in_features) {
+  return stored_count < 200 * (out_features + in_features);
+}
+
+// All workers sweep the tokens in the same direction at about the same pace, so that both operands
+// are read from device memory about once. Whole units come first, as many to every worker; those
+// left over are divided over tokens, so that all workers end together, where that promises to pay.
+// Of a unit in two parts the worker with the higher number writes the gradient, and waits for the
+// other's partial sum: workers that start in order and wait for lower numbers alone cannot wait for
+// each other. Where a unit has more parts, a second kernel adds those of all.
 //
-// With `whole_sums` no segment adds to a gradient that another has written: every segment of a
-// divided unit writes a partial sum, in the order of its tokens, and the reduction alone writes the
-// gradient.
-//
-// With `column_sums`, and blocks at least as high as they are wide, A is the output gradient, whose
-// sums over the tokens the units share; a block row without blocks has a unit of sums alone.
+// With `column_sums`, and blocks at least as high as they are wide, all units are by rows and share
+// the sums of the output gradient over the tokens; a block row without blocks has a unit of sums
+// alone.
 struct SddmmForm {
-  bool whole_sums = false;
   bool column_sums = false;
   bool operator==(const SddmmForm&) const = default;
 };

@@ -10,21 +10,24 @@
 namespace filigree {
 namespace {
 
-constexpr int64_t kPaceCounters = kSddmmPaceWindows + 1;
+// Of the Hopper SDDMM: those of its pace, then its arrivals.
+constexpr int64_t kSddmmCounters = kSddmmPaceWindows + 1 + kSddmmArrivals;
 
 }  // namespace
+
+uint32_t* CudaBackend::sddmm_arrivals() { return sddmm_pace() + kSddmmPaceWindows + 1; }
 
 CudaBackend::CudaBackend(CudaDevice& device)
     : device_(device),
       workspace_(device.Allocate(kWorkspaceBytes, "scratch")),
       sum_counter_(device.Allocate(sizeof(uint32_t), "scratch")),
-      sddmm_pace_(device.Allocate(kPaceCounters * sizeof(uint32_t), "scratch")),
+      sddmm_counters_(device.Allocate(kSddmmCounters * sizeof(uint32_t), "scratch")),
       indices_(device),
       matmul_plans_(std::make_unique<MatMulPlans>(device)),
       attention_plans_(std::make_unique<AttentionPlans>()) {
   const std::unique_ptr<Stream> stream = device.NewStream();
   device.ZeroAsync(sum_counter_.View(DType::kU32, 1), *stream);
-  device.ZeroAsync(sddmm_pace_.View(DType::kU32, kPaceCounters), *stream);
+  device.ZeroAsync(sddmm_counters_.View(DType::kU32, kSddmmCounters), *stream);
   stream->Synchronize();
   if (!AttentionPlans::Available()) {
     LogWarning("built without cuDNN: attention takes plain kernels, which are several times slower; "

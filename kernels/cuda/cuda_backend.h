@@ -97,7 +97,9 @@ class CudaBackend final : public Backend {
   // same stream (whose operands may lie in it if it is a MatMul). Operations of two streams must
   // not use it at once: the trainer computes on one.
   std::byte* Workspace(size_t bytes) { return Reserve(&workspace_, bytes); }
-  uint32_t* sddmm_pace() { return static_cast<uint32_t*>(sddmm_pace_.data()); }
+  // SddmmKernelArgs::pace and ::arrivals.
+  uint32_t* sddmm_pace() { return static_cast<uint32_t*>(sddmm_counters_.data()); }
+  uint32_t* sddmm_arrivals();
   CudaDevice& cuda_device() { return device_; }
 
  private:
@@ -110,7 +112,7 @@ class CudaBackend final : public Backend {
   DeviceBuffer product_;      // MatMul's own: its operands may lie in the workspace
   DeviceBuffer landing_;      // pinned: what an operation brings to the host
   DeviceBuffer sum_counter_;  // one U32 of SumOfSquares, zero between its launches
-  DeviceBuffer sddmm_pace_;   // the same of the Hopper SDDMM (SddmmKernelArgs::pace)
+  DeviceBuffer sddmm_counters_;  // zeros between launches of the Hopper SDDMM
   DeviceIndices indices_;
   std::unique_ptr<MatMulPlans> matmul_plans_;
   std::unique_ptr<AttentionPlans> attention_plans_;

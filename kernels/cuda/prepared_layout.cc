@@ -175,11 +175,10 @@ const DeviceSddmmSchedule& CudaPreparedLayout::SddmmScheduleFor(int64_t tokens, 
   entry.tokens = tokens;
   entry.form = form;
   entry.buffer = uploader.Upload(device_);
-  entry.orientation = host.orientation;
   entry.units = At<SddmmUnit>(entry.buffer, units);
   entry.segments = At<SddmmSegment>(entry.buffer, segments);
   entry.worker_begin = At<int32_t>(entry.buffer, begins);
-  entry.reductions = At<SddmmReduction>(entry.buffer, reductions);
+  entry.reductions = At<int32_t>(entry.buffer, reductions);
   entry.reduction_count = static_cast<int>(host.reductions.size());
   entry.slot_count = host.slot_count;
   entry.segment_count = static_cast<int>(host.segments.size());

@@ -47,14 +47,13 @@ struct DeviceSddmmSchedule {
   int64_t tokens = 0;
   SddmmForm form;
   DeviceBuffer buffer;
-  SddmmOrientation orientation = SddmmOrientation::kRows;
   const SddmmUnit* units = nullptr;
   const SddmmSegment* segments = nullptr;
   const int32_t* worker_begin = nullptr;
-  const SddmmReduction* reductions = nullptr;
+  const int32_t* reductions = nullptr;
+  int reduction_count = 0;
   const int32_t* sum_begin = nullptr;  // nullptr where the schedule has no lists of sums
   const int32_t* sum_segments = nullptr;
-  int reduction_count = 0;
   int slot_count = 0;
   int segment_count = 0;
   int worker_steps = 0;
@@ -75,8 +74,8 @@ class CudaPreparedLayout final : public PreparedLayout {
   // device. The parts must outlive it.
   CudaPreparedLayout(SparseLayout layout, std::vector<Part> parts, CudaDevice& device);
   size_t bytes() const override;
-  StepUse step_use(int64_t tokens, DType grad_dtype, bool bias_sums) const override {
-    return BlockedStepUse(layout(), tokens, grad_dtype, bias_sums, device_.card());
+  StepUse step_use(int64_t tokens, DType /*grad_dtype*/, bool bias_sums) const override {
+    return BlockedStepUse(layout(), tokens, bias_sums, device_.card());
   }
 
   // Not of a joined weight.

@@ -34,18 +34,18 @@ struct SddmmKernelArgs {
   int64_t output_grad_stride = 0;
   int64_t input_stride = 0;
   bool accumulate = false;  // true: gradient += dW; false: gradient = dW
-  // BuildSddmmSchedule(pattern, tokens, workers); for a BF16 gradient with whole sums, so that each
-  // element is rounded once.
-  SddmmOrientation orientation = SddmmOrientation::kRows;
+  // BuildSddmmSchedule(pattern, tokens, workers).
   const SddmmUnit* units = nullptr;
   const SddmmSegment* segments = nullptr;
   const int32_t* worker_begin = nullptr;
-  const SddmmReduction* reductions = nullptr;
+  const int32_t* reductions = nullptr;
   int reduction_count = 0;
   int worker_steps = 0;  // SddmmSchedule::worker_steps
   // [kSddmmPaceWindows + 1] zeros, as which they are left; not of two launches at a time. Read
   // where the config is paced.
   uint32_t* pace = nullptr;
+  // [kSddmmArrivals] zeros, with the same conditions: which partial sums are there.
+  uint32_t* arrivals = nullptr;
   // The sums of dY over the tokens, the gradient of a bias, on the way; only with a schedule that
   // has sum lists (SddmmSchedule::sum_begin). None: nullptr.
   void* sums = nullptr;           // [out_features], of the gradient's dtype
@@ -63,6 +63,7 @@ struct SddmmVariant {
 };
 
 inline constexpr int kSddmmPaceWindows = 1023;
+inline constexpr int kSddmmArrivals = 2 * kSddmmMaxSlots;
 
 bool CanImplementSddmmBsrSm90(const SddmmDesc& desc);
 SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& desc, int multiprocessors);

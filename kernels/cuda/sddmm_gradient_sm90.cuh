@@ -1,5 +1,11 @@
 // How the weight gradient's accumulators reach memory: into the gradient of the stored blocks (fp32
-// or bf16, in either orientation) or into partial sums, which SddmmReduceKernel adds in order.
+// or bf16, by rows or by columns), or into partial sums, which the worker that writes the gradient
+// waits for and adds in order, or which SddmmReduceKernel adds afterwards.
+//
+// A partial sum is handed over in two halves, one a warpgroup: its threads store, fence and meet at
+// a barrier, after which one thread releases the arrival; on the other side one thread acquires it
+// and the others follow through a barrier. The writer of the gradient is the only one to read an
+// arrival, and sets it back.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,6 +14,7 @@
 
 #include "kernels/cuda/block_schedule.h"
 #include "kernels/cuda/sddmm_bsr_sm90.h"
+#include "kernels/cuda/sm90_pipeline.cuh"
 
 namespace filigree::sm90 {
 
@@ -18,6 +25,11 @@ constexpr int kConsumers = 2 * kWarpgroup;
 struct GradientStrides {
   int a, b;
 };
+
+// `cols`: of a block.
+__device__ __forceinline__ GradientStrides StridesOf(const SddmmUnit& unit, int cols) {
+  return unit.by_rows ? GradientStrides{cols, 1} : GradientStrides{1, cols};
+}
 
 // The sums of dY over the tokens, where they are asked for (SddmmKernelArgs).
 template <typename Gradient>
@@ -97,9 +109,140 @@ __device__ __forceinline__ void WriteQuadruples(Gradient* address, GradientStrid
   }
 }
 
-// A column of dY's sums: those of the segments that took part, in order.
+// A barrier of one warpgroup of consumers. The number is a constant on either path: with one from a
+// register the compiler would claim all sixteen.
+__device__ __forceinline__ void WarpgroupSync(int group) {
+  if (group == 0) {
+    NamedBarrierSync(1, kWarpgroup);
+  } else {
+    NamedBarrierSync(2, kWarpgroup);
+  }
+}
+
+// Waits for this warpgroup's half of a unit's partial sums, each of which is awaited once.
+__device__ __forceinline__ void AwaitPartials(uint32_t* arrivals, const SddmmUnit& unit,
+                                              int group) {
+  if (threadIdx.x % kWarpgroup == 0) {
+    for (int slot = unit.slot_begin; slot < unit.slot_begin + unit.slot_count; ++slot) {
+      uint32_t* arrival = arrivals + slot * 2 + group;
+      uint32_t arrived;
+      do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                     : "=r"(arrived)
+                     : "l"(arrival)
+                     : "memory");
+      } while (arrived == 0);
+      *arrival = 0;  // as the next launch expects it
+    }
+  }
+  WarpgroupSync(group);
+}
+
+// Leaves the accumulators to the worker that writes the gradient, or without `arrivals` to the
+// second kernel.
+__device__ __forceinline__ void WritePartial(const float (&acc)[128], float* partials,
+                                             uint32_t* arrivals, int slot, int count, int group) {
+  if (count == 0) return;
+  const int thread = threadIdx.x - kWarpgroup;
+  float4* part = reinterpret_cast<float4*>(partials + slot * kSddmmPartialFloats);
+#pragma unroll
+  for (int chunk = 0; chunk < 4; ++chunk) {
+    if (chunk >= count) break;
+#pragma unroll
+    for (int j = chunk * 8; j < chunk * 8 + 8; ++j) {
+      __stcg(part + j * kConsumers + thread,
+             make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
+    }
+  }
+  if (arrivals == nullptr) return;
+  __threadfence();
+  WarpgroupSync(group);
+  if (threadIdx.x % kWarpgroup == 0) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(arrivals + slot * 2 + group), "r"(1)
+                 : "memory");
+  }
+}
+
+// The accumulators, and after them the partial sums of the unit's other workers in order, into the
+// gradient or onto it.
 template <int kWidth, typename Gradient>
-__device__ __forceinline__ void ReduceSum(const SddmmSums<Gradient>& sums, int column) {
+__device__ __forceinline__ void WriteGradient(const float (&acc)[128], Gradient* gradient,
+                                              const float* partials, uint32_t* arrivals,
+                                              const SddmmUnit& unit, int count, int group, int cols,
+                                              bool add) {
+  if (count == 0) return;
+  if (unit.slot_count > 0) AwaitPartials(arrivals, unit, group);
+  const int thread = threadIdx.x - kWarpgroup;
+  const GradientStrides strides = StridesOf(unit, cols);
+#pragma unroll
+  for (int chunk = 0; chunk < 4; ++chunk) {
+    if (chunk >= count) break;
+    float values[32];
+#pragma unroll
+    for (int i = 0; i < 32; ++i) values[i] = acc[chunk * 32 + i];
+    for (int slot = unit.slot_begin; slot < unit.slot_begin + unit.slot_count; ++slot) {
+      const float4* part = reinterpret_cast<const float4*>(partials + slot * kSddmmPartialFloats) +
+                           chunk * 8 * kConsumers + thread;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float4 value = __ldcg(part + j * kConsumers);
+        values[4 * j] += value.x;
+        values[4 * j + 1] += value.y;
+        values[4 * j + 2] += value.z;
+        values[4 * j + 3] += value.w;
+      }
+    }
+    WriteQuadruples<8>(GradientAddress<kWidth>(gradient, unit, strides, thread, chunk), strides,
+                       add, values);
+  }
+}
+
+// Every fourth lane has the sums of two columns of A.
+__device__ __forceinline__ void WriteColumnSums(const float (&columns)[4], float* partials,
+                                                int segment) {
+  const int thread = threadIdx.x - kWarpgroup, lane = thread % 32;
+  if (lane % 4 != 0) return;
+  float* to = partials + int64_t{segment} * kSddmmSumFloats + thread / kWarpgroup * 64 +
+              thread % kWarpgroup / 32 * 16 + lane / 4;
+  to[0] = columns[0];
+  to[8] = columns[2];
+}
+
+// Adds the partial sums of units that no segment has written, in order, and with `add` what the
+// gradient holds.
+// Grid: (units, 32 quadruples of accumulators); block: 256 threads, each for the consumer thread of
+// that number. Bytes: 4 per partial value, read once.
+template <int kWidth, typename Gradient>
+__global__ void __launch_bounds__(kConsumers)
+    SddmmReduceKernel(Gradient* gradient, const float* partials, const SddmmUnit* units,
+                      const int32_t* reductions, int cols, bool add) {
+  const SddmmUnit& unit = units[reductions[blockIdx.x]];
+  const int thread = threadIdx.x, chunk = blockIdx.y / 8;
+  if (chunk >= unit.chunk_count[kWidth == 128 ? 0 : thread / kWarpgroup]) return;
+  const float4* part =
+      reinterpret_cast<const float4*>(partials + unit.slot_begin * kSddmmPartialFloats);
+  part += blockIdx.y * kConsumers + thread;
+  float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+  for (int s = 0; s < unit.slot_count; ++s) {
+    const float4 value = part[s * (kSddmmPartialFloats / 4)];
+    sum.x += value.x;
+    sum.y += value.y;
+    sum.z += value.z;
+    sum.w += value.w;
+  }
+  const GradientStrides strides = StridesOf(unit, cols);
+  Gradient* address = GradientAddress<kWidth>(gradient, unit, strides, thread, chunk) +
+                      blockIdx.y % 8 * 8 * strides.b;
+  const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+  WriteQuadruples<1>(address, strides, add, values);
+}
+
+// The sums of dY's columns, each those of the segments that took part, in order.
+// Grid: one for every 256 columns; block: 256 threads, a column each.
+template <int kWidth, typename Gradient>
+__global__ void __launch_bounds__(kConsumers) SddmmSumKernel(SddmmSums<Gradient> sums) {
+  const int column = blockIdx.x * kConsumers + threadIdx.x;
   if (column >= sums.out_features) return;
   const int slice = column / kWidth;
   const float* part = sums.partials + column % kWidth;
@@ -110,43 +253,6 @@ __device__ __forceinline__ void ReduceSum(const SddmmSums<Gradient>& sums, int c
     if constexpr (kWidth == 64) sum += values[64];  // the warpgroups shared the work
   }
   Write(sums.out + column, sum);
-}
-
-// Adds the partial sums of a unit in order, and with `add` what the gradient holds: what its first
-// segment has written (fp32), or what the call is to add to.
-// Grid: (reductions, and after them one for every 8192 columns of dY's sums; 32 quadruples of
-// accumulators, or 32 times 256 columns); block: 256 threads, each for the consumer thread of that
-// number. Bytes: 4 per partial value, read once.
-template <int kWidth, typename Gradient>
-__global__ void __launch_bounds__(kConsumers)
-    SddmmReduceKernel(Gradient* gradient, const float* partials, const SddmmUnit* units,
-                      const SddmmReduction* reductions, int reduction_count,
-                      GradientStrides strides, bool add, SddmmSums<Gradient> sums) {
-  if (blockIdx.x >= reduction_count) {
-    const int tile = (blockIdx.x - reduction_count) * 32 + blockIdx.y;
-    return ReduceSum<kWidth>(sums, tile * kConsumers + threadIdx.x);
-  }
-  const SddmmReduction reduction = reductions[blockIdx.x];
-  const SddmmUnit& unit = units[reduction.unit];
-  const int thread = threadIdx.x;
-  const int chunk = blockIdx.y / 8;
-  if (chunk >= unit.chunk_count[kWidth == 128 ? 0 : thread / kWarpgroup]) return;
-  const float4* part =
-      reinterpret_cast<const float4*>(partials + reduction.slot_begin * kSddmmPartialFloats);
-  part += blockIdx.y * kConsumers + thread;
-  float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-  for (int s = 0; s < reduction.slot_count; ++s) {
-    const float4 value = part[s * (kSddmmPartialFloats / 4)];
-    sum.x += value.x;
-    sum.y += value.y;
-    sum.z += value.z;
-    sum.w += value.w;
-  }
-  Gradient* address = GradientAddress<kWidth>(gradient, unit, strides, thread, chunk) +
-                      blockIdx.y % 8 * 8 * strides.b;
-  const float values[4] = {sum.x, sum.y, sum.z, sum.w};
-  WriteQuadruples<1>(address, strides, add, values);
 }
 
 }  // namespace filigree::sm90

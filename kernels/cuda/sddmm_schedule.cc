@@ -1,273 +1,238 @@
-// The schedule of the weight gradient (block_schedule.h).
+// The schedule of the weight gradient (block_schedule.h): whole units, then shared ones.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <tuple>
 #include <utility>
 
 #include "kernels/base/check.h"
 #include "kernels/cuda/schedule_dealing.h"
+#include "kernels/cuda/sddmm_units.h"
 
 namespace filigree {
 namespace {
 
 // A token range shorter than this is not worth a partial sum of its own.
 constexpr int kMinSliceSteps = 8;
+// A unit is cut into no more parts than this.
+constexpr int kMaxParts = 8;
+// Of a part's steps so many make a part of their own; fewer are a rest.
+constexpr double kLeastPart = 0.6;
+// What partial sums cost, in steps of a full unit: leaving accumulators and beginning anew; adding
+// one to one's own, or the second kernel; and for all, since they pass through the L2.
+constexpr double kFlushSteps = 4, kAddSteps = 4, kReductionSteps = 12, kTrafficSteps = 0.07;
+// Measured on an H100, with slices of 128: where workers take one rest (Share) after the other, the
+// tokens are swept anew, and all wait for device memory: about 40 steps for 6144 x 2048 at 75 %.
+constexpr double kRestWaits = 1.3;
+// Division must promise this much.
+constexpr double kMargin = 1.03;
 
-// A unit's cost per token relative to a full one: the bytes that its operands take.
-double UnitCost(const SddmmUnit& unit, int a_width) {
-  const int chunks = unit.chunk_count[0] + unit.chunk_count[1];
-  return a_width == 64 ? (1 + chunks) / 9.0 : (2 + chunks) / 6.0;
-}
-
-// The chunks of B that one A slice meets, and where their gradients lie.
-struct Chunk {
-  int b_chunk;
-  int gradient_chunk;
+struct Slice {
+  int unit, begin, steps;
 };
 
-std::vector<std::vector<Chunk>> ListChunks(const BsrPattern& pattern,
-                                           SddmmOrientation orientation) {
-  const auto [rows, cols] = pattern.block;
-  const bool by_rows = orientation == SddmmOrientation::kRows;
-  std::vector<std::vector<Chunk>> lists(by_rows ? pattern.block_row_count
-                                                : pattern.block_col_count);
-  for (int i = 0; i < pattern.block_row_count; ++i) {
-    for (int p = pattern.row_begin[i]; p < pattern.row_begin[i + 1]; ++p) {
-      const int j = pattern.col[p];
-      const auto first = static_cast<int>(pattern.ValueBegin(p) / kChunk);
-      for (int c = 0; c < (by_rows ? cols : rows) / kChunk; ++c) {
-        if (by_rows) {
-          lists[i].push_back({j * (cols / kChunk) + c, first + c});
-        } else {
-          lists[j].push_back({i * (rows / kChunk) + c, first + c * cols});
-        }
-      }
-    }
-  }
-  return lists;
-}
+// What every worker does, in order, and when the last one is done.
+struct Plan {
+  std::vector<std::vector<Slice>> lists;
+  double steps = 0;
+  bool reduces = false;  // the partial sums of shared units are added by a second kernel
+};
 
-// Deals the four slices of every step to the warpgroups that read an A slice: the units of one list
-// lie one after the other, and with slices of 128 both warpgroups have columns of their own.
-void ShareColumnSums(int a_width, std::vector<SddmmUnit>* units) {
-  constexpr int kSlices = 4;
-  for (size_t begin = 0, end = 0; begin < units->size(); begin = end) {
-    std::vector<std::pair<SddmmUnit*, int>> takers;  // and their warpgroup
-    while (end < units->size() && (*units)[end].a_chunk == (*units)[begin].a_chunk) {
-      SddmmUnit* unit = &(*units)[end++];
-      for (int group = 0; group < (a_width == 128 ? 1 : 2); ++group) {
-        if (group == 0 || unit->chunk_count[group] > 0) takers.push_back({unit, group});
-      }
-    }
-    // Two of three readers take one slice each, the third two.
-    const int readers = std::min(kSlices, static_cast<int>(takers.size()));
-    int first = 0;
-    for (int i = 0; i < readers; ++i) {
-      const auto [unit, group] = takers[i];
-      const int count = readers == 3 ? (i == 0 ? 2 : 1) : kSlices / readers;
-      for (int g = group; g < (a_width == 128 ? 2 : group + 1); ++g) {
-        unit->sum_first[g] = first;
-        unit->sum_count[g] = count;
-      }
-      first += count;
-    }
-  }
-}
-
-std::vector<SddmmUnit> MakeUnits(const BsrPattern& pattern, SddmmOrientation orientation,
-                                 bool column_sums) {
-  const int a_width =
-      orientation == SddmmOrientation::kRows ? pattern.block.rows : pattern.block.cols;
-  const int max_chunks = a_width == 128 ? 4 : 8;
-  const auto lists = ListChunks(pattern, orientation);
-  std::vector<SddmmUnit> units;
-  for (size_t i = 0; i < lists.size(); ++i) {
-    const int chunks = static_cast<int>(lists[i].size());
-    const int parts = std::max(column_sums ? 1 : 0, (chunks + max_chunks - 1) / max_chunks);
-    for (int k = 0; k < parts; ++k) {
-      int begin = max_chunks * k;
-      int end = std::min(begin + max_chunks, chunks);
-      if (a_width == 64) {  // tuned on an H100: equal parts, which keep one pace, gain a fifth here
-        begin = chunks * k / parts;
-        end = chunks * (k + 1) / parts;
-      }
-      SddmmUnit unit = {};
-      unit.a_chunk = static_cast<int>(i) * (a_width / kChunk);
-      unit.chunk_count[0] = a_width == 128 ? end - begin : (end - begin + 1) / 2;
-      unit.chunk_count[1] = end - begin - unit.chunk_count[0];
-      for (int c = begin; c < end; ++c) {
-        const int offset = c - begin;
-        const int slot = offset < unit.chunk_count[0] ? offset : 4 + offset - unit.chunk_count[0];
-        unit.b_chunk[slot] = lists[i][c].b_chunk;
-        unit.gradient_chunk[slot] = lists[i][c].gradient_chunk;
-      }
-      units.push_back(unit);
-    }
-  }
-  if (column_sums) ShareColumnSums(a_width, &units);
-  return units;
-}
-
-// What a partial sum costs, written and read again, in steps of a full unit; and the second kernel.
-constexpr double kSlotSteps = 0.4;
-constexpr double kReductionSteps = 6;
-
-double SlotCost(int slots) { return slots == 0 ? 0 : kReductionSteps + kSlotSteps * slots; }
-
-// A full unit's token range is divided into `parts`, a cheaper one's into fewer; ranges are dealt
-// in the order of their tokens. Returns the estimated time in steps.
-double DivideUnits(int total_steps, int workers, const std::vector<double>& cost, int parts,
-                   SddmmSchedule* schedule) {
-  std::vector<SddmmSegment> segments;
-  for (size_t u = 0; u < cost.size(); ++u) {
-    const int count = std::max(1, static_cast<int>(std::ceil(cost[u] * parts - 1e-9)));
-    if (count > 1) {
-      schedule->reductions.push_back({static_cast<int>(u), schedule->slot_count, count - 1});
-    }
-    for (int k = 0; k < count; ++k) {
-      const int begin = static_cast<int>(int64_t{total_steps} * k / count);
-      const int end = static_cast<int>(int64_t{total_steps} * (k + 1) / count);
-      const int target = k == 0 ? kTargetGradient : schedule->slot_count++;
-      segments.push_back({static_cast<int>(u), begin * kChunk, end - begin, target});
-    }
-  }
-  std::stable_sort(segments.begin(), segments.end(),
-                   [](const auto& a, const auto& b) { return a.token_begin < b.token_begin; });
-  double longest = 0;
-  std::tie(schedule->segments, schedule->worker_begin) = Deal<SddmmSegment>(
-      segments, workers, [&](const SddmmSegment& s) { return s.step_count * cost[s.unit]; },
-      &longest);
-  return longest + SlotCost(schedule->slot_count);
-}
-
-// Fewer units than workers, but more than half as many: every unit has a worker, which leaves its
-// last tokens to the workers without a unit; those take the ends of several units one after the
-// other. Infinite where that does not work out.
-double LeaveEnds(int total_steps, int workers, const std::vector<double>& cost,
-                 SddmmSchedule* schedule) {
-  const int units = static_cast<int>(cost.size()), spare = workers - units;
-  if (spare <= 0 || spare >= units) return std::numeric_limits<double>::infinity();
-  const int rounds = (units + spare - 1) / spare;
-  const int end_steps = total_steps / (rounds + 1), own_steps = total_steps - end_steps;
-  if (end_steps < kMinSliceSteps) return std::numeric_limits<double>::infinity();
-  schedule->worker_begin = {0};
-  double longest = 0;
-  const auto take = [&](int u, int begin, int steps, int target) {
-    schedule->segments.push_back({u, begin * kChunk, steps, target});
-    return steps * cost[u];
-  };
-  for (int u = 0; u < units; ++u) {
-    longest = std::max(longest, take(u, 0, own_steps, kTargetGradient));
-    schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
-    schedule->reductions.push_back({.unit = u, .slot_begin = u, .slot_count = 1});
-  }
-  for (int k = 0; k < spare; ++k) {
-    double load = 0;
-    for (int u = k; u < units; u += spare) load += take(u, own_steps, end_steps, u);
-    longest = std::max(longest, load);
-    schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
-  }
-  schedule->slot_count = units;
-  return longest + SlotCost(units);
-}
-
-// More units than workers: whole units first, the rest as slices taken up in passing.
-double OwnUnits(int total_steps, int workers, const std::vector<double>& cost,
-                SddmmSchedule* schedule) {
-  const int units = static_cast<int>(cost.size());
-  const int passes = units / workers;
-  const double level = std::accumulate(cost.begin(), cost.end(), 0.0) * total_steps / workers;
-  std::vector<int> order(units);
+// As many whole units to every worker as there are for all, dear ones first and back and forth, so
+// that cheap ones meet them; `load` receives the workers' steps. Returns the units left over.
+std::vector<int> DealWholeUnits(const std::vector<double>& cost, int total_steps,
+                                std::vector<std::vector<Slice>>* lists, std::vector<double>* load) {
+  const int workers = static_cast<int>(lists->size());
+  std::vector<int> order(cost.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return cost[a] > cost[b]; });
-  // Back and forth over the workers, so that cheap units meet expensive ones.
-  std::vector<std::vector<int>> own(workers);
-  std::vector<double> load(workers, 0.0);
-  for (int k = 0; k < passes * workers; ++k) {
-    const int pass = k / workers;
-    const int worker = pass % 2 == 0 ? k % workers : workers - 1 - k % workers;
-    own[worker].push_back(order[k]);
-    load[worker] += cost[order[k]] * total_steps;
+  const int dealt = static_cast<int>(order.size()) / workers * workers;
+  for (int k = 0; k < dealt; ++k) {
+    const int worker = k / workers % 2 == 0 ? k % workers : workers - 1 - k % workers;
+    (*lists)[worker].push_back({order[k], 0, total_steps});
+    (*load)[worker] += cost[order[k]] * total_steps;
   }
-
-  std::vector<std::vector<SddmmSegment>> slices(workers);
-  int extra = passes * workers;  // cursor into `order`, and the step it has reached
-  int reached = 0;
-  // The level rises until everything is placed: workers above it take nothing.
-  for (double fill = level; extra < units; fill += kMinSliceSteps) {
-    for (int w = 0; w < workers; ++w) {
-      while (extra < units && load[w] < fill) {
-        const int u = order[extra];
-        // A slice too short to pay for its partial sum is made longer: workers further on get less.
-        int steps =
-            std::max(kMinSliceSteps, static_cast<int>(std::ceil((fill - load[w]) / cost[u])));
-        if (total_steps - reached - steps < kMinSliceSteps) steps = total_steps - reached;
-        int target = kTargetGradient;
-        if (reached > 0) {
-          if (schedule->reductions.empty() || schedule->reductions.back().unit != u) {
-            schedule->reductions.push_back({u, schedule->slot_count, 0});
-          }
-          ++schedule->reductions.back().slot_count;
-          target = schedule->slot_count++;
-        }
-        slices[w].push_back({u, reached * kChunk, steps, target});
-        load[w] += steps * cost[u];
-        reached += steps;
-        if (reached == total_steps) {
-          ++extra;
-          reached = 0;
-        }
-      }
-    }
-  }
-
-  schedule->worker_begin = {0};
-  for (int w = 0; w < workers; ++w) {
-    for (size_t k = 0; k + 1 < own[w].size(); ++k) {
-      schedule->segments.push_back({own[w][k], 0, total_steps, kTargetGradient});
-    }
-    std::stable_sort(slices[w].begin(), slices[w].end(),
-                     [](const auto& a, const auto& b) { return a.token_begin < b.token_begin; });
-    int done = 0;
-    const auto own_until = [&](int end) {
-      if (end <= done) return;
-      schedule->segments.push_back({own[w].back(), done * kChunk, end - done,
-                                    done == 0 ? kTargetGradient : kTargetGradientAdd});
-      done = end;
-    };
-    for (const SddmmSegment& slice : slices[w]) {
-      own_until(slice.token_begin / kChunk);
-      schedule->segments.push_back(slice);
-    }
-    own_until(total_steps);
-    schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
-  }
-  // NOTE: a worker that pauses for a slice falls behind the others' sweep by the slice; measured on
-  // an H100, the misses this causes cost about twice the slice.
-  const double own_steps = std::accumulate(own[0].begin(), own[0].end(), 0.0,
-                                           [&](double sum, int u) { return sum + cost[u]; }) *
-                           total_steps;
-  const double longest = *std::max_element(load.begin(), load.end());
-  return longest + 2 * std::max(0.0, longest - own_steps) + SlotCost(schedule->slot_count);
+  std::vector<int> left(order.begin() + dealt, order.end());
+  std::sort(left.begin(), left.end());
+  return left;
 }
 
-// Gives every segment of a unit that has several a slot.
-void SumInPartials(SddmmSchedule* schedule) {
+// Whole units only, each to the worker that is free first.
+Plan WholeUnits(const std::vector<double>& cost, int total_steps, int workers) {
+  std::vector<Slice> slices;
+  for (size_t u = 0; u < cost.size(); ++u) slices.push_back({static_cast<int>(u), 0, total_steps});
+  std::stable_sort(slices.begin(), slices.end(),
+                   [&](const Slice& a, const Slice& b) { return cost[a.unit] > cost[b.unit]; });
+  Plan plan;
+  const auto [items, begin] = Deal<Slice>(
+      slices, workers, [&](const Slice& s) { return s.steps * cost[s.unit]; }, &plan.steps);
+  for (int w = 0; w < workers; ++w) {
+    plan.lists.emplace_back(items.begin() + begin[w], items.begin() + begin[w + 1]);
+  }
+  return plan;
+}
+
+// Divides units over tokens among workers that are busy until `load`, so that all are done at
+// `level`.
+class Sharing {
+ public:
+  Sharing(const std::vector<double>& cost, int total_steps, double level,
+          const std::vector<std::vector<Slice>>& own, const std::vector<double>& load)
+      : cost_(cost),
+        total_steps_(total_steps),
+        level_(level),
+        load_(load),
+        workers_(static_cast<int>(load.size())),
+        parts_(cost.size(), 0),
+        lists_(own) {}
+
+  // A unit's tokens are cut into parts as long as a worker has time, one after the other, so that
+  // all parts of one number advance together; what remains of the units at the end is shared by the
+  // workers without a part. False if they do not fit.
+  bool Share(const std::vector<int>& shared) {
+    for (const int u : shared) {
+      if (!CutParts(u)) return false;
+    }
+    parted_workers_ = worker_;
+    double used = 0;
+    for (const Slice& rest : rests_) {
+      if (!ShareRest(rest, &used)) return false;
+    }
+    return *std::max_element(parts_.begin(), parts_.end()) <= kMaxParts;
+  }
+
+  Plan Result(double rest_waits) && {
+    const auto by_tokens = [](const Slice& a, const Slice& b) { return a.begin < b.begin; };
+    Plan plan;
+    plan.reduces = *std::max_element(parts_.begin(), parts_.end()) > 2;
+    int slots = 0;
+    for (const int parts : parts_) {
+      if (parts > 1) slots += plan.reduces ? parts : parts - 1;
+    }
+    plan.steps = level_ + (plan.reduces ? kReductionSteps : kAddSteps) + kTrafficSteps * slots +
+                 rest_waits * later_rest_steps_ / workers_;
+    for (int w = parted_workers_; w < workers_; ++w) {
+      std::stable_sort(lists_[w].end() - rest_slices_[w], lists_[w].end(), by_tokens);
+    }
+    // Writers of gradients have the highest numbers: those with a part.
+    std::rotate(lists_.begin(), lists_.begin() + parted_workers_, lists_.end());
+    plan.lists = std::move(lists_);
+    return plan;
+  }
+
+ private:
+  // Steps of unit u for which a worker has time that has taken `used` beside its load.
+  int Fits(int worker, double used, int u) const {
+    return static_cast<int>((level_ - load_[worker] - used - kFlushSteps) / cost_[u] + 1e-9);
+  }
+  void Take(int worker, const Slice& slice) {
+    lists_[worker].push_back(slice);
+    ++parts_[slice.unit];
+  }
+
+  bool CutParts(int u) {
+    int reached = 0;
+    while (worker_ < workers_ && reached < total_steps_) {
+      const int steps = Fits(worker_, 0, u), left = total_steps_ - reached;
+      if (steps < kMinSliceSteps) return false;
+      if (left < kLeastPart * steps) break;
+      Take(worker_++, {u, reached, std::min(left, steps)});
+      reached += std::min(left, steps);
+    }
+    if (reached < total_steps_) rests_.push_back({u, reached, total_steps_ - reached});
+    return true;
+  }
+
+  bool ShareRest(Slice rest, double* used) {
+    while (rest.steps > 0) {
+      if (worker_ == workers_) return false;
+      int steps = std::min(Fits(worker_, *used, rest.unit), rest.steps);
+      // What would be too short a slice for the next worker, this one takes.
+      if (rest.steps - steps < kMinSliceSteps &&
+          Fits(worker_, *used - kMinSliceSteps, rest.unit) >= rest.steps) {
+        steps = rest.steps;
+      }
+      if (steps < std::min(kMinSliceSteps, rest.steps)) {
+        ++worker_;
+        *used = 0;
+        continue;
+      }
+      Take(worker_, {rest.unit, rest.begin, steps});
+      if (++rest_slices_[worker_] > 1) later_rest_steps_ += steps;
+      *used += steps * cost_[rest.unit] + kFlushSteps;
+      rest.begin += steps;
+      rest.steps -= steps;
+    }
+    return true;
+  }
+
+  const std::vector<double>& cost_;
+  const int total_steps_;
+  const double level_;
+  const std::vector<double>& load_;
+  const int workers_;
+  std::vector<int> parts_;  // by unit
+  std::vector<std::vector<Slice>> lists_;
+  std::vector<Slice> rests_;
+  std::vector<int> rest_slices_ = std::vector<int>(load_.size(), 0);
+  int worker_ = 0, parted_workers_ = 0;
+  int later_rest_steps_ = 0;  // of rests that are not their worker's first
+};
+
+Plan ChoosePlan(const std::vector<double>& cost, int total_steps, int workers, double rest_waits) {
+  Plan best = WholeUnits(cost, total_steps, workers);
+  std::vector<std::vector<Slice>> own(workers);
+  std::vector<double> load(workers, 0.0);
+  const std::vector<int> shared = DealWholeUnits(cost, total_steps, &own, &load);
+  if (shared.empty()) return best;
+  const double mean = std::accumulate(cost.begin(), cost.end(), 0.0) * total_steps / workers;
+  const double end = best.steps;
+  double limit = best.steps / kMargin;
+  for (double level = std::floor(mean) + kFlushSteps; level < end; ++level) {
+    Sharing sharing(cost, total_steps, level, own, load);
+    if (!sharing.Share(shared)) continue;
+    Plan plan = std::move(sharing).Result(rest_waits);
+    if (plan.steps >= limit) continue;
+    limit = plan.steps;
+    best = std::move(plan);
+  }
+  return best;
+}
+
+// Lists the segments worker by worker; each would write its unit's gradient.
+void ListSegments(const Plan& plan, SddmmSchedule* schedule) {
+  schedule->worker_begin = {0};
+  for (const std::vector<Slice>& list : plan.lists) {
+    int steps = 0;
+    for (const Slice& slice : list) {
+      schedule->segments.push_back(
+          {slice.unit, slice.begin * kChunk, slice.steps, kTargetGradient});
+      steps += slice.steps;
+    }
+    schedule->worker_begin.push_back(static_cast<int32_t>(schedule->segments.size()));
+    schedule->worker_steps = std::max(schedule->worker_steps, steps);
+  }
+}
+
+// Numbers the partial sums of divided units in the order of their tokens. The last segment in the
+// list, the highest worker's, has none and writes the gradient, unless a second kernel adds up.
+void NumberPartials(bool reduces, SddmmSchedule* schedule) {
   std::vector<std::vector<SddmmSegment*>> by_unit(schedule->units.size());
   for (SddmmSegment& segment : schedule->segments) by_unit[segment.unit].push_back(&segment);
-  schedule->reductions.clear();
-  schedule->slot_count = 0;
-  for (std::vector<SddmmSegment*>& segments : by_unit) {
+  for (size_t u = 0; u < by_unit.size(); ++u) {
+    std::vector<SddmmSegment*>& segments = by_unit[u];
+    schedule->units[u].slot_begin = schedule->slot_count;
     if (segments.size() < 2) continue;
+    if (reduces) {
+      schedule->reductions.push_back(static_cast<int32_t>(u));
+    } else {
+      segments.pop_back();
+    }
     std::sort(segments.begin(), segments.end(), [](const SddmmSegment* a, const SddmmSegment* b) {
       return a->token_begin < b->token_begin;
     });
-    schedule->reductions.push_back({.unit = segments.front()->unit,
-                                    .slot_begin = schedule->slot_count,
-                                    .slot_count = static_cast<int>(segments.size())});
     for (SddmmSegment* segment : segments) segment->target = schedule->slot_count++;
+    schedule->units[u].slot_count = static_cast<int32_t>(segments.size());
   }
 }
 
@@ -299,68 +264,24 @@ SddmmSchedule BuildSddmmSchedule(const BsrPattern& pattern, int64_t tokens, int 
                                  const SddmmForm& form) {
   CheckPattern(pattern);
   CHECK(tokens > 0 && tokens < (int64_t{1} << 31) - kChunk);
-  SddmmSchedule best;
-  double best_steps = 0;
-  std::vector<double> cost;
+  SddmmSchedule schedule;
   const bool column_sums =
       form.column_sums && pattern.block.rows >= pattern.block.cols && pattern.block_count() > 0;
-  for (const auto orientation : {SddmmOrientation::kRows, SddmmOrientation::kColumns}) {
-    const bool by_rows = orientation == SddmmOrientation::kRows;
-    const int a_width = by_rows ? pattern.block.rows : pattern.block.cols;
-    const int b_width = by_rows ? pattern.block.cols : pattern.block.rows;
-    if (a_width < b_width) continue;  // the wider slice is the one to share
-    // Sums on the way are worth more than a unit less.
-    if (column_sums && !by_rows) continue;
-    std::vector<SddmmUnit> units = MakeUnits(pattern, orientation, column_sums);
-    if (!best.units.empty() && units.size() >= best.units.size()) continue;
-    best.orientation = orientation;
-    best.units = std::move(units);
-    cost.clear();
-    for (const SddmmUnit& unit : best.units) cost.push_back(UnitCost(unit, a_width));
-  }
-  best.worker_begin.assign(workers + 1, 0);
-  if (cost.empty()) return best;
-
+  schedule.units = MakeSddmmUnits(pattern, {.column_sums = column_sums});
+  schedule.worker_begin.assign(workers + 1, 0);
+  if (schedule.units.empty()) return schedule;
+  std::vector<double> cost;
+  for (const SddmmUnit& unit : schedule.units) cost.push_back(SddmmUnitCost(unit, pattern));
   const int total_steps = static_cast<int>((tokens + kChunk - 1) / kChunk);
-  const auto consider = [&](double steps, SddmmSchedule& candidate) {
-    if (best.segments.empty() || steps < best_steps) {
-      best_steps = steps;
-      candidate.orientation = best.orientation;
-      candidate.units = std::move(best.units);
-      best = std::move(candidate);
-    }
-  };
-  constexpr int kMaxParts = 16;
-  for (int parts = 1; parts <= kMaxParts && total_steps / parts >= kMinSliceSteps; ++parts) {
-    SddmmSchedule candidate;
-    const double steps = DivideUnits(total_steps, workers, cost, parts, &candidate);
-    consider(steps, candidate);
+  const bool wide = std::max(pattern.block.rows, pattern.block.cols) == 128;
+  const Plan plan = ChoosePlan(cost, total_steps, workers, wide ? kRestWaits : 0);
+  ListSegments(plan, &schedule);
+  NumberPartials(plan.reduces, &schedule);
+  CHECK_LE(schedule.slot_count, kSddmmMaxSlots);
+  if (column_sums) {
+    ListColumnSums(pattern.block_row_count, pattern.block.rows, &schedule);
   }
-  if (best.segments.empty()) {
-    SddmmSchedule candidate;
-    const double steps = DivideUnits(total_steps, workers, cost, 1, &candidate);
-    consider(steps, candidate);
-  }
-  SddmmSchedule ends;
-  const double steps_with_ends = LeaveEnds(total_steps, workers, cost, &ends);
-  // Measured on an H100: of 8 % by this count 2 % were left, so that less than that is no gain.
-  constexpr double kEndsMargin = 1.06;
-  if (std::isfinite(steps_with_ends)) consider(kEndsMargin * steps_with_ends, ends);
-  if (static_cast<int>(cost.size()) > workers) {
-    SddmmSchedule candidate;
-    const double steps = OwnUnits(total_steps, workers, cost, &candidate);
-    consider(steps, candidate);
-  }
-  if (form.whole_sums) SumInPartials(&best);
-  if (column_sums) ListColumnSums(pattern.block_row_count, pattern.block.rows, &best);
-  for (int w = 0; w < workers; ++w) {
-    int steps = 0;
-    for (int s = best.worker_begin[w]; s < best.worker_begin[w + 1]; ++s) {
-      steps += best.segments[s].step_count;
-    }
-    best.worker_steps = std::max(best.worker_steps, steps);
-  }
-  return best;
+  return schedule;
 }
 
 }  // namespace filigree

@@ -234,8 +234,7 @@ void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
                           .block_count = layout.block_count(),
                           .gradient_dtype = args.dvalues.dtype()};
   const SddmmConfig config = ConfigSddmmBsrSm90(desc, weight.device().multiprocessors());
-  const SddmmForm form = {.whole_sums = desc.gradient_dtype == DType::kBF16,
-                          .column_sums = !args.dy_sums.empty()};
+  const SddmmForm form = {.column_sums = !args.dy_sums.empty()};
   const DeviceSddmmSchedule& schedule = weight.SddmmScheduleFor(desc.tokens, config.workers, form);
   // Where X is the slice that is shared, the sums are a pass of their own, which needs the
   // workspace.
@@ -251,14 +250,14 @@ void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
                             .output_grad_stride = args.dy.row_stride(),
                             .input_stride = args.x.row_stride(),
                             .accumulate = args.accumulate,
-                            .orientation = schedule.orientation,
                             .units = schedule.units,
                             .segments = schedule.segments,
                             .worker_begin = schedule.worker_begin,
                             .reductions = schedule.reductions,
                             .reduction_count = schedule.reduction_count,
                             .worker_steps = schedule.worker_steps,
-                            .pace = backend.sddmm_pace()};
+                            .pace = backend.sddmm_pace(),
+                            .arrivals = backend.sddmm_arrivals()};
   if (sums) {
     kernel.sums = args.dy_sums.data();
     kernel.sum_partials = reinterpret_cast<float*>(partials + partial_bytes);

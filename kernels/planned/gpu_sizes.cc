@@ -35,8 +35,8 @@ int64_t SpmmListBytes(const SparseLayout& layout, bool transposed, int64_t token
          InBuffer(card.multiprocessors + 1, sizeof(int32_t));
 }
 
-PreparedLayout::StepUse SddmmUse(const SparseLayout& layout, int64_t tokens, DType grad_dtype,
-                                 bool bias_sums, const GpuCard& card) {
+PreparedLayout::StepUse SddmmUse(const SparseLayout& layout, int64_t tokens, bool bias_sums,
+                                 const GpuCard& card) {
   const std::vector<int> row_begin(layout.row_offsets().begin(), layout.row_offsets().end());
   const std::vector<int> columns(layout.columns().begin(), layout.columns().end());
   const BsrPattern pattern = {.block = {.rows = layout.block_out(), .cols = layout.block_in()},
@@ -45,8 +45,7 @@ PreparedLayout::StepUse SddmmUse(const SparseLayout& layout, int64_t tokens, DTy
                               .row_begin = row_begin,
                               .col = columns};
   const SddmmSchedule schedule =
-      BuildSddmmSchedule(pattern, tokens, card.multiprocessors,
-                         {.whole_sums = grad_dtype == DType::kBF16, .column_sums = bias_sums});
+      BuildSddmmSchedule(pattern, tokens, card.multiprocessors, {.column_sums = bias_sums});
   const auto bytes = [](const auto& list) {
     return InBuffer(static_cast<int64_t>(list.size()), sizeof(list[0]));
   };
@@ -94,11 +93,11 @@ bool HopperServes(const SparseLayout& layout, const GpuCard& card) {
          IsMultiple(layout);
 }
 
-PreparedLayout::StepUse BlockedStepUse(const SparseLayout& layout, int64_t tokens, DType grad_dtype,
-                                       bool bias_sums, const GpuCard& card) {
+PreparedLayout::StepUse BlockedStepUse(const SparseLayout& layout, int64_t tokens, bool bias_sums,
+                                       const GpuCard& card) {
   if (layout.kind() != LayoutKind::kBlocked || tokens == 0) return {};
   if (HopperServes(layout, card) && tokens >= kHopperMinTokens) {
-    PreparedLayout::StepUse use = SddmmUse(layout, tokens, grad_dtype, bias_sums, card);
+    PreparedLayout::StepUse use = SddmmUse(layout, tokens, bias_sums, card);
     use.held_bytes += SpmmListBytes(layout, /*transposed=*/false, tokens, card) +
                       SpmmListBytes(layout, /*transposed=*/true, tokens, card);
     return use;

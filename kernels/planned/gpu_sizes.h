@@ -56,8 +56,8 @@ bool HopperServes(const SparseLayout& layout, const GpuCard& card);
 // index of those of other cards and blocks. Factors beside the weight are left out, and the forward
 // and transposed lists are those of the smaller of the tiles that the kernels choose from, so that
 // what is held may be less.
-PreparedLayout::StepUse BlockedStepUse(const SparseLayout& layout, int64_t tokens, DType grad_dtype,
-                                       bool bias_sums, const GpuCard& card);
+PreparedLayout::StepUse BlockedStepUse(const SparseLayout& layout, int64_t tokens, bool bias_sums,
+                                       const GpuCard& card);
 
 // Backend::BlockedFlopCost of the CUDA backend.
 double GpuBlockedFlopCost(const SparseLayout& layout);

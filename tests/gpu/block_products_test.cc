@@ -133,8 +133,7 @@ TEST_F(BlockProductsTest, EveryTokenCount) {
   }
 }
 
-// More units than multiprocessors: whole units and slices in passing; and many tokens for few
-// units.
+// More units than multiprocessors: whole units, then shared ones; and many tokens for few units.
 TEST_F(BlockProductsTest, ManyUnitsAndManyTokens) {
   for (const Block& block : kBlocks) {
     const std::string what = std::to_string(block.out) + "x" + std::to_string(block.in);
@@ -143,6 +142,15 @@ TEST_F(BlockProductsTest, ManyUnitsAndManyTokens) {
     CheckAll(RandomUniformBlocks(512, 640, block.out, block.in, 0.25, 7, "long"), 16384 + 5, false,
              "many tokens, blocks of " + what);
   }
+}
+
+// Units in two parts, of which one waits for the other's sum, and in more, which a second kernel
+// adds up; square blocks in rows of odd length, paired along columns in either direction.
+TEST_F(BlockProductsTest, UnitsInParts) {
+  CheckAll(RandomUniformBlocks(1280, 2048, 128, 128, 0.8, 7, "two"), 3072 + 5, true, "two parts");
+  CheckAll(RandomUniformBlocks(1024, 640, 128, 128, 0.6, 7, "more"), 4096, false, "more parts");
+  CheckAll(RandomUniformBlocks(2048, 2560, 128, 128, 0.9, 7, "over"), 2113, true,
+           "units left over");
 }
 
 }  // namespace
