@@ -28,6 +28,7 @@ Status StateSuccession::Build(int phase, const CheckpointReader* start) {
 Status StateSuccession::TakeInitialValues() {
   if (initial_) return state_->Load(*initial_, /*moments=*/false, stream_);
   state_->InitializeValues(stream_);
+  backend_.device().ForgetPeak();  // the scratch of the start is gone
   return OkStatus();
 }
 
