@@ -9,6 +9,22 @@
 namespace filigree {
 namespace {
 
+// Elements for which a bucket must have room if segment `i` is to go into it: the first segment of
+// a product asks for all of its kind, if one bucket holds them.
+int64_t RoomFor(const std::vector<SegmentSpec>& specs, size_t i, int64_t bucket_elements) {
+  const int64_t own = AlignUp(specs[i].count, kSegmentAlignment);
+  if (specs[i].product < 0) return own;
+  size_t j = i;
+  while (j > 0 && specs[j - 1].product == specs[i].product) --j;
+  int64_t all = 0;
+  for (; j < specs.size() && specs[j].product == specs[i].product; ++j) {
+    if (specs[j].kind != specs[i].kind) continue;
+    if (j < i) return own;
+    all += AlignUp(specs[j].count, kSegmentAlignment);
+  }
+  return all <= bucket_elements ? all : own;
+}
+
 // Which segments share a bucket, kind by kind; buckets in order of their first segments.
 std::vector<Bucket> GroupSegments(const std::vector<SegmentSpec>& specs, int64_t bucket_elements,
                                   bool split_units) {
@@ -17,10 +33,10 @@ std::vector<Bucket> GroupSegments(const std::vector<SegmentSpec>& specs, int64_t
   std::array<int64_t, 2> filled = {0, 0};
   for (size_t i = 0; i < specs.size(); ++i) {
     const auto kind = static_cast<size_t>(specs[i].kind);
-    const int64_t count = AlignUp(specs[i].count, kSegmentAlignment);
+    const int64_t room = RoomFor(specs, i, bucket_elements);
     const bool other_unit =
         split_units && open[kind] >= 0 && buckets[open[kind]].unit != specs[i].unit;
-    if (open[kind] < 0 || other_unit || filled[kind] + count > bucket_elements) {
+    if (open[kind] < 0 || other_unit || filled[kind] + room > bucket_elements) {
       open[kind] = static_cast<int>(buckets.size());
       filled[kind] = 0;
       Bucket& bucket = buckets.emplace_back();
@@ -28,7 +44,7 @@ std::vector<Bucket> GroupSegments(const std::vector<SegmentSpec>& specs, int64_t
       bucket.unit = specs[i].unit;
     }
     buckets[open[kind]].segments.push_back(static_cast<int>(i));
-    filled[kind] += count;
+    filled[kind] += AlignUp(specs[i].count, kSegmentAlignment);
   }
   return buckets;
 }

@@ -3,7 +3,8 @@
 // Pure arithmetic on element counts. Parameter i is segment i, in order of creation (forward
 // order). Segments of one traffic kind are packed, in that order, into buckets of about
 // `bucket_elements` (a larger segment has a bucket of its own); norms lie between matrices in
-// creation order, so kinds are packed apart. In memory a bucket holds its segments group by group
+// creation order, so kinds are packed apart. The weights of one product (of q, k and v, say, which
+// may be read as one matrix where they lie side by side) share a bucket where they fit in one. In memory a bucket holds its segments group by group
 // (the optimizer treats those of a group alike, in few launches). Each segment begins at a multiple
 // of kSegmentAlignment, so quantisation blocks begin where parameters begin. A bucket is padded to
 // a multiple of shards * kSegmentAlignment, and shard r owns slice r of every bucket. With ZeRO-0
@@ -24,6 +25,8 @@ struct SegmentSpec {
   int64_t count = 0;  // stored elements
   TrafficKind kind = TrafficKind::kDense;
   int group = 0;
+  // Segments of one product, which follow each other; -1: of none.
+  int product = -1;
   // Segments whose gradients become final together (a layer's), from 0 in order of creation.
   int unit = 0;
 };

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cstring>
 #include <string_view>
 
 #include "kernels/base/check.h"
@@ -66,6 +67,30 @@ ncclResult_t Settle(ncclComm_t comm, ncclResult_t result,
     result = asked == ncclSuccess ? state : asked;
   }
   return result;
+}
+
+ncclConfig_t MemberConfig() {
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  config.splitShare = 1;
+  config.commName = "filigree";
+  return config;
+}
+
+ncclResult_t MeetOverNccl(Communicator& ranks, std::chrono::steady_clock::duration deadline,
+                          ncclComm_t* member) {
+  ncclUniqueId id = {};
+  ncclResult_t result = ncclSuccess;
+  if (ranks.rank() == 0) result = ncclGetUniqueId(&id);
+  // Rank 0's failure shows in what it sends: nothing.
+  std::string bytes = result == ncclSuccess ? std::string(id.internal, sizeof(id.internal)) : "";
+  ranks.BroadcastHost(&bytes, 0);
+  if (bytes.empty()) return result == ncclSuccess ? ncclRemoteError : result;
+  std::memcpy(id.internal, bytes.data(), sizeof(id.internal));
+  ncclConfig_t config = MemberConfig();
+  const auto end = std::chrono::steady_clock::now() + deadline;
+  result = ncclCommInitRankConfig(member, ranks.size(), id, ranks.rank(), &config);
+  return Settle(*member, result, end);
 }
 
 }  // namespace filigree

@@ -28,6 +28,14 @@ std::string DescribeNccl();
 ncclResult_t Settle(ncclComm_t comm, ncclResult_t result,
                     std::chrono::steady_clock::time_point deadline);
 
+// How a communicator is made that does not block, so that a peer that is missing ends in a message.
+ncclConfig_t MemberConfig();
+
+// Makes all ranks of `ranks`, which carries the id, members of `*member`, a communicator by that
+// config. Collective; each rank learns of its own failure alone.
+ncclResult_t MeetOverNccl(Communicator& ranks, std::chrono::steady_clock::duration deadline,
+                          ncclComm_t* member);
+
 // ncclCommAbort and ncclCommDestroy wait for NCCL's own threads, and for peers that may be gone; a
 // process that is about to end does not wait for ever.
 template <typename Action>

@@ -4,7 +4,6 @@
 
 #include <chrono>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -184,8 +183,11 @@ class NcclCommunicator final : public Communicator {
 #endif
   }
 
-  // Whether copy engines serve all ranks. Collective.
-  bool CopyEnginesServe();
+  // Collective steps of Connect. Agree ends NCCL where a rank failed, and says of the first why.
+  ncclResult_t Split(bool copies);  // makes comm_
+  Status Agree(ncclResult_t result);
+  bool ReachesPeerMemory();
+  bool All(bool mine);
 
   void AbortNccl() {
     EndsWithin(kAbortSeconds, [comm = comm_, parent = parent_] {
@@ -208,13 +210,13 @@ class NcclCommunicator final : public Communicator {
   bool copies_ = false;
 };
 
-bool NcclCommunicator::CopyEnginesServe() {
-  const auto all = [&](bool mine) {
-    int64_t ours = mine;
-    inner_->AllReduceHost(std::span<int64_t>(&ours, 1), ReduceOp::kMin);
-    return ours != 0;
-  };
-  if (!all(local_size() == size() && CopyEnginesMayServe())) return false;
+bool NcclCommunicator::All(bool mine) {
+  int64_t ours = mine;
+  inner_->AllReduceHost(std::span<int64_t>(&ours, 1), ReduceOp::kMin);
+  return ours != 0;
+}
+
+bool NcclCommunicator::ReachesPeerMemory() {
   auto found = std::make_shared<bool>(false);
   const int ordinal = static_cast<CudaDevice&>(device_).ordinal();
   const bool answered = EndsWithin(
@@ -222,52 +224,52 @@ bool NcclCommunicator::CopyEnginesServe() {
   // The thread that still asks has the communicator: nothing else may use it.
   CHECK(answered) << "rank " << rank() << " on " << host()
                   << ": NCCL did not register memory in time; NCCL_CTA_POLICY=0 goes without";
-  return all(*found);
+  return All(*found);
+}
+
+Status NcclCommunicator::Agree(ncclResult_t result) {
+  const bool failed = result != ncclSuccess;
+  int64_t failing = failed ? rank() : size();
+  inner_->AllReduceHost(std::span<int64_t>(&failing, 1), ReduceOp::kMin);
+  if (failing == size()) return OkStatus();
+  std::string message;
+  if (failed) {
+    message = "rank " + std::to_string(rank()) + " on " + host() + ": NCCL did not connect " +
+              std::to_string(size()) + " ranks: " +
+              (result == ncclInProgress ? "peers did not answer in time"
+                                        : NcclErrorText(result, parent_)) +
+              "; NCCL_DEBUG=INFO tells more, NCCL_SOCKET_IFNAME names the network";
+  }
+  AbortNccl();
+  parent_ = comm_ = nullptr;
+  inner_->BroadcastHost(&message, static_cast<int>(failing));
+  return MachineError(message);
+}
+
+ncclResult_t NcclCommunicator::Split(bool copies) {
+  ncclConfig_t config = MemberConfig();
+  config.blocking = 1;
+  if (copies) PreferCopyEngines(&config);
+  // Returns success while NCCL is still at it: only the parent's state tells.
+  const ncclResult_t result = ncclCommSplit(parent_, /*color=*/0, rank(), &comm_, &config);
+  if (result != ncclSuccess) return result;
+  return Settle(parent_, ncclInProgress, steady_clock::now() + deadline_);
 }
 
 Status NcclCommunicator::Connect() {
-  ncclUniqueId id = {};
-  ncclResult_t result = ncclSuccess;
-  if (rank() == 0) result = ncclGetUniqueId(&id);
-  // Rank 0's failure shows in what it sends: nothing.
-  std::string bytes = result == ncclSuccess ? std::string(id.internal, sizeof(id.internal)) : "";
-  inner_->BroadcastHost(&bytes, 0);
-  if (!bytes.empty()) {
-    std::memcpy(id.internal, bytes.data(), sizeof(id.internal));
-    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    config.blocking = 0;
-    config.splitShare = 1;
-    config.commName = "filigree";
-    const auto deadline = steady_clock::now() + deadline_;
-    result = ncclCommInitRankConfig(&parent_, size(), id, rank(), &config);
-    result = Settle(parent_, result, deadline);
-    if (result == ncclSuccess) {
-      config.blocking = 1;
-      PreferCopyEngines(&config);
-      // Returns success while NCCL is still at it: only the parent's state tells.
-      result = ncclCommSplit(parent_, /*color=*/0, rank(), &comm_, &config);
-      if (result == ncclSuccess) result = Settle(parent_, ncclInProgress, deadline);
+  const bool may_copy = All(local_size() == size() && CopyEnginesMayServe());
+  ncclResult_t result = MeetOverNccl(*inner_, deadline_, &parent_);
+  if (result == ncclSuccess) result = Split(may_copy);
+  if (const Status met = Agree(result); !met.ok()) return met;
+  SetFatalHook([this] { Abort(1); });
+  copies_ = may_copy && ReachesPeerMemory();
+  if (may_copy && !copies_) {
+    ncclCommDestroy(std::exchange(comm_, nullptr));
+    if (const Status split = Agree(Split(/*copies=*/false)); !split.ok()) {
+      SetFatalHook(nullptr);
+      return split;
     }
   }
-  const bool failed = bytes.empty() || result != ncclSuccess;
-  const std::string problem =
-      !failed ? ""
-              : "rank " + std::to_string(rank()) + " on " + host() + ": NCCL did not connect " +
-                    std::to_string(size()) + " ranks: " +
-                    (result == ncclInProgress ? "peers did not answer in time"
-                                              : NcclErrorText(result, parent_)) +
-                    "; NCCL_DEBUG=INFO tells more, NCCL_SOCKET_IFNAME names the network";
-  int64_t failing = failed ? rank() : size();
-  inner_->AllReduceHost(std::span<int64_t>(&failing, 1), ReduceOp::kMin);
-  if (failing < size()) {
-    AbortNccl();
-    parent_ = comm_ = nullptr;
-    std::string message = problem;
-    inner_->BroadcastHost(&message, static_cast<int>(failing));
-    return MachineError(message);
-  }
-  SetFatalHook([this] { Abort(1); });
-  copies_ = CopyEnginesServe();
   LogInfo(DescribeNccl() + (copies_ ? "; copy engines carry gradients and values under ZeRO-1"
                                     : "; kernels carry gradients and values"));
   return OkStatus();

@@ -16,7 +16,8 @@
 
 namespace filigree {
 
-// Asks for that policy in `config`, where NCCL knows it.
+// Asks for that policy in `config`, where NCCL knows it, and for kernels, which then run alone, that
+// take as many multiprocessors as fill the links between the GPUs.
 void PreferCopyEngines(ncclConfig_t* config);
 
 // What this rank knows alone of whether copy engines carry its collectives: NCCL and the driver are

@@ -41,6 +41,9 @@ struct Parameter {
   // Attention and feed-forward matrices: what `sparsity` in configs, logs and metrics is counted
   // over.
   bool sparsifiable = false;
+  // Linears of one input (q, k and v) are one product: its number, which is the place of its first
+  // parameter. -1: of none.
+  int product = -1;
   InitKind init = InitKind::kNormal;
   double init_std = 0.02;  // of kNormal, and of kUniform: U(-b, b) with b = sqrt(3) * init_std
   // Of a low-rank factor: what it is part of, and the scale of B A.

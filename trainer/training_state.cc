@@ -133,6 +133,7 @@ std::vector<SegmentSpec> SegmentsOf(const std::vector<Parameter>& parameters,
     segments.push_back({.count = counts[i],
                         .kind = sparsified ? TrafficKind::kSparsified : TrafficKind::kDense,
                         .group = parameters[i].decay ? 0 : 1,
+                        .product = parameters[i].product,
                         .unit = unit});
   }
   return segments;

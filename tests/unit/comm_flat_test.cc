@@ -85,6 +85,37 @@ TEST(FlatLayoutTest, GroupsLieTogetherInTheirBucket) {
   EXPECT_EQ(memory_order, (std::vector<int>{0, 2, 1, 3, 4}));
 }
 
+// q, k and v of a GPT-2 layer beside others: together where a bucket holds them, each where there
+// is room otherwise.
+TEST(FlatLayoutTest, ProductsShareABucketWhereTheyFit) {
+  constexpr auto kDense = TrafficKind::kDense, kSparsified = TrafficKind::kSparsified;
+  std::vector<SegmentSpec> specs = {{.count = 768, .kind = kDense, .group = 1}};
+  for (int part = 0; part < 3; ++part) {
+    specs.push_back({.count = 1024, .kind = kDense, .group = 0, .product = 1});
+    specs.push_back({.count = 256, .kind = kDense, .group = 1, .product = 1});
+  }
+  specs.push_back({.count = 1024, .kind = kDense, .group = 0});
+  const auto buckets = [&](int64_t elements) {
+    std::vector<int> of_segment;
+    const FlatLayout layout = FlatLayout::Build(specs, /*shards=*/2, elements);
+    for (const Segment& s : layout.segments()) of_segment.push_back(s.bucket);
+    return of_segment;
+  };
+  // 768 elements and the three parts' 3,840 are more than 4,000: a bucket ends before them.
+  EXPECT_EQ(buckets(4000), (std::vector<int>{0, 1, 1, 1, 1, 1, 1, 2}));
+  EXPECT_EQ(buckets(5000), (std::vector<int>{0, 0, 0, 0, 0, 0, 0, 1}));
+  // The parts together are larger than a bucket: as if they had nothing in common.
+  EXPECT_EQ(buckets(3000), (std::vector<int>{0, 0, 0, 1, 1, 1, 1, 2}));
+  const FlatLayout layout = FlatLayout::Build(specs, /*shards=*/2, /*bucket_elements=*/4000);
+  const auto offset = [&](int segment) { return layout.segments()[segment].offset; };
+  EXPECT_EQ(offset(3) - offset(1), 1024);
+  EXPECT_EQ(offset(5) - offset(1), 2048);
+  EXPECT_EQ(offset(4) - offset(2), 256);
+  // Each kind by itself: the part that is sparsified travels apart from the others.
+  specs[3].kind = kSparsified;
+  EXPECT_EQ(buckets(2900), (std::vector<int>{0, 1, 1, 2, 1, 1, 1, 3}));
+}
+
 // On every rank: what was scattered is gathered again, and only the own shard was kept.
 TEST(FlatBufferTest, ScatterThenGatherIsTheWhole) {
   const auto communicator = MakeMpiCommunicator();

@@ -65,7 +65,10 @@ TableLinear::TableLinear(const std::vector<LinearSpec>& parts,
     : table_(table), group_(MakeGroup(parts, sparsity, seed, layouts, backend)) {
   first_ = static_cast<int>(table.parameters().size());
   for (const auto& part : group_.parts()) {
-    for (Parameter& parameter : part->Parameters()) table.Add(std::move(parameter));
+    for (Parameter& parameter : part->Parameters()) {
+      if (parts.size() > 1) parameter.product = first_;
+      table.Add(std::move(parameter));
+    }
   }
   count_ = static_cast<int>(table.parameters().size()) - first_;
 }
