@@ -2,7 +2,7 @@
 """The scaling of training steps over the GPUs of one host, against one of them, beside PyTorch's DDP.
 
     python3 tests/bench/scaling_series.py --gpus 8 [--models gpt2_124m,gpt3_xl] [--zero 1,0]
-        [--variants dense,block128/75,block128+rank/87.5] [--out docs/results/scaling_8xh100.json]
+        [--variants dense,block128/75,block128+rank/87.5] [--long-run SECONDS] [--out docs/results/scaling_8xh100.json]
 
 For each model and variant: `filigree bench step` on one GPU, then on each of them at once without exchange,
 then on all under mpirun, with as many tokens a GPU, once a ZeRO stage. GPUs of one host differ by a per cent or
@@ -13,7 +13,8 @@ torchrun (peer_torch.py), each in the faster precision; adds records as they com
 writes the tables. What fails is named and left out, and the script then ends with 1.
 
 A variant is one of compare_step.py's, or `blockN+rank/PERCENT`: blocks of NxN with so many zeros beside
-low-rank factors of an eighth of the width. Bars: dense GPT-2 124M 0.97 on 8 GPUs, GPT-3 XL 0.98, sparse ones
+low-rank factors of an eighth of the width. At the end GPT-2 124M trains for --long-run seconds on 524,288 tokens a
+step, llm.c's batch, beside the 140 ms a step that it publishes for 8 H100s. Bars: dense GPT-2 124M 0.97 on 8 GPUs, GPT-3 XL 0.98, sparse ones
 no lower.
 
 --device cpu tries all of it on CPU ranks: small shapes, whose times mean nothing (--out is refused).
@@ -35,6 +36,7 @@ ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 SMALL = {"layers": 2, "width": 128, "heads": 4, "vocab_size": 1009, "seq_len": 64,
          "tokens_per_step": 1024, "micro_batch_sequences": 8}
 SMALL_BLOCK = 32
+LLMC_TOKENS, LLMC_MS = 524288, 140
 
 
 def field(model, name):
@@ -74,11 +76,13 @@ def overrides(options, model, variant, gpus, zero_stage):
     return [word for text in texts if text for word in ("--override", text)]
 
 
-def ours(options, model, variant, gpus, zero_stage):
+def ours(options, model, variant, gpus, zero_stage, steps=0, batch=""):
+    """Of so many steps (options.steps) and, with `batch`, of another batch."""
     launcher = [*shlex.split(options.mpirun), str(gpus)] if gpus > 1 else []
     command = [*launcher, options.binary, "bench", "step",
-               os.path.join(HERE, "models", model + ".textproto"), "--steps", str(options.steps),
+               os.path.join(HERE, "models", model + ".textproto"), "--steps", str(steps or options.steps),
                "--json", *overrides(options, model, variant, gpus, zero_stage)]
+    command += ["--override", batch] if batch else []
     environment = dict(ROOT, OMP_NUM_THREADS="1") if options.device_kind == "cpu" else ROOT
     return bench_records.result_of(command, environment, options.timeout)
 
@@ -126,7 +130,7 @@ def line(text, r, efficiency):
         hidden = (f"  {r['exchanged_bytes'] / 1e6:8.1f} MB, {100 * exchange['hidden_share']:5.1f} % of "
                   f"{exchange['alone_ms']:.2f} ms hidden")
     print(f"{text:46} {r['step_ms']:9.2f} ms {r['tokens_per_second']:10.0f} tokens/s  {mfu}  "
-          f"{efficiency:6.3f}{hidden}", flush=True)
+          f"{'' if efficiency is None else format(efficiency, '.3f'):>6}{hidden}", flush=True)
 
 
 def ours_series(options, model, variant, keep):
@@ -159,6 +163,30 @@ def ours_series(options, model, variant, keep):
                                   r["step_ms"], one["step_ms"], options.steps, settings)])
 
 
+def long_run(options, seconds, keep):
+    """As many steps of llm.c's batch as fit; one step of the batch on a CPU, whose shapes are small."""
+    model = "gpt2_124m"
+    tokens = (LLMC_TOKENS if options.device_kind == "cuda"
+              else 2 * options.gpus * size_of(options, model, "tokens_per_step"))
+    batch = f"batch {{ tokens_per_step: {tokens} }}"
+    probe = ours(options, model, "dense", options.gpus, 1, 5, batch)
+    steps = max(5, round(1000 * seconds / probe["step_ms"]))
+    r = ours(options, model, "dense", options.gpus, 1, steps, batch)
+    line(f"{model} dense, {options.gpus}, {tokens} tokens, {steps} steps", r,
+         LLMC_MS / r["step_ms"] if options.gpus == 8 else None)
+    settings = {"ranks": r["ranks"], "tokens_per_step": tokens, "zero_stage": 1,
+                "tokens_per_second": round(r["tokens_per_second"]),
+                "mfu_executed": round(r["mfu_executed"], 4)}
+    name = f"long_run/{model}/{options.gpus}gpu"
+    if options.gpus == 8:
+        settings["peer"] = "llm.c as published, 8 H100s"
+        keep([bench_records.ratio(options, name + "/vs_llmc", r["step_ms"], LLMC_MS, steps, settings)])
+    else:
+        keep([bench_records.measurement(options, name + "/tokens_per_second",
+                                        r["tokens_per_second"], "tokens/s", r["step_ms"], steps,
+                                        settings)])
+
+
 def torch_series(options, model, keep):
     one = torch(options, model, 1)
     line(f"{model} PyTorch {one['precision']}, one", one, 1)
@@ -185,7 +213,9 @@ def main():
     parser.add_argument("--binary", default="build/filigree")
     parser.add_argument("--mpirun", default="mpirun --bind-to none -np")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--timeout", type=float, default=300, help="seconds a run")
+    parser.add_argument("--long-run", type=float, default=None, metavar="SECONDS",
+                        help="of GPT-2 124M at llm.c's batch; default: 600 on 8 GPUs, else none")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds a run, the long one's apart")
     parser.add_argument("--peer", default="ddp", choices=("ddp", "none"))
     parser.add_argument("--peer-attention", default="flash,cudnn")
     parser.add_argument("--out", help="a file of records, which are added to those it has")
@@ -219,6 +249,11 @@ def main():
             attempt(ours_series, model, variant)
         if options.peer == "ddp":
             attempt(torch_series, model)
+    if options.long_run is None:
+        options.long_run = 600 if options.gpus == 8 and options.device_kind == "cuda" else 0
+    if options.long_run > 0:
+        options.timeout += 2 * options.long_run
+        attempt(long_run, options.long_run)
     if options.out:
         subprocess.run([sys.executable, os.path.join(HERE, "results_tables.py")], check=True)
     print(f"{time.monotonic() - begin:.0f} s; failed: {failures or 'nothing'}")
