@@ -10,10 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "comm/collective_checks.h"
 #include "kernels/base/check.h"
 
 namespace filigree {
 namespace {
+
+constexpr const char* kReader = "MPI reads";
 
 std::string ErrorText(int code) {
   char text[MPI_MAX_ERROR_STRING] = {};
@@ -129,7 +132,7 @@ class MpiCommunicator final : public Communicator {
   const std::string& host() const override { return host_; }
 
   std::unique_ptr<Work> AllReduce(TensorView data, ReduceOp op, const Event& ready) override {
-    CheckUsable(data, ready);
+    CheckHostView(data, ready, kReader);
     auto work = std::make_unique<MpiWork>();
     ForEachPart(data.size(), [&](int64_t begin, int count) {
       MPI_CHECK(MPI_Iallreduce(MPI_IN_PLACE, Bytes(data, begin), count, TypeOf(data.dtype()),
@@ -141,8 +144,8 @@ class MpiCommunicator final : public Communicator {
   // MPI reduces into memory apart from its input, so the own slice arrives in a temporary.
   std::unique_ptr<Work> ReduceScatter(TensorView in, TensorView out, ReduceOp op,
                                       const Event& ready) override {
-    CheckUsable(in, ready);
-    CheckSlices(/*whole=*/in, /*slice=*/out);
+    CheckHostView(in, ready, kReader);
+    CheckSlices(/*whole=*/in, /*slice=*/out, size_);
     auto work = std::make_unique<MpiWork>();
     const MPI_Datatype type = TypeOf(in.dtype());
     const MPI_Op mpi_op = OpOf(op, in.dtype());
@@ -162,8 +165,8 @@ class MpiCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Work> AllGather(ConstTensorView in, TensorView out, const Event& ready) override {
-    CheckUsable(out, ready);
-    CheckSlices(/*whole=*/out, /*slice=*/in);
+    CheckHostView(out, ready, kReader);
+    CheckSlices(/*whole=*/out, /*slice=*/in, size_);
     auto work = std::make_unique<MpiWork>();
     const MPI_Datatype type = TypeOf(out.dtype());
     std::byte* own = Bytes(out, rank_ * in.size());
@@ -183,7 +186,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Work> Broadcast(TensorView data, int root, const Event& ready) override {
-    CheckUsable(data, ready);
+    CheckHostView(data, ready, kReader);
     auto work = std::make_unique<MpiWork>();
     ForEachPart(data.size(), [&](int64_t begin, int count) {
       MPI_CHECK(
@@ -215,17 +218,6 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
-  static void CheckUsable(const TensorView& view, const Event& ready) {
-    CHECK(ready.Done()) << "MPI reads host memory: the work before a collective must be complete";
-    CHECK(view.contiguous());
-  }
-  void CheckSlices(const ConstTensorView& whole, const ConstTensorView& slice) const {
-    CHECK(slice.contiguous());
-    CHECK_EQ(whole.size(), slice.size() * size_) << "elements on " << size_ << " ranks";
-    CHECK(whole.dtype() == slice.dtype())
-        << NameOf(whole.dtype()) << " and " << NameOf(slice.dtype());
-  }
-
   // Calls run(begin, count) for consecutive parts of [0, size) that one MPI call can take.
   template <typename Run>
   void ForEachPart(int64_t size, const Run& run) const {

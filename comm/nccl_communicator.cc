@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "comm/collective_checks.h"
 #include "comm/nccl_calls.h"
 #include "comm/nccl_windows.h"
 #include "comm/nccl_work.h"
@@ -71,7 +72,7 @@ class NcclCommunicator final : public Communicator {
   // In place where `out` is this rank's slice of `in`: NCCL knows that case.
   std::unique_ptr<Work> ReduceScatter(TensorView in, TensorView out, ReduceOp op,
                                       const Event& ready) override {
-    CheckSlices(/*whole=*/in, /*slice=*/out);
+    CheckSlices(/*whole=*/in, /*slice=*/out, size());
     if (!OnDevice(in)) return inner_->ReduceScatter(in, out, op, Completed(ready));
     return Run(ready, "ncclReduceScatter", [&](cudaStream_t stream) {
       return ncclReduceScatter(in.data(), out.data(), out.size(), NcclTypeOf(in.dtype()),
@@ -80,7 +81,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Work> AllGather(ConstTensorView in, TensorView out, const Event& ready) override {
-    CheckSlices(/*whole=*/out, /*slice=*/in);
+    CheckSlices(/*whole=*/out, /*slice=*/in, size());
     if (!OnDevice(out)) return inner_->AllGather(in, out, Completed(ready));
     return Run(ready, "ncclAllGather", [&](cudaStream_t stream) {
       return ncclAllGather(in.data(), out.data(), in.bytes(), ncclUint8, comm_, stream);
@@ -98,8 +99,8 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<Work> ReduceScatterThrough(TensorView landing, TensorView in, TensorView out,
                                              const Event& ready) override {
     if (!copies_) return ReduceScatter(in, out, ReduceOp::kSum, ready);
-    CheckSlices(/*whole=*/in, /*slice=*/out);
-    CheckSlices(/*whole=*/landing, /*slice=*/out);
+    CheckSlices(/*whole=*/in, /*slice=*/out, size());
+    CheckSlices(/*whole=*/landing, /*slice=*/out, size());
     return Run(ready, "ncclAlltoAll", [&](cudaStream_t stream) {
       const ncclResult_t result = CopySlices(in.data(), landing.data(), out, stream);
       if (result == ncclSuccess) SumSlices(landing, out, *stream_);
@@ -156,12 +157,6 @@ class NcclCommunicator final : public Communicator {
   static const Event& Completed(const Event& ready) {
     CUDA_CHECK(cudaEventSynchronize(NativeEvent(ready)));
     return ready;
-  }
-  void CheckSlices(const ConstTensorView& whole, const ConstTensorView& slice) const {
-    CHECK(whole.contiguous() && slice.contiguous());
-    CHECK_EQ(whole.size(), slice.size() * size()) << "elements on " << size() << " ranks";
-    CHECK(whole.dtype() == slice.dtype())
-        << NameOf(whole.dtype()) << " and " << NameOf(slice.dtype());
   }
 
   // Submits a collective after `ready`.

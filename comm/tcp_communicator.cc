@@ -7,12 +7,14 @@
 #include <utility>
 #include <vector>
 
+#include "comm/collective_checks.h"
 #include "comm/done_work.h"
 #include "comm/tcp_rendezvous.h"
 
 namespace filigree {
 namespace {
 
+constexpr const char* kReader = "sockets read";
 constexpr int64_t kChunkElements = int64_t{1} << 18;
 constexpr int kAll = -1;
 
@@ -67,7 +69,7 @@ class TcpCommunicator final : public Communicator {
   const std::string& host() const override { return star_.hosts[rank_]; }
 
   std::unique_ptr<Work> AllReduce(TensorView data, ReduceOp op, const Event& ready) override {
-    CheckUsable(data, ready);
+    CheckHostView(data, ready, kReader);
     Announce({Call::kReduce, static_cast<int>(data.dtype()), static_cast<int>(op), 0, data.size()});
     ReduceTyped(data, data, op, kAll);
     return std::make_unique<DoneWork>();
@@ -75,8 +77,8 @@ class TcpCommunicator final : public Communicator {
 
   std::unique_ptr<Work> ReduceScatter(TensorView in, TensorView out, ReduceOp op,
                                       const Event& ready) override {
-    CheckUsable(in, ready);
-    CheckSlices(/*whole=*/in, /*slice=*/out);
+    CheckHostView(in, ready, kReader);
+    CheckSlices(/*whole=*/in, /*slice=*/out, size_);
     Announce(
         {Call::kReduceScatter, static_cast<int>(in.dtype()), static_cast<int>(op), 0, out.size()});
     for (int owner = 0; owner < size_; ++owner) {
@@ -86,8 +88,8 @@ class TcpCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Work> AllGather(ConstTensorView in, TensorView out, const Event& ready) override {
-    CheckUsable(out, ready);
-    CheckSlices(/*whole=*/out, /*slice=*/in);
+    CheckHostView(out, ready, kReader);
+    CheckSlices(/*whole=*/out, /*slice=*/in, size_);
     Announce({Call::kAllGather, static_cast<int>(in.dtype()), 0, 0, in.size()});
     if (rank_ != 0) {
       Send(0, in.data(), in.bytes());
@@ -103,7 +105,7 @@ class TcpCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Work> Broadcast(TensorView data, int root, const Event& ready) override {
-    CheckUsable(data, ready);
+    CheckHostView(data, ready, kReader);
     BroadcastBytes(data.data(), static_cast<int64_t>(data.bytes()), root);
     return std::make_unique<DoneWork>();
   }
@@ -124,18 +126,6 @@ class TcpCommunicator final : public Communicator {
   [[noreturn]] void Abort(int exit_code) override { std::_Exit(exit_code); }
 
  private:
-  static void CheckUsable(const TensorView& view, const Event& ready) {
-    CHECK(ready.Done())
-        << "sockets read host memory: the work before a collective must be complete";
-    CHECK(view.contiguous());
-  }
-  void CheckSlices(const ConstTensorView& whole, const ConstTensorView& slice) const {
-    CHECK(slice.contiguous());
-    CHECK_EQ(whole.size(), slice.size() * size_) << "elements on " << size_ << " ranks";
-    CHECK(whole.dtype() == slice.dtype())
-        << NameOf(whole.dtype()) << " and " << NameOf(slice.dtype());
-  }
-
   TcpSocket& Link(int rank) { return star_.links[rank_ == 0 ? rank : 0]; }
   void Send(int rank, const void* data, size_t bytes) {
     CHECK(Link(rank).Send(data, bytes))

@@ -1,10 +1,6 @@
 #include "comm/watchdog_thread.h"
 
 #include <fcntl.h>
-#include <ifaddrs.h>
-#include <net/if.h>
-#include <netdb.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -17,10 +13,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <random>
 #include <sstream>
 
+#include "comm/own_addresses.h"
 #include "comm/stuck_launcher.h"
 #include "kernels/base/log.h"
 #include "kernels/base/progress.h"
@@ -37,29 +33,6 @@ constexpr auto kAbortGrace = std::chrono::seconds(3);
 
 double SecondsSince(Deadline time) {
   return std::chrono::duration<double>(steady_clock::now() - time).count();
-}
-
-// This host's addresses, as text, those of the loopback interface left out.
-std::vector<std::string> OwnAddresses() {
-  ifaddrs* list = nullptr;
-  if (getifaddrs(&list) != 0) return {};
-  const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owner(list, &freeifaddrs);
-  std::vector<std::string> addresses;
-  for (const ifaddrs* entry = list; entry; entry = entry->ifa_next) {
-    if (!entry->ifa_addr || !(entry->ifa_flags & IFF_UP) || (entry->ifa_flags & IFF_LOOPBACK)) {
-      continue;
-    }
-    const int family = entry->ifa_addr->sa_family;
-    if (family != AF_INET && family != AF_INET6) continue;
-    const auto* ipv6 = reinterpret_cast<const sockaddr_in6*>(entry->ifa_addr);
-    if (family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&ipv6->sin6_addr)) continue;
-    char text[NI_MAXHOST];
-    const socklen_t size = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
-    if (getnameinfo(entry->ifa_addr, size, text, sizeof(text), nullptr, 0, NI_NUMERICHOST) == 0) {
-      addresses.emplace_back(text);
-    }
-  }
-  return addresses;
 }
 
 // A connection a rank: more than the usual limit of open files allows.

@@ -43,7 +43,7 @@ Status CheckOptions(const DataLoaderOptions& options) {
     if (options.loss_after_token < 0) return OkStatus();
     return InvalidInput(
         "data: loss_after_token needs one document a row (a packed row may begin "
-        "behind the token)");
+        "behind the token); set layout: ONE_DOCUMENT_PER_ROW or leave it out");
   }
   for (const auto& [name, id] :
        {std::pair{"delimiter_id", options.delimiter_id}, std::pair{"pad_id", options.pad_id}}) {

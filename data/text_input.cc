@@ -50,7 +50,8 @@ class Expansion {
       }
     }
     if (paths.empty())
-      return InvalidInput(input + ": no such file or directory, and no file matches");
+      return InvalidInput(input +
+                          ": no such file or directory, and no file matches; mend the path");
     if (seen() == before) {
       return InvalidInput(input +
                           ": no text in it; expected files named *.txt, *.md, *.rst, *.tex, "

@@ -107,7 +107,8 @@ StatusOr<TokenShard> TokenShard::Open(const std::string& path, std::optional<DTy
 
 StatusOr<TokenShard> TokenShard::OpenSingleFile(const std::string& path,
                                                 std::optional<DType> bare_dtype) {
-  if (!Exists(path)) return InvalidInput(path + ": no such token shard");
+  if (!Exists(path))
+    return InvalidInput(path + ": no such token shard; mend the path or run `filigree prepare`");
   ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(path));
   TokenShard shard(std::move(file));
   shard.path_ = path;
@@ -144,7 +145,8 @@ StatusOr<TokenShard> TokenShard::OpenSingleFile(const std::string& path,
     if (file_bytes % element != 0) {
       return InvalidInput(path + ": " + Bytes(file_bytes) + " is no multiple of " +
                           std::to_string(element) + ": truncated, or not bare " +
-                          std::string(NameOf(*bare_dtype)) + " tokens");
+                          std::string(NameOf(*bare_dtype)) +
+                          " tokens; copy it again or give the dtype that it was written in");
     }
     shard.format_ = ShardFormat::kBare;
     shard.dtype_ = *bare_dtype;
@@ -154,7 +156,7 @@ StatusOr<TokenShard> TokenShard::OpenSingleFile(const std::string& path,
                         "); expected magic 20240520 or 20240801, or a Megatron .bin/.idx pair; "
                         "for a nanoGPT file set data.bare_dtype");
   }
-  if (shard.size_ == 0) return InvalidInput(path + ": holds no tokens");
+  if (shard.size_ == 0) return InvalidInput(path + ": holds no tokens; leave the file out");
   return shard;
 }
 
@@ -169,7 +171,9 @@ StatusOr<TokenShard> TokenShard::OpenMegatron(const std::string& prefix) {
   if (index.size() < kMegatronHeaderBytes ||
       index.text().substr(0, kMegatronMagic.size()) != kMegatronMagic ||
       LoadAt<uint64_t>(index.data(), 9) != 1) {
-    return InvalidInput(index_path + ": not a Megatron index of version 1");
+    return InvalidInput(index_path +
+                        ": not a Megatron index of version 1; write the pair again with "
+                        "Megatron's preprocess_data.py");
   }
   ASSIGN_OR_RETURN(const DType dtype, MegatronDType(LoadAt<uint8_t>(index.data(), 17), index_path));
   const int64_t sequences = LoadAt<int64_t>(index.data(), 18);
@@ -219,7 +223,7 @@ StatusOr<TokenShard> TokenShard::OpenMegatron(const std::string& prefix) {
     const bool repeated = !shard.document_starts_.empty() && shard.document_starts_.back() >= start;
     if (start < shard.size_ && !repeated) shard.document_starts_.push_back(start);
   }
-  if (shard.size_ == 0) return InvalidInput(data_path + ": holds no tokens");
+  if (shard.size_ == 0) return InvalidInput(data_path + ": holds no tokens; leave the pair out");
   return shard;
 }
 

@@ -11,7 +11,7 @@
 #include "trainer/pruner.h"
 #include "trainer/sample_tree.h"
 #include "trainer/topology/plan.h"
-#include "trainer/training_state.h"
+#include "trainer/state_layout.h"
 
 namespace filigree {
 namespace {

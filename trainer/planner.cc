@@ -14,6 +14,7 @@
 #include "trainer/plan_memory.h"
 #include "trainer/plan_move.h"
 #include "trainer/pruning/planned_size.h"
+#include "trainer/state_layout.h"
 #include "trainer/teacher.h"
 #include "trainer/topology/plan.h"
 #include "trainer/training_state.h"

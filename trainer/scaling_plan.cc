@@ -6,7 +6,7 @@
 #include "kernels/base/math.h"
 #include "trainer/model/model.h"
 #include "trainer/planner.h"
-#include "trainer/training_state.h"
+#include "trainer/state_layout.h"
 
 namespace filigree {
 namespace {

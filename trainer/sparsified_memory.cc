@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "trainer/state_layout.h"
 #include "trainer/topology/plan.h"
 
 namespace filigree {

@@ -106,7 +106,9 @@ struct SparsitySpec {
   // n_m.
   int64_t n = 2, m = 4;
   bool transposable = false;
-  int64_t micro_batch_tokens = 0;  // of the phase: what kAuto counts with
+  // The phase's as configured, also where ranks have fewer (micro_batches.h): what kAuto counts with,
+  // so that the form, and with it the bits, do not depend on the number of ranks.
+  int64_t micro_batch_tokens = 0;
 
   double low_rank_scale() const { return alpha == 0 ? 1.0 : alpha / static_cast<double>(rank); }
 

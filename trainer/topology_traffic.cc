@@ -12,7 +12,7 @@
 #include "trainer/topology/plan.h"
 #include "trainer/topology_scores.h"
 #include "trainer/topology_updater.h"
-#include "trainer/training_state.h"
+#include "trainer/state_layout.h"
 
 namespace filigree {
 namespace {

@@ -1,5 +1,6 @@
 // State as it is held to plain numbers and back, and stored values from layout to layout.
 #include <algorithm>
+#include <limits>
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/matrix.h"
@@ -69,6 +70,9 @@ void CpuBackend::Dequantize(const DequantizeArgs& args, Stream&) {
 
 void CpuBackend::MapStored(const MapStoredArgs& args, Stream&) {
   const SparseLayout &from = args.from->layout(), &to = args.to->layout();
+  for (const SparseLayout* layout : {&from, &to}) {
+    CHECK_LE(layout->stored_count(), int64_t{std::numeric_limits<int32_t>::max()});
+  }
   const bool kept = !args.rows.empty();
   const int32_t* rows = kept ? AsVector<int32_t>(args.rows, to.out(), "rows") : nullptr;
   const int32_t* columns = kept ? AsVector<int32_t>(args.columns, to.in(), "columns") : nullptr;

@@ -274,8 +274,10 @@ void LaunchForMoments(const AdamWArgs& args, cudaStream_t stream) {
                HalfMoment{AsElements<bf16>(args.v, count, "v")}, stream);
 }
 
-// The update of the elements of some ranges, [first, last).
+// The update of the elements of some ranges, [first, last): of weights that are their own master,
+// beside whole moments, since nothing else is rounded in several ranges.
 AdamWArgs Part(const AdamWArgs& args, int64_t first, int64_t last) {
+  CHECK(args.master.empty() && args.m_scale.empty());
   const auto total = static_cast<int64_t>(args.rounding.size());
   const int64_t begin = args.rounding[first].begin;
   const int64_t end = last < total ? args.rounding[last].begin : args.values.size();

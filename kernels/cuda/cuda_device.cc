@@ -210,7 +210,8 @@ DeviceBuffer CudaDevice::Allocate(size_t bytes, std::string_view kind) {
   void* data = nullptr;
   const cudaError_t error = cudaMalloc(&data, bytes);  // aligned to 256 bytes at least
   CHECK(error != cudaErrorMemoryAllocation) << OutOfMemory(*this, bytes, kind);
-  CUDA_CHECK(error);
+  // Not CUDA_CHECK: nothing goes on without its memory, a lost recording neither.
+  CHECK(error == cudaSuccess) << "cudaMalloc: " << cudaGetErrorString(error);
   Account(kind, static_cast<int64_t>(bytes));
   return DeviceBuffer(data, bytes, std::string(kind), this, &CudaDevice::Release);
 }
@@ -222,7 +223,7 @@ DeviceBuffer CudaDevice::AllocatePinned(size_t bytes, std::string_view kind) {
   const cudaError_t error = cudaHostAlloc(&data, bytes, cudaHostAllocDefault);
   CHECK(error != cudaErrorMemoryAllocation)
       << "out of host memory: " << Megabytes(bytes) << " of pinned memory needed for " << kind;
-  CUDA_CHECK(error);
+  CHECK(error == cudaSuccess) << "cudaHostAlloc: " << cudaGetErrorString(error);
   return DeviceBuffer(data, bytes, std::string(kind), this, &CudaDevice::ReleasePinned);
 }
 

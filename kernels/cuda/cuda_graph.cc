@@ -38,35 +38,56 @@ class CudaGraph final : public Recording {
 };
 
 // Takes the error, so that no later call reports it.
-std::unique_ptr<Recording> Failed(const char* what, cudaError_t error) {
+std::unique_ptr<Recording> Failed(const char* what, const std::string& error) {
   cudaGetLastError();
   LogWarning(std::string("passes are launched kernel by kernel, since ") + what +
-             " a CUDA graph of one failed (" + cudaGetErrorString(error) +
+             " a CUDA graph of one failed (" + error +
              "); parallel { graphs: OFF } does without trying");
   return nullptr;
 }
 
+// A capture between its begin and its end.
+struct Capture {
+  cudaStream_t stream = nullptr;
+  std::string lost;  // why, once a check has met it
+};
+thread_local Capture* thread_capture = nullptr;
+
 }  // namespace
+
+// Whatever else fails during a capture, bad arguments say, leaves it intact, and is fatal.
+bool RecordingIsLost(const char* call, const std::string& error) {
+  if (thread_capture == nullptr) return false;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(thread_capture->stream, &status) != cudaSuccess) return false;
+  if (status != cudaStreamCaptureStatusInvalidated) return false;
+  cudaGetLastError();
+  if (thread_capture->lost.empty()) thread_capture->lost = std::string(call) + ": " + error;
+  return true;
+}
 
 // Other threads (the watchdog's, a checkpoint's) go on with calls that cannot be captured: the mode
 // is this thread's.
 std::unique_ptr<Recording> RecordGraph(const std::function<void()>& submit, CudaDevice& device,
                                        cudaStream_t stream) {
   CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  Capture capture = {.stream = stream, .lost = ""};
+  thread_capture = &capture;
   submit();
+  thread_capture = nullptr;
   cudaGraph_t graph = nullptr;
   if (const cudaError_t error = cudaStreamEndCapture(stream, &graph); error != cudaSuccess) {
-    return Failed("recording", error);
+    return Failed("recording", capture.lost.empty() ? cudaGetErrorString(error) : capture.lost);
   }
   const int64_t before = CudaBytesInUse();
   cudaGraphExec_t executable = nullptr;
   const cudaError_t error = cudaGraphInstantiate(&executable, graph, /*flags=*/0);
   CUDA_CHECK(cudaGraphDestroy(graph));
-  if (error != cudaSuccess) return Failed("making", error);
+  if (error != cudaSuccess) return Failed("making", cudaGetErrorString(error));
   // What the device keeps of it arrives now and not with the first launch, and is counted.
   if (const cudaError_t moved = cudaGraphUpload(executable, stream); moved != cudaSuccess) {
     CUDA_CHECK(cudaGraphExecDestroy(executable));
-    return Failed("keeping", moved);
+    return Failed("keeping", cudaGetErrorString(moved));
   }
   const int64_t bytes = std::max<int64_t>(CudaBytesInUse() - before, 0);
   return std::make_unique<CudaGraph>(executable, device, bytes);

@@ -11,9 +11,10 @@
 
 namespace filigree {
 
-// Captures what `submit` submits to `stream` (Device::Record); `device` must outlive the result. A
-// call of ours that cannot be captured, an allocation or a wait, is fatal and says so. Where a
-// library's cannot, or the graph finds no memory: one warning, and nullptr.
+// Captures what `submit` submits to `stream` (Device::Record); `device` must outlive the result.
+// Where something in it cannot be captured, ours or a library's, or the graph finds no memory: one
+// warning, and nullptr; `submit` has come to its end, and nothing of it has begun. An allocation is
+// fatal: what it hands out would outlive the recording.
 std::unique_ptr<Recording> RecordGraph(const std::function<void()>& submit, CudaDevice& device,
                                        cudaStream_t stream);
 

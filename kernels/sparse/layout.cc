@@ -245,12 +245,6 @@ std::vector<int64_t> SparseLayout::LogicalIndices() const {
   return indices;
 }
 
-int64_t SparseLayout::index_bytes() const {
-  const int64_t offset_bytes = block_count() <= std::numeric_limits<uint32_t>::max() ? 4 : 8;
-  const int64_t column_bytes = grid_cols() <= (1 << 16) ? 2 : 4;
-  return static_cast<int64_t>(row_offsets().size()) * offset_bytes + block_count() * column_bytes;
-}
-
 bool SparseLayout::operator==(const SparseLayout& other) const {
   if (data_ == other.data_) return true;
   const Data &a = *data_, &b = *other.data_;

@@ -88,10 +88,6 @@ class SparseLayout {
   // For each stored slot its logical index out_index * in + in_index, or -1 for padding.
   std::vector<int64_t> LogicalIndices() const;
 
-  // Bytes of the index buffers as a backend holds them: row offsets of 4 or 8 bytes, columns of 2
-  // bytes where the grid's width allows, else 4.
-  int64_t index_bytes() const;
-
   // 64 bits over kind, shape and indices: equal layouts have equal fingerprints, and ranks compare
   // them. A dense layout's pitch, which only a device asks for, does not enter.
   uint64_t fingerprint() const { return data_->fingerprint; }

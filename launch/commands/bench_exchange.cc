@@ -16,7 +16,7 @@
 #include "trainer/metrics/numbers.h"
 #include "trainer/model/model.h"
 #include "trainer/planner.h"
-#include "trainer/training_state.h"
+#include "trainer/state_layout.h"
 
 namespace filigree {
 namespace {

@@ -1,6 +1,9 @@
 #include "launch/commands/load_config.h"
 
+#include <algorithm>
+#include <cctype>
 #include <sstream>
+#include <utility>
 
 #include "trainer/linear/linear.h"
 #include "trainer/model/model.h"
@@ -13,18 +16,32 @@
 namespace filigree {
 namespace {
 
-// Weight by weight, what the registry has to say about a phase's sparsity.
+// What a message says beside the weight's name and the numbers in it.
+std::string KindOf(const std::string& message) {
+  std::string kind = message.substr(std::min(message.find(": "), message.size()));
+  std::erase_if(kind, [](unsigned char c) { return std::isdigit(c) != 0; });
+  return kind;
+}
+
+// Weight by weight, what the registry has to say about a phase's sparsity: each kind of problem
+// once, with the first weight that has it.
 void CheckPhase(const ModelSpec& model, const PhaseSpec& phase, std::ostringstream& problems) {
+  std::vector<std::pair<std::string, int>> kinds;  // first messages, and how many more there are
   const std::vector<LinearSpec> linears = LinearSpecs(model);
   const std::vector<SparsitySpec> initial = InitialSparsity(linears, phase);
   for (const LinearSpec& linear : linears) {
     const SparsitySpec sparsity = MatchSparsity(linear.name + ".weight", initial);
     const Parameterisation* row = FindParameterisation(sparsity.parameterisation);
     CHECK(row != nullptr) << sparsity.parameterisation;  // the parser knows the names
-    if (const Status status = row->validate(linear, sparsity); !status.ok()) {
-      problems << (problems.tellp() > 0 ? "\n" : "") << "phase " << phase.name << ": "
-               << status.message();
-    }
+    const Status status = row->validate(linear, sparsity);
+    if (status.ok()) continue;
+    const auto known = std::ranges::find_if(
+        kinds, [&](const auto& kind) { return KindOf(kind.first) == KindOf(status.message()); });
+    known == kinds.end() ? void(kinds.emplace_back(status.message(), 0)) : void(++known->second);
+  }
+  for (const auto& [message, more] : kinds) {
+    problems << (problems.tellp() > 0 ? "\n" : "") << "phase " << phase.name << ": " << message;
+    if (more > 0) problems << " (and so for " << more << " more weights)";
   }
 }
 

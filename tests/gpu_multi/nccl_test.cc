@@ -8,37 +8,13 @@
 
 #include "comm/flat_buffer.h"
 #include "comm/gradient_exchange.h"
-#include "comm/mpi_communicator.h"
-#include "comm/nccl_communicator.h"
 #include "comm/watchdog.h"
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_device.h"
-#include "kernels/cuda/cuda_factory.h"
+#include "tests/gpu_multi/nccl_testing.h"
 #include "tests/unit/comm_testing.h"
 
 namespace filigree {
 namespace {
-
-class NcclTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    auto mpi = MakeMpiCommunicator();
-    // The ranks skip together, or none does.
-    int64_t enough = CudaDeviceCount() >= std::max(2, mpi->local_size());
-    mpi->AllReduceHost(std::span<int64_t>(&enough, 1), ReduceOp::kMin);
-    if (!enough) GTEST_SKIP() << "fewer than 2 GPUs answer";
-    ASSERT_GE(mpi->size(), 2) << "run under mpirun -np 2";
-    device_ = MakeCudaDevice(mpi->local_rank());
-    comm_ = std::move(mpi);
-    const Status connected = ConnectOverNccl(&comm_, *device_, /*deadline_seconds=*/60);
-    ASSERT_TRUE(connected.ok()) << connected.message();
-    stream_ = device_->NewStream();
-  }
-
-  std::unique_ptr<Device> device_;
-  std::unique_ptr<Communicator> comm_;
-  std::unique_ptr<Stream> stream_;
-};
 
 TEST_F(NcclTest, CollectivesAreExact) {
   CollectiveCheck check(*comm_, *device_);

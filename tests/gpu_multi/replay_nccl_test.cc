@@ -9,12 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "comm/mpi_communicator.h"
-#include "comm/nccl_communicator.h"
 #include "kernels/base/rng.h"
-#include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_factory.h"
 #include "tests/gpu/small_model.h"
+#include "tests/gpu_multi/nccl_testing.h"
 #include "trainer/train_step.h"
 #include "trainer/training_state.h"
 
@@ -23,22 +21,13 @@ namespace {
 
 constexpr int64_t kSeqLen = 128, kMicroBatch = 2, kMicroBatches = 4, kSteps = 6;
 
-class ReplayNcclTest : public ::testing::Test {
+class ReplayNcclTest : public NcclTest {
  protected:
   void SetUp() override {
-    auto mpi = MakeMpiCommunicator();
-    // The ranks skip together, or none does.
-    int64_t enough = CudaDeviceCount() >= std::max(2, mpi->local_size());
-    mpi->AllReduceHost(std::span<int64_t>(&enough, 1), ReduceOp::kMin);
-    if (!enough) GTEST_SKIP() << "fewer than 2 GPUs answer";
-    ASSERT_GE(mpi->size(), 2) << "run under mpirun -np 2";
-    device_ = MakeCudaDevice(mpi->local_rank());
-    comm_ = std::move(mpi);
-    const Status connected = ConnectOverNccl(&comm_, *device_, /*deadline_seconds=*/60);
-    ASSERT_TRUE(connected.ok()) << connected.message();
+    NcclTest::SetUp();
+    if (IsSkipped() || HasFatalFailure()) return;
     backend_ = MakeCudaBackend(*device_);
     backend_->set_deterministic(true);
-    stream_ = device_->NewStream();
   }
 
   RunSpec Run(ModelFamily family, int zero_stage) const {
@@ -101,10 +90,7 @@ class ReplayNcclTest : public ::testing::Test {
     return trained;
   }
 
-  std::unique_ptr<Device> device_;
-  std::unique_ptr<Communicator> comm_;
   std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Stream> stream_;
 };
 
 TEST_F(ReplayNcclTest, StepsAreTheSameBits) {

@@ -56,7 +56,14 @@ class BadInputTest(RefusalTest):
     def test_blocks_larger_than_a_weight(self):
         self.refused_config(
             self.good.replace("block_out: 16 block_in: 16", "block_out: 64 block_in: 64"),
-            "layers.0.attention.q.weight", "larger than the weight")
+            "layers.0.attention.q.weight", "larger than the weight", "(and so for 13 more weights)")
+
+    def test_a_problem_of_many_weights_is_told_once(self):
+        path = self.write("emptied.textproto",
+                          self.good.replace("sparsity: 0.75", "sparsity: 0.999"))
+        told = self.refused("plan", path, says=("layers.0.attention.q.weight", "leaves none",
+                                                "more weights)"))
+        self.assertEqual(len(told.strip().splitlines()), 1, told)
 
     def test_all_problems_at_once(self):
         error = self.refused("plan", self.write("bad.textproto", self.good.replace(

@@ -1,6 +1,6 @@
 filigree_test(cpu_test LABEL quick
   SOURCES cpu_attention_test.cc cpu_dense_test.cc cpu_device_test.cc cpu_distillation_test.cc cpu_draw_test.cc
-          cpu_gelu_code_test.cc cpu_loss_test.cc cpu_narrow_grads_test.cc cpu_sparse_test.cc
+          cpu_elementwise_test.cc cpu_gelu_code_test.cc cpu_loss_test.cc cpu_narrow_grads_test.cc cpu_sparse_test.cc
   DEPS filigree_kernels_cpu)
 # Again with the loops of processors that lack what this one has.
 set(isas baseline)

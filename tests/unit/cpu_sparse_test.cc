@@ -306,5 +306,23 @@ TEST_F(CpuTest, ProductsRefuseOtherKinds) {
       ::testing::ExitedWithCode(1), "need a blocked layout, not dense");
 }
 
+// Slots are of 32 bits.
+TEST(MapStoredTest, LayoutsOfMoreCellsThan32BitsCountAreNotMapped) {
+  CpuDevice device;
+  CpuBackend backend(device);
+  const auto stream = device.NewStream();
+  const auto large = backend.PrepareLayout(SparseLayout::Dense(50000, 50000));
+  const auto small = backend.PrepareLayout(SparseLayout::Dense(1, 1));
+  std::vector<int32_t> first = {0}, slots = {0};
+  const TensorView index(first.data(), DType::kI32, {1});
+  EXPECT_DEATH(backend.MapStored({.from = large.get(),
+                                  .to = small.get(),
+                                  .rows = index,
+                                  .columns = index,
+                                  .slots = TensorView(slots.data(), DType::kI32, {1})},
+                                 *stream),
+               "2500000000");
+}
+
 }  // namespace
 }  // namespace filigree

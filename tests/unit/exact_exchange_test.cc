@@ -2,6 +2,7 @@
 // leave the bits that one process leaves. Runs under mpirun at several numbers of ranks.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -31,34 +32,41 @@ float SampleGradient(int64_t step, int64_t sample, int parameter, int64_t slot, 
   return (static_cast<float>(draw) - static_cast<float>(largest)) / 16.0f;
 }
 
-// A state trained for some steps on such gradients, over a communicator.
+// A state trained for some steps on such gradients, over a communicator. In the step `spoiled`, if
+// there is one, the last rank has a gradient that is not finite.
 class ExactRun {
  public:
-  ExactRun(const RunSpec& run, Communicator& communicator)
+  ExactRun(const RunSpec& run, Communicator& communicator, int64_t spoiled = -1)
       : run_(run),
         communicator_(communicator),
         state_(run_, /*phase=*/0, {}, communicator, backend_, *stream_) {
     state_.InitializeValues(*stream_);
-    for (int64_t step = 0; step < kSteps; ++step) Step(step);
+    for (int64_t step = 0; step < kSteps; ++step) Step(step, step == spoiled);
     state_.exchange().WaitAllValues(*stream_);
   }
 
   TrainingState& state() { return state_; }
   const std::vector<double>& norms() const { return norms_; }
-  const ExchangedBytes& bytes() const { return bytes_; }
+  // Of each step.
+  const std::vector<ExchangedBytes>& bytes() const { return bytes_; }
 
   std::vector<std::byte> Gather(int parameter, StateKind kind) {
     return GatherSegment(state_.buffer(), parameter, kind, communicator_, *stream_);
   }
 
  private:
-  void Step(int64_t step) {
+  void Step(int64_t step, bool spoiled) {
     device_.ZeroAsync(state_.buffer().grads(), *stream_);
     const SampleRange mine = PartitionSamples(kSamples, communicator_.rank(), communicator_.size());
     const auto parameters = static_cast<int>(state_.parameters().size());
     const std::unique_ptr<Event> ready = device_.NewEvent();
     for (int parameter = parameters - 1; parameter >= 0; --parameter) {
       AddGradients(step, mine, parameter);
+      if (spoiled && parameter == 3 && communicator_.rank() == communicator_.size() - 1) {
+        const TensorView grads = state_.buffer().Grads(parameter);
+        grads.dtype() == DType::kBF16 ? void(grads.As<BFloat16>()[5] = BFloat16(INFINITY))
+                                      : void(grads.As<float>()[5] = INFINITY);
+      }
       ready->Record(*stream_);
       state_.exchange().MarkReady(parameter, *ready);
     }
@@ -66,11 +74,28 @@ class ExactRun {
     OptimizerSpec spec;
     spec.clip_norm = 8;  // far below the norm: the global sum reaches every weight
     state_.exchange().WaitAllValues(*stream_);
+    const double norm = state_.optimizer().last_norm();
+    const auto before = spoiled ? GatherAll() : std::vector<std::vector<std::byte>>();
     const Optimizer::Result result = state_.optimizer().Step(spec, 1e-2, step + 1, *stream_);
-    EXPECT_FALSE(result.skipped);
+    bytes_.push_back(state_.exchange().TakeBytes());
+    EXPECT_EQ(result.skipped, spoiled);
+    if (spoiled) {
+      EXPECT_EQ(state_.optimizer().last_norm(), norm);
+      EXPECT_TRUE(GatherAll() == before);
+      return;
+    }
     EXPECT_GT(result.grad_norm, spec.clip_norm);
     norms_.push_back(result.grad_norm);
-    bytes_ = state_.exchange().TakeBytes();
+  }
+
+  std::vector<std::vector<std::byte>> GatherAll() {
+    std::vector<std::vector<std::byte>> all;
+    for (size_t i = 0; i < state_.parameters().size(); ++i) {
+      for (StateKind kind : {StateKind::kMaster, StateKind::kM, StateKind::kV}) {
+        all.push_back(Gather(static_cast<int>(i), kind));
+      }
+    }
+    return all;
   }
 
   void AddGradients(int64_t step, const SampleRange& samples, int parameter) {
@@ -102,7 +127,7 @@ class ExactRun {
   std::unique_ptr<Stream> stream_ = device_.NewStream();
   TrainingState state_;
   std::vector<double> norms_;
-  ExchangedBytes bytes_;
+  std::vector<ExchangedBytes> bytes_;
 };
 
 struct Exchanged {
@@ -120,10 +145,10 @@ class ExactExchangeTest : public ::testing::TestWithParam<Exchanged> {
     run.bucket_megabytes = 0.008;  // several buckets of each kind
     return run;
   }
-  static void ExpectTheBitsOfOneProcess(const RunSpec& run) {
+  static void ExpectTheBitsOfOneProcess(const RunSpec& run, int64_t spoiled = -1) {
     const auto world = MakeMpiCommunicator();
     const auto alone = MakeSingleProcessCommunicator();
-    ExactRun ranks(run, *world), reference(run, *alone);
+    ExactRun ranks(run, *world, spoiled), reference(run, *alone, spoiled);
     ASSERT_GT(ranks.state().buffer().layout().buckets().size(), 4u);
     EXPECT_EQ(ranks.norms(), reference.norms());
     for (size_t i = 0; i < reference.state().parameters().size(); ++i) {
@@ -161,16 +186,37 @@ TEST_P(ExactExchangeTest, CompactStateToo) {
   }
 }
 
+// One rank's gradient that is not finite skips the step on all of them, and the next one goes on
+// from the same bits; buckets were on their way by then, so that a skipped step exchanges what any
+// does.
+TEST_P(ExactExchangeTest, AStepThatIsSkippedLeavesTheStateAndExchangesAsMuch) {
+  const RunSpec run = Run();
+  constexpr int64_t kSpoiled = 1;
+  ExpectTheBitsOfOneProcess(run, kSpoiled);
+  const auto world = MakeMpiCommunicator();
+  const ExactRun ranks(run, *world, kSpoiled);
+  EXPECT_EQ(ranks.norms().size(), size_t{kSteps - 1});
+  const ExchangedBytes &before = ranks.bytes()[0], &skipped = ranks.bytes()[kSpoiled];
+  EXPECT_EQ(skipped.sparsified_grads, before.sparsified_grads);
+  EXPECT_EQ(skipped.dense_grads, before.dense_grads);
+  EXPECT_EQ(skipped.sparsified_values, before.sparsified_values);
+  EXPECT_EQ(skipped.dense_values, before.dense_values);
+  EXPECT_EQ(skipped.control, before.control);
+  EXPECT_EQ(skipped.total() > 0, world->size() > 1);
+}
+
 TEST_P(ExactExchangeTest, CountsWhatWasPredicted) {
   const RunSpec run = Run();
   const auto world = MakeMpiCommunicator();
   ExactRun ranks(run, *world);
   const ExchangedBytes predicted = PredictExchangedBytes(
       ranks.state().buffer().layout(), world->size(), DType::kF32, GetParam().wire_dtype);
-  EXPECT_EQ(ranks.bytes().sparsified_grads, predicted.sparsified_grads);
-  EXPECT_EQ(ranks.bytes().dense_grads, predicted.dense_grads);
-  EXPECT_EQ(ranks.bytes().sparsified_values, predicted.sparsified_values);
-  EXPECT_EQ(ranks.bytes().dense_values, predicted.dense_values);
+  for (const ExchangedBytes& step : ranks.bytes()) {
+    EXPECT_EQ(step.sparsified_grads, predicted.sparsified_grads);
+    EXPECT_EQ(step.dense_grads, predicted.dense_grads);
+    EXPECT_EQ(step.sparsified_values, predicted.sparsified_values);
+    EXPECT_EQ(step.dense_values, predicted.dense_values);
+  }
   const bool sent = world->size() > 1;
   EXPECT_EQ(predicted.sparsified_grads > 0, sent);
   EXPECT_EQ(predicted.sparsified_values > 0, sent && GetParam().zero_stage == 1);

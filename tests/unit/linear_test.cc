@@ -1,114 +1,14 @@
-// Every parameterisation of a linear: gradients against finite differences, and the forms that
-// compute one function against each other.
-#include "trainer/linear/linear.h"
-
-#include <gtest/gtest.h>
-
-#include <algorithm>
+// Every parameterisation of a linear: gradients against finite differences, the forms that compute
+// one function against each other, and what is refused.
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "tests/unit/cpu_testing.h"
-#include "trainer/linear/linear_parts.h"
-#include "trainer/linear/lost_start.h"
+#include "tests/unit/linear_testing.h"
 
 namespace filigree {
 namespace {
-
-using Matrix = TestMatrix<double>;
-
-constexpr int64_t kTokens = 7, kOut = 13, kIn = 10;
-
-LinearSpec Spec() { return {.name = "layers.0.mlp.up", .out = kOut, .in = kIn, .bias = true}; }
-
-// What to test of each row of the registry; a row that is not named here is tested as it comes.
-std::vector<SparsitySpec> Variants(std::string_view name) {
-  SparsitySpec spec;
-  spec.parameterisation = name;
-  if (name == "dense") return {spec};
-  spec.sparsity = 0.6;
-  spec.block_out = 4;
-  spec.block_in = 3;
-  spec.n = 2;
-  spec.m = 5;
-  spec.rank = 3;
-  spec.alpha = 6;
-  spec.micro_batch_tokens = kTokens;
-  if (name != "sparse_plus_low_rank") return {spec};
-  SparsitySpec kept = spec, blocks = spec;
-  kept.keep_rebuilt = true;
-  blocks.sparse_part = SparsePart::kBlocks;
-  blocks.compute = LowRankCompute::kRebuild;
-  SparsitySpec factored = blocks;
-  factored.compute = LowRankCompute::kFactored;
-  return {spec, kept, blocks, factored};
-}
-
-// A linear with memory of its own, its parameters drawn at random.
-class BoundLinear {
- public:
-  BoundLinear(const LinearSpec& spec, const SparsitySpec& sparsity, Backend& backend) {
-    const Parameterisation* row = FindParameterisation(sparsity.parameterisation);
-    const Status valid = row->validate(spec, sparsity);
-    CHECK(valid.ok()) << valid.message();
-    linear_ = row->create(spec, sparsity, row->draw_layout(spec, sparsity, 1), backend);
-    std::vector<BoundParameter> bound;
-    for (const Parameter& parameter : linear_->Parameters()) {
-      const int64_t count = parameter.segment_count();
-      Matrix value = Matrix::Random(1, count, RngStream(parameter.name));
-      const std::vector<int64_t> logical = parameter.layout.LogicalIndices();
-      for (int64_t i = 0; i < count; ++i) {
-        if (logical[i] < 0) value(0, i) = 0;  // edge padding
-      }
-      names_.push_back(parameter.name);
-      values_.push_back(value);
-      grads_.emplace_back(1, count);
-    }
-    for (size_t i = 0; i < values_.size(); ++i) {
-      bound.push_back({values_[i].flat(), grads_[i].flat(), &overwrite_});
-    }
-    const int64_t scratch = linear_->memory(DType::kF64).scratch_bytes / sizeof(double);
-    scratch_ = Matrix::Constant(1, std::max<int64_t>(scratch, 1), NAN);
-    linear_->Bind(bound, scratch > 0 ? scratch_.flat() : TensorView());
-    const int64_t inner = linear_->inner_width();
-    inner_ = Matrix::Constant(kTokens, std::max<int64_t>(inner, 1), NAN, 2);
-    inner_grads_ = Matrix::Constant(kTokens, std::max<int64_t>(inner, 1), NAN, 1);
-    has_inner_ = inner > 0;
-  }
-
-  void Forward(Matrix& x, Matrix& y, const ProductEpilogue& epilogue, Stream& stream) {
-    linear_->Materialize(stream);
-    linear_->Forward(x.view(), y.view(), has_inner_ ? inner_.view() : TensorView(), epilogue,
-                     stream);
-  }
-  void Backward(Matrix& x, Matrix& dy, const InputGrad& input_grad, Stream& stream) {
-    InnerActivations inner;
-    if (has_inner_) inner = {inner_.view(), inner_grads_.view()};
-    linear_->Backward(x.view(), dy.view(), inner, input_grad, stream);
-  }
-
-  Linear& linear() { return *linear_; }
-  const std::vector<std::string>& names() const { return names_; }
-  std::vector<Matrix>& values() { return values_; }
-  std::vector<Matrix>& grads() { return grads_; }
-  void set_overwrite(bool overwrite) { overwrite_ = overwrite; }
-
- private:
-  bool overwrite_ = false;
-  std::unique_ptr<Linear> linear_;
-  std::vector<std::string> names_;
-  std::vector<Matrix> values_, grads_;
-  Matrix scratch_{1, 1}, inner_{1, 1}, inner_grads_{1, 1};
-  bool has_inner_ = false;
-};
-
-class LinearTest : public ::testing::Test {
- protected:
-  CpuDevice device_{DType::kF64};
-  CpuBackend backend_{device_};
-  std::unique_ptr<Stream> stream_ = device_.NewStream();
-};
 
 TEST_F(LinearTest, GradientsOfEveryParameterisation) {
   for (const Parameterisation& row : Parameterisations()) {
@@ -281,86 +181,6 @@ TEST_F(LinearTest, AutoTakesTheFormOfFewerOperations) {
   EXPECT_EQ(inner_width(8), 0);
 }
 
-TEST_F(LinearTest, UnstructuredPartsAreDrawnAsPublished) {
-  SparsitySpec spec;
-  spec.parameterisation = "sparse_plus_low_rank";
-  spec.sparsity = 0.97;
-  spec.rank = 128;
-  const auto draw = [&](const char* name, int64_t out, int64_t in) {
-    const LinearSpec linear = {.name = name, .out = out, .in = in};
-    return kSparsePlusLowRankParameterisation.draw_layout(linear, spec, 7);
-  };
-  // int(0.03 * cells), also where rounding would say one more.
-  EXPECT_EQ(draw("a", 512, 1376).stored_count(), 21135);
-  EXPECT_EQ(draw("a", 768, 768).stored_count(), 17694);
-  EXPECT_EQ(draw("a", 768, 2048).stored_count(), 47185);
-  EXPECT_EQ(draw("a", 10, 10).stored_count(), 3);
-  spec.sparsity = 0.9;
-  EXPECT_EQ(draw("a", 10, 10).stored_count(), 10);
-  spec.sparsity = 0.95;
-  EXPECT_EQ(draw("a", 20, 20).stored_count(), 20);
-
-  spec.sparsity = 0.97;
-  const SparseLayout layout = draw("a", 768, 768);
-  EXPECT_EQ(layout, draw("a", 768, 768));
-  EXPECT_FALSE(layout == draw("b", 768, 768));
-  const std::vector<int64_t> cells = layout.LogicalIndices();
-  // Sorted and distinct; uniform over the weight, not row by row.
-  int64_t first_quarter = 0;
-  for (size_t i = 1; i < cells.size(); ++i) ASSERT_LT(cells[i - 1], cells[i]);
-  for (int64_t cell : cells) first_quarter += cell < 768 * 768 / 4;
-  const double expected = 17694 / 4.0, deviation = std::sqrt(17694 * 0.25 * 0.75 * 0.97);
-  EXPECT_NEAR(static_cast<double>(first_quarter), expected, 4 * deviation);
-  bool rows_differ = false;
-  for (int64_t r = 1; r < 768; ++r) {
-    rows_differ |= layout.row_offsets()[r + 1] - layout.row_offsets()[r] != layout.row_offsets()[1];
-  }
-  EXPECT_TRUE(rows_differ);
-}
-
-TEST_F(LinearTest, InitialValuesAsPublished) {
-  const auto extremes = [&](const Parameter& parameter) {
-    double low = 0, high = 0, squares = 0;
-    const int64_t count = parameter.logical_count();
-    const InitialValues initial(parameter, 3);
-    for (int64_t i = 0; i < count; ++i) {
-      const double value = initial[i];
-      low = std::min(low, value);
-      high = std::max(high, value);
-      squares += value * value;
-    }
-    return std::vector<double>{low, high, std::sqrt(squares / static_cast<double>(count))};
-  };
-  const LinearSpec linear = {.name = "layers.0.mlp.down", .out = 60, .in = 400};
-  SparsitySpec spec;
-  spec.sparsity = 0.5;
-  spec.rank = 16;
-  const auto parameters = [&](const char* name) {
-    spec.parameterisation = name;
-    const Parameterisation* row = FindParameterisation(name);
-    return row->create(linear, spec, row->draw_layout(linear, spec, 1), backend_)->Parameters();
-  };
-  const auto sltrain = parameters("sparse_plus_low_rank");
-  const double bound = 1 / std::sqrt(400.0);
-  for (int p : {0, 1}) {
-    const auto [low, high, rms] =
-        std::tuple(extremes(sltrain[p])[0], extremes(sltrain[p])[1], extremes(sltrain[p])[2]);
-    EXPECT_GE(low, -bound);
-    EXPECT_LE(high, bound);
-    EXPECT_LT(low, -0.99 * bound);
-    EXPECT_GT(high, 0.99 * bound);
-    EXPECT_NEAR(rms, bound / std::sqrt(3.0), 0.02 * bound);
-  }
-  EXPECT_EQ(extremes(sltrain[2])[2], 0.0);
-  const double cola_std = std::pow(460.0, -0.25) * std::pow(16.0, -0.25);
-  for (const Parameter& factor : parameters("cola")) {
-    EXPECT_NEAR(extremes(factor)[2], cola_std, 0.05 * cola_std);
-  }
-  // rank * std_a^2 * std_b^2 is the dense weight's variance.
-  const auto low_rank = parameters("low_rank");
-  EXPECT_NEAR(16 * std::pow(low_rank[0].init_std * low_rank[1].init_std, 2), 0.02 * 0.02, 1e-9);
-}
-
 TEST_F(LinearTest, WhatCannotBeIsRefused) {
   SparsitySpec spec = Variants("sparse_plus_low_rank")[0];
   const auto problem = [&] {
@@ -378,66 +198,6 @@ TEST_F(LinearTest, WhatCannotBeIsRefused) {
   EXPECT_NE(problem().find("leaves none"), std::string::npos) << problem();
   spec.sparse_part = SparsePart::kBlocks;
   EXPECT_NE(problem().find("leaves none"), std::string::npos) << problem();
-}
-
-// What LOST starts from is the dense start but for the columns that S leaves out.
-TEST(LostStartTest, FactorsAndChannelsAreTheDenseStart) {
-  for (const auto& [out, in] : {std::pair<int64_t, int64_t>{24, 40}, {40, 24}}) {
-    const LinearSpec linear = {.name = "layers.0.mlp.up", .out = out, .in = in};
-    SparsitySpec sparsity;
-    sparsity.parameterisation = "sparse_plus_low_rank";
-    sparsity.sparsity = 0.75;
-    sparsity.rank = 6;
-    sparsity.alpha = 3;
-    sparsity.factor_start = FactorStart::kLost;
-    const LostStart start = ComputeLostStart(linear, sparsity, 7);
-    EXPECT_EQ(static_cast<int64_t>(start.channels.size()), in / 4);
-    Parameter dense;
-    dense.name = "layers.0.mlp.up.weight";
-    std::vector<double> norms(in, 0.0);
-    double rest_squares = 0, dense_squares = 0;
-    const InitialValues initial(dense, 7);
-    for (int64_t i = 0; i < out; ++i) {
-      for (int64_t j = 0; j < in; ++j) {
-        double low_rank = 0;
-        for (int64_t k = 0; k < sparsity.rank; ++k) {
-          low_rank += static_cast<double>(start.b[i * sparsity.rank + k]) * start.a[k * in + j];
-        }
-        const double w = initial[i * in + j], rest = start.rest[i * in + j];
-        EXPECT_NEAR(sparsity.low_rank_scale() * low_rank + rest, w, 1e-7);
-        norms[j] += rest * rest;
-        rest_squares += rest * rest;
-        dense_squares += w * w;
-      }
-    }
-    // The largest singular values: more than any six of 24 random directions would hold.
-    EXPECT_LT(rest_squares, 0.6 * dense_squares);
-    // Factors share them: A's rows and B's columns are orthogonal, of equal norms.
-    for (int64_t k = 0; k < sparsity.rank; ++k) {
-      for (int64_t l = 0; l <= k; ++l) {
-        double a = 0, b = 0;
-        for (int64_t j = 0; j < in; ++j) a += double{start.a[k * in + j]} * start.a[l * in + j];
-        for (int64_t i = 0; i < out; ++i) {
-          b += double{start.b[i * sparsity.rank + k]} * start.b[i * sparsity.rank + l];
-        }
-        EXPECT_NEAR(a, b, 1e-6);
-        if (l < k) {
-          EXPECT_NEAR(a, 0, 1e-6);
-        }
-      }
-    }
-    // The kept channels are the largest of what is left.
-    double least_kept = 1e9, most_left = 0;
-    for (int64_t j = 0; j < in; ++j) {
-      const bool kept = std::ranges::binary_search(start.channels, static_cast<int32_t>(j));
-      if (kept) least_kept = std::min(least_kept, norms[j]);
-      if (!kept) most_left = std::max(most_left, norms[j]);
-    }
-    EXPECT_GE(least_kept, most_left);
-    const SparseLayout layout = DrawLostLayout(linear, sparsity, 7);
-    EXPECT_EQ(layout.nonzero_count(), out * in / 4);
-    EXPECT_EQ(layout.columns()[0], start.channels[0]);
-  }
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 #include "trainer/model/model.h"
 #include "trainer/planner.h"
 #include "trainer/scaling_plan.h"
-#include "trainer/training_state.h"
+#include "trainer/state_layout.h"
 
 namespace filigree {
 namespace {

@@ -34,7 +34,6 @@ TEST(SparseLayoutTest, EmptyAndDense) {
   const SparseLayout dense = SparseLayout::Dense(3, 4);
   EXPECT_EQ(dense.stored_count(), 12);
   EXPECT_EQ(dense.nonzero_count(), 12);
-  EXPECT_EQ(dense.index_bytes(), 0);
   EXPECT_TRUE(dense.columns().empty());
   EXPECT_THAT(SparseLayout::Dense(2, 2).LogicalIndices(), ElementsAre(0, 1, 2, 3));
 }
@@ -62,7 +61,6 @@ TEST(SparseLayoutTest, EdgeBlocksAreStoredWholeAndCountedClipped) {
   EXPECT_EQ(layout.stored_count(), 18);
   EXPECT_EQ(layout.nonzero_count(), 6 + 2 + 1);
   EXPECT_DOUBLE_EQ(layout.sparsity(), 1 - 9.0 / 35);
-  EXPECT_EQ(layout.index_bytes(), 4 * 4 + 3 * 2);
   EXPECT_THAT(layout.LogicalIndices(), ElementsAre(0, 1, 2, 7, 8, 9,          // block (0, 0)
                                                    6, -1, -1, 13, -1, -1,     // block (0, 2)
                                                    34, -1, -1, -1, -1, -1));  // block (2, 2)

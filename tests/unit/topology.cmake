@@ -1,4 +1,4 @@
-filigree_test(topology_test LABEL quick SOURCES topology_published_test.cc topology_test.cc
+filigree_test(topology_test LABEL quick SOURCES topology_published_test.cc topology_scores_test.cc topology_test.cc topology_validate_test.cc
   DEPS filigree_topology filigree_kernels_cpu)
 filigree_test(topology_divergence_test LABEL quick SOURCES topology_divergence_test.cc
   DEPS filigree_trainer)

@@ -9,6 +9,8 @@ filigree_test(export_uneven_test LABEL quick SOURCES export_uneven_test.cc
 filigree_test(trainer_test LABEL quick
   SOURCES planned_memory_test.cc replayed_passes_test.cc trainer_test.cc update_forms_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)
+filigree_test(initial_values_test LABEL quick RANKS 1 2 3 SOURCES initial_values_test.cc
+  DEPS filigree_trainer filigree_kernels_cpu)
 filigree_test(padding_test LABEL quick SOURCES padding_test.cc
   DEPS filigree_trainer filigree_export filigree_kernels_cpu)
 filigree_test(exact_exchange_test LABEL quick RANKS 1 2 3 4 SOURCES exact_exchange_test.cc

@@ -229,13 +229,15 @@ std::string FormatManifest(const CheckpointInfo& info, const std::vector<Checkpo
 
 StatusOr<CheckpointManifest> ParseManifest(std::string_view text, const std::string& place) {
   if (!text.starts_with(kChecksumKey) || text.size() < kChecksumKey.size() + kChecksumDigits) {
-    return InvalidInput(place + ": is damaged, or no manifest of a checkpoint");
+    return InvalidInput(place +
+                        ": is damaged, or no manifest of a checkpoint; copy it again or take "
+                        "another checkpoint");
   }
   const std::string expected(text.substr(kChecksumKey.size(), kChecksumDigits));
   const std::string found = ChecksumOf(std::string(text));
   if (found != expected) {
     return InvalidInput(place + ": is damaged: its checksum is " + found + ", expected " +
-                        expected);
+                        expected + "; copy it again or take another checkpoint");
   }
   try {
     const Json json = Json::parse(text);

@@ -201,7 +201,7 @@ StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
       length > text.size() - sizeof(length) || length == 0 || text[sizeof(length)] != '{') {
     return InvalidInput(path + ": is not a safetensors file, or a truncated one (" +
                         std::to_string(text.size()) + " bytes, header length " +
-                        std::to_string(length) + ")");
+                        std::to_string(length) + "); copy it again");
   }
   ASSIGN_OR_RETURN(const Json header,
                    ParseStrictly(text.substr(sizeof(length), length), path + ": header"));

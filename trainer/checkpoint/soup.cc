@@ -21,7 +21,8 @@ Status CheckAlike(const CheckpointReader& first, const CheckpointReader& other) 
   for (size_t i = 0; i < a.size(); ++i) {
     if (a[i].name != b[i].name) {
       return InvalidInput(both + ": parameter " + std::to_string(i) + " is " + a[i].name +
-                          " in the first and " + b[i].name + " in the second");
+                          " in the first and " + b[i].name +
+                          " in the second; average checkpoints of one model");
     }
     if (a[i].factor != FactorKind::kNone || b[i].factor != FactorKind::kNone) {
       return InvalidInput(both + ": " + a[i].name +

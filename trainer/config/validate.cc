@@ -70,7 +70,8 @@ void Validator::CheckModel() {
   }
   if (m.heads() > 0 && m.kv_heads() > 0 && m.heads() % m.kv_heads() != 0) {
     Add("model.kv_heads", "model.heads = " + Str(m.heads()) +
-                              " is not a multiple of model.kv_heads = " + Str(m.kv_heads()));
+                              " is not a multiple of model.kv_heads = " + Str(m.kv_heads()) +
+                              "; change one of them");
   }
   if (m.vocab_size() > 0 && m.padded_vocab_size() > 0 && m.padded_vocab_size() < m.vocab_size()) {
     Add("model.padded_vocab_size", "model.padded_vocab_size = " + Str(m.padded_vocab_size()) +
@@ -103,8 +104,8 @@ void Validator::CheckLayerShapes() {
     const std::string path = "model.layer_shape[" + Str(i) + "]";
     if (shape.heads() > 0 && shape.kv_heads() > 0 && shape.feed_forward() > 0) {
       if (shape.heads() % shape.kv_heads() == 0) continue;
-      Add(path, path + ".heads = " + Str(shape.heads()) +
-                    " is not a multiple of its kv_heads = " + Str(shape.kv_heads()));
+      Add(path, path + ".heads = " + Str(shape.heads()) + " is not a multiple of its kv_heads = " +
+                    Str(shape.kv_heads()) + "; change one of them");
     } else {
       Add(path, path + " must give heads, kv_heads and feed_forward");
     }
@@ -241,7 +242,7 @@ void Validator::CheckSchedule(const MergedPhase& phase) {
   if (schedule.warmup_steps() > phase.steps) {
     AddInPhase(phase, "schedule.warmup_steps",
                "= " + Str(schedule.warmup_steps()) + " is longer than the phase of " +
-                   Str(phase.steps) + " steps");
+                   Str(phase.steps) + " steps; shorten it or lengthen the phase");
     return;
   }
   const double warmup = schedule.has_warmup_steps() ? static_cast<double>(schedule.warmup_steps()) /

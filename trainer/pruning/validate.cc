@@ -95,7 +95,8 @@ class Validator {
     const PruningSpec& pruning = *phase.pruning;
     if (pruning.clock == Clock::kCompute || pruning.curve == SparsityCurve::kPoints ||
         pruning.curve == SparsityCurve::kConstant) {
-      Add("runs over FRACTION, STEPS or TOKENS, and its curve is LINEAR, CUBIC or GEOMETRIC");
+      Add("runs over FRACTION, STEPS or TOKENS, and its curve is LINEAR, CUBIC or GEOMETRIC; set "
+          "clock and curve so");
       return;
     }
     if (pruning.clock == Clock::kFraction && pruning.end > 1) {
@@ -103,7 +104,8 @@ class Validator {
       return;
     }
     if (pruning.end < pruning.begin) {
-      Add("ends at ", pruning.end, ", before it begins at ", pruning.begin);
+      Add("ends at ", pruning.end, ", before it begins at ", pruning.begin,
+          "; raise end or lower begin");
       return;
     }
     const Timeline timeline = {.steps = phase.steps,

@@ -84,7 +84,8 @@ Status CheckTimes(const SparsitySpec& spec, const Timeline& timeline) {
   RETURN_IF_ERROR(CheckEnd(spec, timeline, "end", spec.end));
   if (spec.update_interval <= timeline.steps) return OkStatus();
   return Refuse("update_interval = ", spec.update_interval, " is longer than the phase of ",
-                timeline.steps, " steps; the curve would have no event");
+                timeline.steps,
+                " steps, and the curve would have no event; lower it or lengthen the phase");
 }
 
 Status CheckRising(const SparsitySpec& spec, const Timeline&) {
@@ -128,7 +129,8 @@ Status ValidateDropAndGrow(const SparsitySpec& spec, const Timeline& timeline) {
   }
   if (spec.update_interval <= timeline.steps) return OkStatus();
   return Refuse("update_interval = ", spec.update_interval, " is longer than the phase of ",
-                timeline.steps, " steps; nothing would ever be dropped");
+                timeline.steps,
+                " steps, and nothing would ever be dropped; lower it or lengthen the phase");
 }
 
 }  // namespace filigree

@@ -8,7 +8,8 @@ namespace {
 Status Validate(const SparsitySpec& spec, const Timeline& timeline) {
   RETURN_IF_ERROR(CheckTimes(spec, timeline));
   if (spec.initial_sparsity < spec.sparsity) {
-    return InvalidInput("initial_sparsity is below sparsity, and rule sparse_to_dense only grows");
+    return InvalidInput(
+        "initial_sparsity is below sparsity, and rule sparse_to_dense only grows; swap them");
   }
   if (spec.distribution != "global") return OkStatus();
   return InvalidInput(

@@ -132,12 +132,16 @@ class Validator {
       }
       return;
     }
+    // Where all weights are drawn at this sparsity their parameterisation looks at each of them.
+    if (SharesAlike(entry.spec) && DrawnSparsity(entry) == entry.spec.sparsity) return;
     const std::vector<int64_t> counts = DrawnCounts(shapes, entry.spec, entry.spec.sparsity);
-    for (size_t i = 0; i < counts.size(); ++i) {
-      if (counts[i] > 0) continue;
-      Add("sparsity = ", entry.spec.sparsity, " leaves nothing of ", entry.linears[i].name,
-          ".weight; lower it or choose smaller blocks");
-    }
+    const auto emptied = std::ranges::find(counts, 0);
+    if (emptied == counts.end()) return;
+    const auto more = std::ranges::count(counts, 0) - 1;
+    Add("sparsity = ", entry.spec.sparsity, " leaves nothing of ",
+        entry.linears[static_cast<size_t>(emptied - counts.begin())].name, ".weight",
+        more > 0 ? " and " + std::to_string(more) + " more weights" : "", "; lower it",
+        StoresBlocks(entry.spec) ? " or choose smaller blocks" : " or exclude them");
   }
 
   void CheckRewind(int index) {
@@ -145,10 +149,10 @@ class Validator {
     place_ = "phase " + phase.name + ": ";
     if (phase.rewind_step < 0) return;
     if (index == 0) {
-      Add("rewind_step needs a phase before this one");
+      Add("rewind_step needs a phase before this one; leave it out");
     } else if (phase.rewind_step >= run_.phases.front().steps) {
       Add("rewind_step = ", phase.rewind_step, " is not inside the first phase of ",
-          run_.phases.front().steps, " steps");
+          run_.phases.front().steps, " steps; lower it");
     }
     if (phase.moments == Moments::kKeep) {
       Add("rewind_step takes the moments of that step, which moments: KEEP contradicts; leave it "
