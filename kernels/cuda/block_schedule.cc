@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <numeric>
-#include <tuple>
 
 #include "kernels/base/check.h"
 #include "kernels/cuda/schedule_dealing.h"
@@ -12,6 +11,12 @@ namespace {
 
 // A tile's fixed cost (epilogue, start) in reduction steps; tuned on an H100.
 constexpr double kTileOverheadSteps = 1.5;
+
+// A row of output blocks at some tokens.
+struct RowTile {
+  int row;
+  int32_t token_begin;
+};
 
 using StepLists = std::vector<std::vector<SpmmStep>>;
 
@@ -75,28 +80,40 @@ SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64
   const int rows = static_cast<int>(ranges.size()) - 1;
   const int tile_features = transposed ? pattern.block.cols : pattern.block.rows;
 
-  std::vector<int> order(rows);
+  CHECK(!tiling.pairs || rows % 2 == 0) << rows << " rows in pairs";
+  const int in_turn = tiling.pairs ? 2 : 1;
+  // What one worker makes in turn begins in this many rows, and goes on so many rows below.
+  const int first_rows = rows / in_turn;
+  std::vector<int> order(first_rows);
   std::iota(order.begin(), order.end(), 0);
   const auto length = [&](int row) { return ranges[row + 1] - ranges[row]; };
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return length(a) > length(b); });
+  const auto total = [&](int row) {
+    return length(row) + (tiling.pairs ? length(row + first_rows) : 0);
+  };
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return total(a) > total(b); });
 
   const int token_tiles = static_cast<int>((tokens + tiling.tile_tokens - 1) / tiling.tile_tokens);
-  std::vector<SpmmTile> tiles;
-  tiles.reserve(static_cast<size_t>(token_tiles) * rows);
+  std::vector<RowTile> dealt;
+  dealt.reserve(static_cast<size_t>(token_tiles) * first_rows);
   for (int group = 0; group < token_tiles; group += tiling.token_group) {
     const int group_end = std::min(group + tiling.token_group, token_tiles);
     for (int row : order) {
-      for (int t = group; t < group_end; ++t) {
-        tiles.push_back({.token_begin = t * tiling.tile_tokens,
-                         .feature_begin = row * tile_features,
-                         .step_begin = ranges[row],
-                         .step_count = length(row)});
-      }
+      for (int t = group; t < group_end; ++t) dealt.push_back({row, t * tiling.tile_tokens});
     }
   }
-  std::tie(schedule.tiles, schedule.worker_begin) = Deal<SpmmTile>(
-      tiles, tiling.workers,
-      [](const SpmmTile& tile) { return tile.step_count + kTileOverheadSteps; });
+  const auto [lists, begins] =
+      Deal<RowTile>(dealt, tiling.workers, [&](const RowTile& tile) {
+        return total(tile.row) + in_turn * kTileOverheadSteps;
+      });
+  for (const RowTile& tile : lists) {
+    for (int row = tile.row; row < rows; row += first_rows) {
+      schedule.tiles.push_back({.token_begin = tile.token_begin,
+                                .feature_begin = row * tile_features,
+                                .step_begin = ranges[row],
+                                .step_count = length(row)});
+    }
+  }
+  for (const int32_t begin : begins) schedule.worker_begin.push_back(begin * in_turn);
   return schedule;
 }
 

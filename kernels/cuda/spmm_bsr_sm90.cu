@@ -16,6 +16,7 @@ bool CanImplementSpmmBsrSm90(const SpmmDesc& desc) {
   return valid(desc.block.rows) && valid(desc.block.cols) && desc.tokens > 0 &&
          desc.factor_depth % kChunk == 0 && desc.inner_width % kChunk == 0 &&
          desc.factor_cols % kChunk == 0 &&
+         (desc.finish != SpmmFinish::kSwiGlu || desc.out_features % (2 * desc.block.rows) == 0) &&
          desc.out_features % desc.block.rows == 0 && desc.in_features % desc.block.cols == 0;
 }
 
@@ -40,6 +41,7 @@ SpmmConfig ConfigSpmmBsrSm90(const SpmmDesc& desc, int multiprocessors) {
   const int64_t block_rows = desc.output_width() / desc.tile_features();
   const bool one_is_enough = config.cluster == 2 && 10 * block_rows >= 7 * config.tiling.workers;
   config.tiling.token_group = one_is_enough ? 1 : 2;
+  config.tiling.pairs = desc.finish == SpmmFinish::kSwiGlu;
   return config;
 }
 
@@ -95,6 +97,11 @@ void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const Spm
     case SpmmFinish::kGelu:
       CHECK(!desc.transposed);
       return LaunchSpmmGelu(features, config.cluster, config.deep_ring, params, workers, stream);
+    case SpmmFinish::kSwiGlu:
+      CHECK(!desc.transposed);
+      params.beside = EncodeStoreMap(args.beside, desc.tokens, desc.output_width() / 2,
+                                     args.beside_stride, store_tokens);
+      return LaunchSpmmSwiGlu(features, config.cluster, params, workers, stream);
     case SpmmFinish::kGeluBackward:
       CHECK(desc.transposed && args.bias == nullptr);
       return LaunchSpmmTransposedGeluBackward(features, config.cluster, params, workers, stream);
