@@ -13,8 +13,8 @@ namespace {
 using Matrix = TestMatrix<double>;
 
 constexpr int64_t kTokens = 7, kIn = 10;
-constexpr int64_t kOuts[] = {6, 3, 4};
-constexpr int64_t kOut = 13;
+constexpr int64_t kOuts[] = {6, 3, 5};
+constexpr int64_t kOut = 14;
 
 // Prefers one product, and counts them.
 class CountingBackend final : public CpuBackend {
@@ -37,7 +37,7 @@ class JoinedDenseTest : public ::testing::Test {
  protected:
   // Outputs, input gradients and parameters' gradients after two backward passes.
   struct Results {
-    Matrix y{kTokens, kOut, 2}, dx{kTokens, kIn};
+    Matrix y{kTokens, kOut, 2}, dx{kTokens, kIn}, swiglu{kTokens, kOut / 2};
     std::vector<double> grads;  // part by part, weight and bias
     int forward_products = 0, backward_products = 0;
   };
@@ -78,7 +78,8 @@ class JoinedDenseTest : public ::testing::Test {
     Results results;
     Matrix x = Matrix::Random(kTokens, kIn, 3, 1), dy = Matrix::Random(kTokens, kOut, 4, 2);
     group.Materialize(*stream_);
-    group.Forward(x.view(), results.y.view(), {}, {}, *stream_);
+    group.Forward(x.view(), results.y.view(), {}, {.swiglu_output = {results.swiglu.view()}},
+                  *stream_);
     results.forward_products = backend_.products;
     for (int pass = 0; pass < 2; ++pass) {
       group.Backward(x.view(), dy.view(), {}, {.dx = results.dx.view()}, *stream_);
@@ -102,14 +103,21 @@ TEST_F(JoinedDenseTest, OneProductWhereWeightsAndBiasesLieTogether) {
     for (const Gaps& gaps : {Gaps{}, Gaps{.weights = 6}, Gaps{.biases = 2}}) {
       SCOPED_TRACE(testing::Message() << gaps.weights << " and " << gaps.biases << " between, "
                                       << (overwrite ? "overwritten" : "added"));
-      const Results expected = Run(apart_, gaps, overwrite);
+      Results expected = Run(apart_, gaps, overwrite);
       backend_.products = 0;
       Results found = Run(backend_, gaps, overwrite);
       const bool joined = gaps.weights == 0 && gaps.biases == 0;
       EXPECT_EQ(found.forward_products, joined ? 1 : 3);
       EXPECT_EQ(found.backward_products, joined ? 2 * 2 : 2 * 6);
-      ExpectNear(found.y, [&](int64_t i, int64_t j) { return expected.y(i, j); });
-      ExpectNear(found.dx, [&](int64_t i, int64_t j) { return expected.dx(i, j); });
+      ExpectNear(found.y, [&](int64_t i, int64_t j) { return std::as_const(expected).y(i, j); });
+      Matrix swiglu(kTokens, kOut / 2);
+      apart_.SwiGlu({expected.y.view().Cols(0, kOut / 2),
+                     expected.y.view().Cols(kOut / 2, kOut / 2), swiglu.view()},
+                    *stream_);
+      for (Matrix* made : {&found.swiglu, &expected.swiglu}) {
+        ExpectNear(*made, [&](int64_t i, int64_t j) { return std::as_const(swiglu)(i, j); });
+      }
+      ExpectNear(found.dx, [&](int64_t i, int64_t j) { return std::as_const(expected).dx(i, j); });
       ASSERT_EQ(found.grads.size(), expected.grads.size());
       for (size_t k = 0; k < found.grads.size(); ++k) {
         EXPECT_NEAR(found.grads[k], expected.grads[k], 1e-12) << k;
