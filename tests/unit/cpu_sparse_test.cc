@@ -161,15 +161,15 @@ TYPED_TEST(CpuSparseTest, SwiGluOfTheOutput) {
   const ConstTensorView thin = factor.view();
   Stream& stream = *this->stream_;
   for (const bool factors : {false, true}) {
-    SpmmArgs args = {.weight = weight.layout(),
-                     .values = weight.values.flat(),
-                     .x = x.view(),
-                     .bias = bias.flat()};
-    if (factors) args.low_rank = {inner.view(), {&thin, 1}};
     TestMatrix<T> product(c.tokens, c.out), expected(c.tokens, c.out / 2);
     auto y = TestMatrix<T>::Constant(c.tokens, c.out, NAN, 1);
     auto hidden = TestMatrix<T>::Constant(c.tokens, c.out / 2, NAN, 2);
-    args.y = product.view();
+    SpmmArgs args = {.weight = weight.layout(),
+                     .values = weight.values.flat(),
+                     .x = x.view(),
+                     .y = product.view(),
+                     .bias = bias.flat()};
+    if (factors) args.low_rank = {inner.view(), {&thin, 1}};
     this->backend_.Spmm(args, stream);
     this->backend_.SwiGlu({product.view().Cols(0, c.out / 2),
                            product.view().Cols(c.out / 2, c.out / 2), expected.view()},
