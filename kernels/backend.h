@@ -49,8 +49,8 @@ struct SwiGluOutput {
 
 // What a product does with its result (bias and accumulation included) before it is stored. All of
 // the output's shape but for SwiGLU's y, none its memory; empty views do nothing. At most one of
-// pre_activation, gelu_input, swiglu and swiglu_output is given. What GELU keeps for its gradient is
-// its input, or, in views of U8, codes of its derivative there (kernels/base/gelu_code.h).
+// pre_activation, gelu_input, swiglu and swiglu_output is given. What GELU keeps for its gradient
+// is its input, or, in views of U8, codes of its derivative there (kernels/base/gelu_code.h).
 struct ProductEpilogue {
   ConstTensorView residual = {};    // is added to the result
   TensorView pre_activation = {};   // receives the result, and the output gelu(result)

@@ -5,11 +5,11 @@
 // replaces it, once it is stored, and then silu(gate) * up that. So buffers go round three times a
 // pair, and nothing is read that was made before. Bytes an element of silu(gate) * up: 6.
 //
-// A tile of the gradient of silu(gate) * up: both operands come and both gradients leave by the same
-// buffers (spmm_ship_sm90.cuh), up and its gradient in the first of a pair, gate and its own in the
-// second. So half of a tile's operands are there when its products end, and the other half arrives
-// in the buffers that the first gradients leave. Bytes an element of the output: 8, none of them the
-// gradient of silu(gate) * up itself.
+// A tile of the gradient of silu(gate) * up: both operands come and both gradients leave by the
+// same buffers (spmm_ship_sm90.cuh), up and its gradient in the first of a pair, gate and its own in
+// the second. So half of a tile's operands are there when its products end, and the other half
+// arrives in the buffers that the first gradients leave. Bytes an element of the output: 8, none of
+// them the gradient of silu(gate) * up itself.
 #pragma once
 
 #include "kernels/cuda/spmm_epilogue_sm90.cuh"

@@ -298,8 +298,8 @@ TEST_F(GpuProductTest, SwiGluGradientsInOneBufferRepeat) {
   for (int run = 1; run < 4; ++run) EXPECT_EQ(grads[run].Download(), grads[0].Download());
 }
 
-// Gate and up as joined weights, whose values lie apart: product and SwiGLU in one are the same bits
-// as one after the other, at every call.
+// Gate and up as joined weights, whose values lie apart: product and SwiGLU in one are the same
+// bits as one after the other, at every call.
 TEST_F(GpuProductTest, SwiGluOfJoinedWeightsIsThatOfThePass) {
   constexpr int64_t kIn = 512, kTokens = 2600, kApart = 4096;
   for (const auto& [half, block_out] : {std::pair<int64_t, int>{1408, 128}, {1088, 64}}) {

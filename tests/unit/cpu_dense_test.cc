@@ -132,7 +132,7 @@ TYPED_TEST(CpuDenseTest, MatMulEpilogues) {
   }
 }
 
-// Gate and up are halves of the output, of which SwiGLU is made as an operation of its own makes it.
+// Gate and up are halves of the output, of which SwiGLU is made as by an operation of its own.
 TYPED_TEST(CpuDenseTest, MatMulMakesSwiGluOfItsOutput) {
   using T = TypeParam;
   const int64_t m = 37, half = 15, k = 13;

@@ -102,8 +102,8 @@ TEST(SpmmSchedule, EveryTileOnceAndEveryBlockChunkInIt) {
   }
 }
 
-// In pairs: every tile once, as without, and each worker's first, third, ... are followed by the tile
-// half of the features further on.
+// In pairs: every tile once, as without, and each worker's first, third, ... are followed by the
+// tile half of the features further on.
 TEST(SpmmSchedule, PairsAreMadeInTurn) {
   for (const Pattern& pattern : Patterns()) {
     if (pattern.rows % 2 != 0) continue;
