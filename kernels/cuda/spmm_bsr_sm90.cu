@@ -37,11 +37,13 @@ SpmmConfig ConfigSpmmBsrSm90(const SpmmDesc& desc, int multiprocessors) {
   config.tiling.workers = multiprocessors / config.cluster;
   config.tiling.tile_tokens = cta_tokens * config.cluster;
   // Larger groups let the input's panel fall out of the L2. Where one tile of tokens has work for
-  // about all clusters, a second one costs 1 to 4 %; with few block rows it gains as much.
+  // about all clusters, a second one costs 1 to 4 %; with few block rows it gains as much, and with
+  // pairs up to 2 %.
   const int64_t block_rows = desc.output_width() / desc.tile_features();
-  const bool one_is_enough = config.cluster == 2 && 10 * block_rows >= 7 * config.tiling.workers;
-  config.tiling.token_group = one_is_enough ? 1 : 2;
   config.tiling.pairs = desc.finish == SpmmFinish::kSwiGlu;
+  const bool one_is_enough = !config.tiling.pairs && config.cluster == 2 &&
+                             10 * block_rows >= 7 * config.tiling.workers;
+  config.tiling.token_group = one_is_enough ? 1 : 2;
   return config;
 }
 
