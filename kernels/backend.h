@@ -37,15 +37,26 @@ struct SwiGluGradient {
   bool empty() const { return gate.empty(); }
 };
 
+// Where the output of a product is gate and up side by side, each half of its columns:
+// y = silu(gate) * up (SwiGluArgs) goes beside it, made of gate and up as they are stored. With
+// `linear` silu is the identity.
+struct SwiGluOutput {
+  TensorView y = {};  // [T, half of the output's columns]
+  bool linear = false;
+
+  bool empty() const { return y.empty(); }
+};
+
 // What a product does with its result (bias and accumulation included) before it is stored. All of
-// the output's shape, none its memory; empty views do nothing. At most one of pre_activation,
-// gelu_input and swiglu is given. What GELU keeps for its gradient is its input, or, in views of U8,
-// codes of its derivative there (kernels/base/gelu_code.h).
+// the output's shape but for SwiGLU's y, none its memory; empty views do nothing. At most one of
+// pre_activation, gelu_input, swiglu and swiglu_output is given. What GELU keeps for its gradient
+// is its input, or, in views of U8, codes of its derivative there (kernels/base/gelu_code.h).
 struct ProductEpilogue {
   ConstTensorView residual = {};    // is added to the result
   TensorView pre_activation = {};   // receives the result, and the output gelu(result)
   ConstTensorView gelu_input = {};  // the output is result * gelu'(gelu_input)
   SwiGluGradient swiglu = {};       // the output is dgate, the result dy
+  SwiGluOutput swiglu_output = {};  // receives silu(gate) * up of the output [gate, up]
   // [N] or empty: as ColumnSum of the output, the gradient of the bias that was added where the
   // output's own argument was made.
   TensorView column_sums = {};

@@ -30,6 +30,7 @@ inline void SpmmThenFactors(Backend& backend, const SpmmArgs& args, Stream& stre
   }
   ApplyGelu(backend, args.y, args.epilogue, stream);
   ApplySwiGluBackward(backend, args.y, args.epilogue, stream);
+  ApplySwiGlu(backend, args.y, args.epilogue, stream);
   if (!args.epilogue.column_sums.empty()) {
     backend.ColumnSum({.in = args.y,
                        .out = args.epilogue.column_sums,

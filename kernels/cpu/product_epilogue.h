@@ -16,6 +16,7 @@ inline void FinishProduct(CpuBackend& backend, TensorView out, const ProductEpil
   }
   ApplyGelu(backend, out, epilogue, stream);
   ApplySwiGluBackward(backend, out, epilogue, stream);
+  ApplySwiGlu(backend, out, epilogue, stream);
   if (!epilogue.column_sums.empty()) {
     backend.ColumnSum(
         {.in = out, .out = epilogue.column_sums, .accumulate = epilogue.accumulate_sums}, stream);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
-#include <tuple>
+#include <utility>
 
 #include "kernels/base/check.h"
 #include "kernels/cuda/schedule_dealing.h"
@@ -12,6 +12,12 @@ namespace {
 
 // A tile's fixed cost (epilogue, start) in reduction steps; tuned on an H100.
 constexpr double kTileOverheadSteps = 1.5;
+
+// A row of output blocks at some tokens.
+struct RowTile {
+  int row;
+  int32_t token_begin;
+};
 
 using StepLists = std::vector<std::vector<SpmmStep>>;
 
@@ -64,6 +70,25 @@ std::vector<int> AppendSteps(const BsrPattern& pattern, bool transposed,
   return ranges;
 }
 
+// Rows at all tokens, dealt in order of (token group, most costly row first, token).
+std::pair<std::vector<RowTile>, std::vector<int32_t>> DealRows(const std::vector<double>& cost,
+                                                               int64_t tokens,
+                                                               const SpmmTiling& tiling) {
+  std::vector<int> order(cost.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return cost[a] > cost[b]; });
+  const int token_tiles = static_cast<int>((tokens + tiling.tile_tokens - 1) / tiling.tile_tokens);
+  std::vector<RowTile> tiles;
+  tiles.reserve(token_tiles * cost.size());
+  for (int group = 0; group < token_tiles; group += tiling.token_group) {
+    const int group_end = std::min(group + tiling.token_group, token_tiles);
+    for (int row : order) {
+      for (int t = group; t < group_end; ++t) tiles.push_back({row, t * tiling.tile_tokens});
+    }
+  }
+  return Deal<RowTile>(tiles, tiling.workers, [&](const RowTile& tile) { return cost[tile.row]; });
+}
+
 }  // namespace
 
 SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64_t tokens,
@@ -74,29 +99,26 @@ SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64
   const std::vector<int> ranges = AppendSteps(pattern, transposed, factors, &schedule.steps);
   const int rows = static_cast<int>(ranges.size()) - 1;
   const int tile_features = transposed ? pattern.block.cols : pattern.block.rows;
-
-  std::vector<int> order(rows);
-  std::iota(order.begin(), order.end(), 0);
   const auto length = [&](int row) { return ranges[row + 1] - ranges[row]; };
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return length(a) > length(b); });
+  // What a worker makes in turn begins in one of these rows; its other is so many further on.
+  CHECK(!tiling.pairs || rows % 2 == 0) << rows << " rows in pairs";
+  const int first_rows = tiling.pairs ? rows / 2 : rows;
+  std::vector<double> cost(first_rows);
+  for (int row = 0; row < rows; ++row) cost[row % first_rows] += length(row) + kTileOverheadSteps;
 
-  const int token_tiles = static_cast<int>((tokens + tiling.tile_tokens - 1) / tiling.tile_tokens);
-  std::vector<SpmmTile> tiles;
-  tiles.reserve(static_cast<size_t>(token_tiles) * rows);
-  for (int group = 0; group < token_tiles; group += tiling.token_group) {
-    const int group_end = std::min(group + tiling.token_group, token_tiles);
-    for (int row : order) {
-      for (int t = group; t < group_end; ++t) {
-        tiles.push_back({.token_begin = t * tiling.tile_tokens,
-                         .feature_begin = row * tile_features,
-                         .step_begin = ranges[row],
-                         .step_count = length(row)});
-      }
+  const auto [dealt, begins] = DealRows(cost, tokens, tiling);
+  schedule.tiles.reserve(dealt.size() * (tiling.pairs ? 2 : 1));
+  for (const RowTile& tile : dealt) {
+    for (int row = tile.row; row < rows; row += first_rows) {
+      schedule.tiles.push_back({.token_begin = tile.token_begin,
+                                .feature_begin = row * tile_features,
+                                .step_begin = ranges[row],
+                                .step_count = length(row)});
     }
   }
-  std::tie(schedule.tiles, schedule.worker_begin) = Deal<SpmmTile>(
-      tiles, tiling.workers,
-      [](const SpmmTile& tile) { return tile.step_count + kTileOverheadSteps; });
+  for (const int32_t begin : begins) {
+    schedule.worker_begin.push_back(tiling.pairs ? 2 * begin : begin);
+  }
   return schedule;
 }
 

@@ -97,11 +97,16 @@ struct SpmmTiling {
   int workers = 132;      // clusters that run at once
   int tile_tokens = 256;  // tokens that one worker covers per tile
   int token_group = 16;   // tiles along the tokens that are finished before the next group starts
+  // The output's features are two halves, and a worker makes a tile of the first and then that of
+  // the second at the same place: every worker's tiles are such pairs.
+  bool pairs = false;
+  bool operator==(const SpmmTiling&) const = default;
 };
 
 // Tiles are dealt in order of (token group, longest row first, token) to whichever worker is free
 // first: neighbours work on the same block row, the input panel of a group stays in L2, and the
-// shortest tiles come last. A tile's steps with factors come before those with blocks.
+// shortest tiles come last. Pairs are dealt as one. A tile's steps with factors come before those
+// with blocks.
 SpmmSchedule BuildSpmmSchedule(const BsrPattern& pattern, bool transposed, int64_t tokens,
                                const SpmmTiling& tiling, std::span<const FactorPart> factors = {});
 

@@ -91,11 +91,12 @@ bool Fuse(const MatMulArgs& args, MatMulCall* call) {
   return true;
 }
 
-// cuBLASLt knows neither SwiGLU's gradient nor codes of GELU's.
+// cuBLASLt knows neither SwiGLU nor its gradient nor codes of GELU's.
 bool NeedsPass(const ProductEpilogue& epilogue) {
   const bool reads_codes =
       !epilogue.gelu_input.empty() && epilogue.gelu_input.dtype() == DType::kU8;
-  return !epilogue.swiglu.empty() || epilogue.makes_codes() || reads_codes;
+  return !epilogue.swiglu.empty() || !epilogue.swiglu_output.empty() || epilogue.makes_codes() ||
+         reads_codes;
 }
 
 // The result goes through memory, rounded, in the output's place.

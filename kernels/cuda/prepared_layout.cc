@@ -135,9 +135,7 @@ const DeviceSpmmSchedule& CudaPreparedLayout::SpmmScheduleFor(
     std::span<const FactorPart> factors) const {
   std::list<DeviceSpmmSchedule>& cache = transposed ? transposed_ : forward_;
   const auto matches = [&](const DeviceSpmmSchedule& entry) {
-    return entry.tokens == tokens && entry.tiling.workers == tiling.workers &&
-           entry.tiling.tile_tokens == tiling.tile_tokens &&
-           entry.tiling.token_group == tiling.token_group &&
+    return entry.tokens == tokens && entry.tiling == tiling &&
            std::equal(entry.factors.begin(), entry.factors.end(), factors.begin(), factors.end());
   };
   if (const DeviceSpmmSchedule* found = Find(cache, matches)) return *found;

@@ -80,6 +80,10 @@ void CheckFinish(ConstTensorView out, ConstTensorView bias, const ProductEpilogu
   CheckShape(epilogue.swiglu.gate, out, "gate");
   CheckShape(epilogue.swiglu.up, out, "up");
   CheckShape(epilogue.swiglu.dup, out, "dup");
+  const TensorView y = epilogue.swiglu_output.y;
+  CHECK(y.empty() || (y.rows() == out.rows() && 2 * y.cols() == out.cols()))
+      << "SwiGLU's output is [" << y.rows() << ", " << y.cols() << "], the product [" << out.rows()
+      << ", " << out.cols() << "]";
   CHECK(epilogue.column_sums.empty() || epilogue.column_sums.size() == out.cols())
       << epilogue.column_sums.size() << " sums of " << out.cols() << " columns";
 }
@@ -106,6 +110,7 @@ void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out,
   }
   ApplyGelu(backend, out, epilogue, stream);
   ApplySwiGluBackward(backend, out, epilogue, stream);
+  ApplySwiGlu(backend, out, epilogue, stream);
   SumColumns(backend, out, epilogue, stream);
 }
 

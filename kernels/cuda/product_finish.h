@@ -10,9 +10,10 @@ namespace filigree {
 void CheckFinish(ConstTensorView out, ConstTensorView bias, const ProductEpilogue& epilogue);
 
 // With r = result + bias + residual: pre_activation = r (or codes of gelu'(r)) and out = gelu(r); or
-// out = r * gelu'(gelu_input); or out and dup are SwiGLU's gradients for dy = r; or out = r; then
-// the column sums of out. `result`, of the shape of `out`, may be epilogue.ResultIn(out) or memory
-// of its own, which may be F32 beside a BF16 `out`. Launches nothing where nothing is to be done.
+// out = r * gelu'(gelu_input); or out and dup are SwiGLU's gradients for dy = r; or out = r, and of
+// it SwiGLU's output; then the column sums of out. `result`, of the shape of `out`, may be
+// epilogue.ResultIn(out) or memory of its own, which may be F32 beside a BF16 `out`. Launches
+// nothing where nothing is to be done.
 void FinishProduct(CudaBackend& backend, ConstTensorView result, TensorView out,
                    ConstTensorView bias, const ProductEpilogue& epilogue, Stream& stream);
 // The last step alone.

@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/sparse_variants.h"
 #include "kernels/planned/joined_layout.h"
+#include "kernels/swiglu_epilogue.h"
 
 namespace filigree {
 namespace {
@@ -76,6 +77,7 @@ void MultiplyParts(CudaBackend& backend, const BlockProduct& product, Stream& st
                                .accumulate_sums = product.epilogue.accumulate_sums}},
                  stream);
   }
+  ApplySwiGlu(backend, product.out, product.epilogue, stream);
 }
 
 bool CanSampleParts(const SddmmArgs& args) { return !Prepared(args.weight).parts().empty(); }

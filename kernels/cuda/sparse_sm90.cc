@@ -36,7 +36,10 @@ SpmmFinish FinishOf(const BlockProduct& product) {
   const ProductEpilogue& epilogue = product.epilogue;
   const bool residual = !epilogue.residual.empty(), gelu = !epilogue.pre_activation.empty();
   const bool dgelu = !epilogue.gelu_input.empty(), dswiglu = !epilogue.swiglu.empty();
-  if (product.accumulate || residual + gelu + dgelu + dswiglu != 1) return SpmmFinish::kStore;
+  const bool swiglu_y = !epilogue.swiglu_output.empty();
+  if (product.accumulate || residual + gelu + dgelu + dswiglu + swiglu_y != 1) {
+    return SpmmFinish::kStore;
+  }
   if (residual && !product.transposed && IsAligned(epilogue.residual)) return SpmmFinish::kResidual;
   if (gelu && !product.transposed && IsAligned(epilogue.pre_activation)) {
     return epilogue.makes_codes() ? SpmmFinish::kGeluCode : SpmmFinish::kGelu;
@@ -44,6 +47,11 @@ SpmmFinish FinishOf(const BlockProduct& product) {
   if (dgelu && product.transposed && IsAligned(epilogue.gelu_input)) {
     return epilogue.gelu_input.dtype() == DType::kU8 ? SpmmFinish::kGeluCodeBackward
                                                      : SpmmFinish::kGeluBackward;
+  }
+  // Gate and up are made in tiles of the same place.
+  if (swiglu_y && !product.transposed && !epilogue.swiglu_output.linear &&
+      IsAligned(epilogue.swiglu_output.y) && product.layout().grid_rows() % 2 == 0) {
+    return SpmmFinish::kSwiGlu;
   }
   const SwiGluGradient& swiglu = epilogue.swiglu;
   if (dswiglu && product.transposed && !swiglu.linear && IsAligned(swiglu.gate) &&
@@ -138,6 +146,7 @@ void Launch(const BlockProduct& product, const FactorOperand& factors, const Spm
   if (desc.finish == SpmmFinish::kResidual) set_operand(epilogue.residual);
   if (desc.finish == SpmmFinish::kGelu) set_beside(epilogue.pre_activation);
   if (desc.finish == SpmmFinish::kGeluBackward) set_operand(epilogue.gelu_input);
+  if (desc.finish == SpmmFinish::kSwiGlu) set_beside(epilogue.swiglu_output.y);
   if (desc.finish == SpmmFinish::kSwiGluBackward) {
     set_operand(epilogue.swiglu.gate);
     set_beside(epilogue.swiglu.dup);

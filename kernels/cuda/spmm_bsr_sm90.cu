@@ -16,6 +16,7 @@ bool CanImplementSpmmBsrSm90(const SpmmDesc& desc) {
   return valid(desc.block.rows) && valid(desc.block.cols) && desc.tokens > 0 &&
          desc.factor_depth % kChunk == 0 && desc.inner_width % kChunk == 0 &&
          desc.factor_cols % kChunk == 0 &&
+         (desc.finish != SpmmFinish::kSwiGlu || desc.out_features % (2 * desc.block.rows) == 0) &&
          desc.out_features % desc.block.rows == 0 && desc.in_features % desc.block.cols == 0;
 }
 
@@ -36,9 +37,12 @@ SpmmConfig ConfigSpmmBsrSm90(const SpmmDesc& desc, int multiprocessors) {
   config.tiling.workers = multiprocessors / config.cluster;
   config.tiling.tile_tokens = cta_tokens * config.cluster;
   // Larger groups let the input's panel fall out of the L2. Where one tile of tokens has work for
-  // about all clusters, a second one costs 1 to 4 %; with few block rows it gains as much.
+  // about all clusters, a second one costs 1 to 4 %; with few block rows it gains as much, and with
+  // pairs up to 2 %.
   const int64_t block_rows = desc.output_width() / desc.tile_features();
-  const bool one_is_enough = config.cluster == 2 && 10 * block_rows >= 7 * config.tiling.workers;
+  config.tiling.pairs = desc.finish == SpmmFinish::kSwiGlu;
+  const bool one_is_enough = !config.tiling.pairs && config.cluster == 2 &&
+                             10 * block_rows >= 7 * config.tiling.workers;
   config.tiling.token_group = one_is_enough ? 1 : 2;
   return config;
 }
@@ -95,6 +99,11 @@ void LaunchSpmmBsrSm90(const SpmmDesc& desc, const SpmmConfig& config, const Spm
     case SpmmFinish::kGelu:
       CHECK(!desc.transposed);
       return LaunchSpmmGelu(features, config.cluster, config.deep_ring, params, workers, stream);
+    case SpmmFinish::kSwiGlu:
+      CHECK(!desc.transposed);
+      params.beside = EncodeStoreMap(args.beside, desc.tokens, desc.output_width() / 2,
+                                     args.beside_stride, store_tokens);
+      return LaunchSpmmSwiGlu(features, config.cluster, params, workers, stream);
     case SpmmFinish::kGeluBackward:
       CHECK(desc.transposed && args.bias == nullptr);
       return LaunchSpmmTransposedGeluBackward(features, config.cluster, params, workers, stream);

@@ -17,6 +17,8 @@ enum class SpmmFinish {
   kResidual,      // output = sum + operand (forward only)
   kGelu,          // beside = sum, output = gelu(sum) (forward only)
   kGeluBackward,  // output = sum * gelu'(operand) (transposed only)
+  // output = sum, halves of its features being gate and up; beside = silu(gate) * up (forward only)
+  kSwiGlu,
   // output = sum * up * silu'(operand), beside = sum * silu(operand) (transposed only)
   kSwiGluBackward,
   kGeluCode,      // codes = those of gelu'(sum), output = gelu(sum) (forward only)
@@ -67,7 +69,7 @@ struct SpmmKernelArgs {
   const __nv_bfloat16* up = nullptr;       // as operand, kSwiGluBackward only
   int64_t up_stride = 0;
   // [tokens, output_width], what the finish stores beside the output: kGelu's pre_activation,
-  // kSwiGluBackward's other gradient.
+  // kSwiGluBackward's other gradient; kSwiGlu's, of half the width.
   __nv_bfloat16* beside = nullptr;
   int64_t beside_stride = 0;
   // [tokens, output_width] of kernels/base/gelu_code.h, where the finish has them: kGeluCode writes

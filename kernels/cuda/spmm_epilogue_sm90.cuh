@@ -89,36 +89,47 @@ __device__ __forceinline__ int ThreadFeature() {
   return threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
 }
 
-// The bias of a thread's two features; GELU's gradient has none.
-template <SpmmFinish kFinish>
+// The bias of a thread's two features; GELU's gradient has none (kAny).
+template <bool kAny>
 struct FeatureBias {
   float low = 0, high = 0;
 
   __device__ __forceinline__ FeatureBias(const SpmmParams& params, const SpmmPart& part) {
-    if (IsGeluBackward(kFinish) || params.bias == nullptr) return;
+    if (!kAny || params.bias == nullptr) return;
     low = __bfloat162float(params.bias[part.feature + ThreadFeature()]);
     high = __bfloat162float(params.bias[part.feature + ThreadFeature() + 8]);
   }
   // To sums that lie as accumulators do.
   __device__ __forceinline__ void AddTo(float* acc) const {
-    if constexpr (!IsGeluBackward(kFinish)) {
+    if constexpr (kAny) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) acc[i] += i / 2 % 2 == 0 ? low : high;
     }
   }
 };
 
+// This warp's results are in the kFenced buffers up to `buffer`, which share a fence: it waits for
+// all that a warp has written. At most half of the buffers, since one is made ready again when the
+// one after it has been handed over.
+template <int kFenced, int kBuffers>
+__device__ __forceinline__ void HandOver(StoreBarriers<kBuffers>& barriers, int buffer) {
+  static_assert(2 * kFenced <= kBuffers);
+  FenceProxyAsync();
+  __syncwarp();
+  const int lane = threadIdx.x % 32;
+  if (lane < kFenced) BarrierArrive(&barriers.written[buffer - (kFenced - 1) + lane]);
+}
+
 // One warpgroup's part of a tile: pass by pass into its next buffer, from which Ship stores it.
 // Warps wait for nobody but the buffer. `tile` counts the worker's.
 template <typename Shape, SpmmFinish kFinish>
 __device__ __forceinline__ void WriteTile(const SpmmParams& params, float (&acc)[128],
-                                          const FeatureBias<kFinish>& bias, uint8_t* buffers,
+                                          const FeatureBias<!IsGeluBackward(kFinish)>& bias,
+                                          uint8_t* buffers,
                                           StoreBarriers<Shape::kBuffers>& barriers, int tile,
                                           const SpmmPart& part) {
   constexpr int kStores = StoresPerChunk(kFinish), kPasses = Shape::kChunks * kStores;
-  // Passes that share a fence, which waits for all that a warp has written. At most half of the
-  // buffers: a buffer is made ready again when the one after it has been handed over. GELU gains
-  // nothing by it.
+  // Passes that share a fence. GELU gains nothing by it.
   constexpr int kFenced = kStores == 1 && !HasCodes(kFinish) ? Shape::kBuffers / 2 : 1;
   const uint32_t lane_address = LaneAddress(buffers);
   FeatureSums sums;
@@ -150,11 +161,7 @@ __device__ __forceinline__ void WriteTile(const SpmmParams& params, float (&acc)
       StoreMatrixTransposed(address, packed);
     }
     codes.End(chunk);
-    if (pass % kFenced != kFenced - 1) continue;
-    FenceProxyAsync();
-    __syncwarp();
-    const int lane = threadIdx.x % 32;
-    if (lane < kFenced) BarrierArrive(&barriers.written[buffer - (kFenced - 1) + lane]);
+    if (pass % kFenced == kFenced - 1) HandOver<kFenced>(barriers, buffer);
   }
   if constexpr (IsGeluBackward(kFinish)) {
     if (params.sums != nullptr) sums.Write(params, part.feature + ThreadFeature(), part.token);

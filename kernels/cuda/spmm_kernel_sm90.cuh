@@ -153,6 +153,13 @@ __device__ __forceinline__ void Accumulate(float (&acc)[128], int step_count, ui
   }
 }
 
+// Tells the compiler that the sums are no longer needed. Where tiles end in different ways, it else
+// carries them from either end to the next products, which it then takes one by one.
+__device__ __forceinline__ void Forget(float (&acc)[128]) {
+#pragma unroll
+  for (int i = 0; i < 128; ++i) asm volatile("" : "=f"(acc[i]));
+}
+
 template <bool kTransposed, typename Shape, int kCluster, SpmmFinish kFinish>
 __device__ __forceinline__ void Consume(const SpmmParams& params, uint8_t* ring, uint8_t* buffers,
                                         SpmmBarriers<Shape>& barriers, uint32_t rank, int group,
@@ -165,11 +172,19 @@ __device__ __forceinline__ void Consume(const SpmmParams& params, uint8_t* ring,
     // What is needed after the products is loaded before them.
     const SpmmTile next = LoadTile(params.tiles, min(index + 1, tile_end - 1));
     const SpmmPart part = PartOf<Shape>(tile, rank, group);
-    const FeatureBias<kFinish> bias(params, part);
+    const FeatureBias<!IsGeluBackward(kFinish)> bias(params, part);
+    if constexpr (kFinish == SpmmFinish::kSwiGlu) Forget(acc);
     Accumulate<kTransposed, Shape, kCluster>(acc, StepsOf(tile), SharedAddress(ring),
                                                  barriers.ring, position, group);
     if constexpr (kFinish == SpmmFinish::kSwiGluBackward) {
       WriteSwiGluTile<Shape>(acc, buffers, barriers.store[group], index - tile_begin);
+    } else if constexpr (kFinish == SpmmFinish::kSwiGlu) {
+      const int number = index - tile_begin;
+      if (number % 2 == 0) {
+        WriteGateTile<Shape>(params, acc, bias, buffers, barriers.store[group], number / 2, part);
+      } else {
+        WriteUpTile<Shape>(acc, bias, buffers, barriers.store[group], number / 2);
+      }
     } else {
       WriteTile<Shape, kFinish>(params, acc, bias, buffers, barriers.store[group],
                                 index - tile_begin, part);
@@ -216,8 +231,13 @@ __global__ void __launch_bounds__(kSpmmThreads, 1)
                                             tile_end);
     } else if (threadIdx.x % 32 == 0 && warp <= 2) {
       const int group = warp - 1;
-      Ship<Shape, kFinish>(params, buffers(group), barriers.store[group], rank, group, tile_begin,
-                           tile_end);
+      if constexpr (kFinish == SpmmFinish::kSwiGlu) {
+        ShipPairs<Shape>(params, buffers(group), barriers.store[group], rank, group, tile_begin,
+                         tile_end);
+      } else {
+        Ship<Shape, kFinish>(params, buffers(group), barriers.store[group], rank, group, tile_begin,
+                             tile_end);
+      }
     }
     __syncwarp();
   } else {

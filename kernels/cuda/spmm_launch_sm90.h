@@ -13,6 +13,8 @@ void LaunchSpmmResidual(int features, int cluster, const SpmmParams& params, int
                         cudaStream_t stream);
 void LaunchSpmmGelu(int features, int cluster, bool deep_ring, const SpmmParams& params,
                     int workers, cudaStream_t stream);
+void LaunchSpmmSwiGlu(int features, int cluster, const SpmmParams& params, int workers,
+                      cudaStream_t stream);
 void LaunchSpmmTransposedStore(int features, int cluster, bool deep_ring, const SpmmParams& params,
                                int workers, cudaStream_t stream);
 void LaunchSpmmTransposedGeluBackward(int features, int cluster, const SpmmParams& params,

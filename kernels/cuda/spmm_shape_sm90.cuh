@@ -106,7 +106,7 @@ struct SpmmParams {
   CUtensorMap output;   // [tokens][features]
   CUtensorMap operand;  // as `input`, where the finish has one: the residual, gelu's input, gate
   CUtensorMap up;       // as `operand`, kSwiGluBackward only
-  CUtensorMap beside;   // as `output`, where a chunk is stored twice: what goes first
+  CUtensorMap beside;   // as `output`, where a chunk is stored twice: what goes first; or kSwiGlu's
   CUtensorMap codes;    // [tokens][features] of bytes, where the finish has codes
   const __nv_bfloat16* bias;  // [features] or nullptr
   float* sums;                // [ceil(tokens / 256), features], IsGeluBackward only, or nullptr

@@ -30,7 +30,7 @@ const FactorCase kCases[] = {
     {104, 72, 32, 32, 0.6, 8, 33, false},
 };
 
-enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward, kSwiGluBackward };
+enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward, kSwiGluBackward, kSwiGlu };
 
 class GpuLowRankTest : public GpuTest {
  protected:
@@ -62,7 +62,8 @@ class GpuLowRankTest : public GpuTest {
                               : Mirror::Output(c.tokens, width, DType::kBF16, o.gap);
     Mirror operand = Draw(o, c.tokens, width, 4);
     Mirror up = Draw(o, c.tokens, width, 8);
-    Mirror beside = Mirror::Output(c.tokens, width, DType::kBF16, o.gap);
+    const bool swiglu = o.epilogue == Epilogue::kSwiGlu;
+    Mirror beside = Mirror::Output(c.tokens, swiglu ? width / 2 : width, DType::kBF16, o.gap);
     Mirror bias = Mirror::Integers(1, width, DType::kBF16, 5);
     const auto launch = [&](bool on_gpu) {
       const auto view = [&](Mirror& m) { return on_gpu ? m.gpu() : m.cpu(); };
@@ -74,6 +75,7 @@ class GpuLowRankTest : public GpuTest {
       if (o.epilogue == Epilogue::kSwiGluBackward) {
         epilogue.swiglu = {view(operand), view(up), view(beside)};
       }
+      if (swiglu) epilogue.swiglu_output = {view(beside)};
       Backend& backend = on_gpu ? static_cast<Backend&>(gpu()) : cpu();
       Stream& queue = on_gpu ? stream() : cpu_stream();
       const PreparedLayout* weight = on_gpu ? there.get() : here.get();
@@ -110,7 +112,7 @@ class GpuLowRankTest : public GpuTest {
     // Products apart round the first before the second is added.
     const bool once = c.on_tensor_cores && device().compute_capability() == 90 && !o.accumulate;
     ExpectParity(out, what, once ? (o.integers ? 0 : 1e-3) : 3e-3);
-    if (o.epilogue == Epilogue::kGelu || o.epilogue == Epilogue::kSwiGluBackward) {
+    if (o.epilogue == Epilogue::kGelu || o.epilogue == Epilogue::kSwiGluBackward || swiglu) {
       ExpectParity(beside, what + ", what goes beside the output", 3e-3);
     }
   }
@@ -136,6 +138,7 @@ TEST_F(GpuLowRankTest, BiasAndEpilogues) {
     Run(c, false, {.epilogue = Epilogue::kResidual, .gap = 8});
     Run(c, false, {.bias = true, .epilogue = Epilogue::kResidual});
     Run(c, false, {.bias = true, .epilogue = Epilogue::kGelu});
+    Run(c, false, {.bias = true, .epilogue = Epilogue::kSwiGlu, .gap = 8});
     Run(c, true, {.accumulate = true});
     Run(c, true, {.epilogue = Epilogue::kGeluBackward, .gap = 8});
     Run(c, true, {.accumulate = true, .epilogue = Epilogue::kGeluBackward});

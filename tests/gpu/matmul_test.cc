@@ -26,7 +26,7 @@ struct Case {
   }
 };
 
-enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward, kSwiGluBackward };
+enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward, kSwiGluBackward, kSwiGlu };
 
 class GpuMatMulTest : public GpuTest {
  protected:
@@ -36,6 +36,8 @@ class GpuMatMulTest : public GpuTest {
                       : Mirror::Random(rows, cols, dtype, seed, scale, c.gap);
     };
     const auto [m, n, k] = c.shape;
+    const bool swiglu = epilogue == Epilogue::kSwiGlu;
+    if (swiglu && n % 2 != 0) return;
     Mirror a = c.transpose_a ? draw(k, m, DType::kBF16, 1, 1) : draw(m, k, DType::kBF16, 1, 1);
     const double scale = 1 / std::sqrt(static_cast<double>(std::max<int64_t>(k, 1)));
     Mirror b =
@@ -45,7 +47,7 @@ class GpuMatMulTest : public GpuTest {
         integers ? Mirror::Integers(1, n, DType::kBF16, 4) : Mirror::Random(1, n, DType::kBF16, 4);
     Mirror operand = draw(m, n, c.out, 5, 1);
     Mirror up = draw(m, n, c.out, 7, 1);
-    Mirror beside = Mirror::Output(m, n, c.out, c.gap);
+    Mirror beside = Mirror::Output(m, swiglu ? n / 2 : n, c.out, c.gap);
     const bool sums_output = epilogue != Epilogue::kNone && c.out == DType::kBF16;
     Mirror sums =
         c.accumulate ? Mirror::Random(1, n, DType::kF32, 6) : Mirror::Output(1, n, DType::kF32);
@@ -65,6 +67,7 @@ class GpuMatMulTest : public GpuTest {
       if (epilogue == Epilogue::kSwiGluBackward) {
         args.epilogue.swiglu = {view(operand), view(up), view(beside)};
       }
+      if (swiglu) args.epilogue.swiglu_output = {view(beside)};
       if (gpu && sums_output) {
         args.epilogue.column_sums = sums.gpu_flat();
         args.epilogue.accumulate_sums = c.accumulate;
@@ -83,6 +86,7 @@ class GpuMatMulTest : public GpuTest {
     if (epilogue == Epilogue::kSwiGluBackward) {
       ExpectParity(beside, c.Name() + ", gradient of up", 5e-4);
     }
+    if (swiglu) ExpectParity(beside, c.Name() + ", SwiGLU", 2e-3);
     if (sums_output) ExpectColumnSums(sums, out, m, n, c.accumulate, c.Name() + ", column sums");
   }
 };
@@ -176,7 +180,8 @@ TEST_F(GpuMatMulTest, StridedViewsKeepTheirGaps) {
 
 TEST_F(GpuMatMulTest, EpiloguesFusedAndNot) {
   for (Epilogue epilogue :
-       {Epilogue::kResidual, Epilogue::kGelu, Epilogue::kGeluBackward, Epilogue::kSwiGluBackward}) {
+       {Epilogue::kResidual, Epilogue::kGelu, Epilogue::kGeluBackward, Epilogue::kSwiGluBackward,
+        Epilogue::kSwiGlu}) {
     for (const Shape& shape : kShapes) {
       for (bool bias : {false, true}) {
         for (int64_t gap : {0, 8, 3}) {

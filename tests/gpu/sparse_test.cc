@@ -127,7 +127,7 @@ const ProductCase kProducts[] = {
     {23, 31, 3, 5, 0.4, 12},
 };
 
-enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward, kSwiGluBackward };
+enum class Epilogue { kNone, kResidual, kGelu, kGeluBackward, kSwiGluBackward, kSwiGlu };
 
 class GpuProductTest : public GpuSparseTest {
  protected:
@@ -153,7 +153,9 @@ class GpuProductTest : public GpuSparseTest {
                               : Mirror::Output(c.tokens, width, DType::kBF16, o.gap);
     Mirror operand = Draw(o, c.tokens, width, 4);
     Mirror up = Draw(o, c.tokens, width, 7);
-    Mirror beside = Mirror::Output(c.tokens, width, DType::kBF16, o.gap);
+    const bool swiglu = o.epilogue == Epilogue::kSwiGlu;
+    if (swiglu && width % 2 != 0) return;
+    Mirror beside = Mirror::Output(c.tokens, swiglu ? width / 2 : width, DType::kBF16, o.gap);
     Mirror bias = Mirror::Integers(1, width, DType::kBF16, 5);
     Mirror sums = o.accumulate ? Mirror::Random(1, width, DType::kF32, 6)
                                : Mirror::Output(1, width, DType::kF32);
@@ -167,6 +169,7 @@ class GpuProductTest : public GpuSparseTest {
       if (o.epilogue == Epilogue::kSwiGluBackward) {
         epilogue.swiglu = {view(operand), view(up), view(beside), o.linear};
       }
+      if (swiglu) epilogue.swiglu_output = {view(beside), o.linear};
       if (o.sums && on_gpu) {
         epilogue.column_sums = sums.gpu_flat();
         epilogue.accumulate_sums = o.accumulate;
@@ -202,6 +205,8 @@ class GpuProductTest : public GpuSparseTest {
     if (o.epilogue == Epilogue::kSwiGluBackward) {
       ExpectParity(beside, what + ", gradient of up", 1e-3);
     }
+    // Of gate and up as they are stored, rounded: two more roundings.
+    if (swiglu) ExpectParity(beside, what + ", SwiGLU", 2e-3);
     if (o.sums) ExpectColumnSums(sums, out, c.tokens, width, o.accumulate, what + ", sums");
   }
 };
@@ -235,6 +240,17 @@ TEST_F(GpuProductTest, BiasAndEpilogues) {
           {.accumulate = true, .sums = true, .epilogue = Epilogue::kGeluBackward, .gap = gap});
       Run(c, true, {.sums = true, .gap = gap});
       Run(c, false, {.bias = true, .sums = true, .epilogue = Epilogue::kResidual, .gap = gap});
+    }
+  }
+}
+
+TEST_F(GpuProductTest, SwiGlu) {
+  for (const ProductCase& c : kProducts) {
+    for (int64_t gap : {0, 8, 3}) {
+      Run(c, false, {.epilogue = Epilogue::kSwiGlu, .gap = gap});
+      Run(c, false, {.bias = true, .epilogue = Epilogue::kSwiGlu, .gap = gap});
+      Run(c, false, {.linear = true, .epilogue = Epilogue::kSwiGlu, .gap = gap});
+      Run(c, false, {.bias = true, .sums = true, .epilogue = Epilogue::kSwiGlu, .gap = gap});
     }
   }
 }
@@ -282,6 +298,51 @@ TEST_F(GpuProductTest, SwiGluGradientsInOneBufferRepeat) {
   for (int run = 1; run < 4; ++run) EXPECT_EQ(grads[run].Download(), grads[0].Download());
 }
 
+// Gate and up as joined weights, whose values lie apart: product and SwiGLU in one are the same
+// bits as one after the other, at every call.
+TEST_F(GpuProductTest, SwiGluOfJoinedWeightsIsThatOfThePass) {
+  constexpr int64_t kIn = 512, kTokens = 2600, kApart = 4096;
+  for (const auto& [half, block_out] : {std::pair<int64_t, int>{1408, 128}, {1088, 64}}) {
+    std::vector<std::unique_ptr<PreparedLayout>> parts;
+    std::vector<const PreparedLayout*> pointers;
+    std::vector<int64_t> value_begin;
+    int64_t extent = 0;
+    for (const char* name : {"gate", "up"}) {
+      const SparseLayout layout = RandomUniformBlocks(half, kIn, block_out, 64, 0.2, 3, name);
+      parts.push_back(gpu().PrepareLayout(layout));
+      pointers.push_back(parts.back().get());
+      value_begin.push_back(extent == 0 ? 0 : extent + kApart);
+      extent = value_begin.back() + layout.stored_count();
+    }
+    const auto joined = gpu().PrepareGroup(pointers, value_begin);
+    if (!joined) GTEST_SKIP() << "this card does not join weights";
+    Mirror values = Mirror::Random(1, extent, DType::kBF16, 1, 0.1);
+    Mirror x = Mirror::Random(kTokens, kIn, DType::kBF16, 2);
+    const auto multiply = [&](Mirror& y, const ProductEpilogue& epilogue) {
+      gpu().Spmm({.weight = joined.get(),
+                  .values = values.gpu_flat(),
+                  .x = x.gpu(),
+                  .y = y.gpu(),
+                  .epilogue = epilogue},
+                 stream());
+    };
+    Mirror both = Mirror::Output(kTokens, 2 * half, DType::kBF16);
+    Mirror hidden = Mirror::Output(kTokens, half, DType::kBF16);
+    multiply(both, {});
+    gpu().SwiGlu({both.gpu().Cols(0, half), both.gpu().Cols(half, half), hidden.gpu()}, stream());
+    stream().Synchronize();
+    for (int run = 0; run < 4; ++run) {
+      Mirror again = Mirror::Output(kTokens, 2 * half, DType::kBF16, 8);
+      Mirror made = Mirror::Output(kTokens, half, DType::kBF16, 8);
+      multiply(again, {.swiglu_output = {made.gpu()}});
+      stream().Synchronize();
+      EXPECT_EQ(again.Download(), both.Download()) << "run " << run;
+      EXPECT_EQ(made.Download(), hidden.Download()) << "run " << run;
+      EXPECT_TRUE(again.GapsAreIntact() && made.GapsAreIntact());
+    }
+  }
+}
+
 // Several tiles for each multiprocessor, some of them without blocks: what is brought in ahead
 // belongs to the next tile.
 TEST_F(GpuProductTest, EpiloguesOverManyTiles) {
@@ -291,6 +352,7 @@ TEST_F(GpuProductTest, EpiloguesOverManyTiles) {
       Run(wide, false, {.integers = true});
       Run(wide, false, {.bias = true, .epilogue = Epilogue::kResidual});
       Run(wide, false, {.bias = true, .epilogue = Epilogue::kGelu});
+      Run(wide, false, {.bias = true, .epilogue = Epilogue::kSwiGlu});
       const ProductCase deep = {256, 2048, block_out, block_in, 0.3, 2600};
       Run(deep, true, {.integers = true});
       Run(deep, true, {.sums = true, .epilogue = Epilogue::kGeluBackward});

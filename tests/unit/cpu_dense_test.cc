@@ -132,6 +132,30 @@ TYPED_TEST(CpuDenseTest, MatMulEpilogues) {
   }
 }
 
+// Gate and up are halves of the output, of which SwiGLU is made as by an operation of its own.
+TYPED_TEST(CpuDenseTest, MatMulMakesSwiGluOfItsOutput) {
+  using T = TypeParam;
+  const int64_t m = 37, half = 15, k = 13;
+  auto a = TestMatrix<T>::Random(m, k, 1), b = TestMatrix<T>::Random(k, 2 * half, 2);
+  auto bias = TestMatrix<T>::Random(1, 2 * half, 3);
+  TestMatrix<T> product(m, 2 * half), expected(m, half);
+  MatMulArgs args = {.a = a.view(), .b = b.view(), .out = product.view(), .bias = bias.flat()};
+  this->backend_.MatMul(args, *this->stream_);
+  for (const bool linear : {false, true}) {
+    auto out = TestMatrix<T>::Constant(m, 2 * half, NAN, 3);
+    auto y = TestMatrix<T>::Constant(m, half, NAN, 1);
+    args.out = out.view();
+    args.epilogue = {.swiglu_output = {y.view(), linear}};
+    this->backend_.MatMul(args, *this->stream_);
+    this->backend_.SwiGlu({product.view().Cols(0, half), product.view().Cols(half, half),
+                           expected.view(), linear},
+                          *this->stream_);
+    const auto &cproduct = product, &cexpected = expected;
+    ExpectNear(out, [&](int64_t i, int64_t j) { return cproduct(i, j); });
+    ExpectNear(y, [&](int64_t i, int64_t j) { return cexpected(i, j); });
+  }
+}
+
 TYPED_TEST(CpuDenseTest, NoTokensIsNoWork) {
   using T = TypeParam;
   TestMatrix<T> none(0, 8), weight(8, 8), sum(1, 8);

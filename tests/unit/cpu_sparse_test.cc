@@ -152,6 +152,39 @@ TYPED_TEST(CpuSparseTest, Epilogues) {
   EXPECT_EQ(sums.data(), expected_sums.data());
 }
 
+TYPED_TEST(CpuSparseTest, SwiGluOfTheOutput) {
+  using T = TypeParam;
+  const Case c = {40, 50, 16, 16, 0.5, 33};
+  auto weight = WeightOf<T>(this->backend_, c);
+  auto x = TestMatrix<T>::Random(c.tokens, c.in, 1), bias = TestMatrix<T>::Random(1, c.out, 2);
+  auto inner = TestMatrix<T>::Random(c.tokens, 6, 3), factor = TestMatrix<T>::Random(c.out, 6, 4);
+  const ConstTensorView thin = factor.view();
+  Stream& stream = *this->stream_;
+  for (const bool factors : {false, true}) {
+    TestMatrix<T> product(c.tokens, c.out), expected(c.tokens, c.out / 2);
+    auto y = TestMatrix<T>::Constant(c.tokens, c.out, NAN, 1);
+    auto hidden = TestMatrix<T>::Constant(c.tokens, c.out / 2, NAN, 2);
+    SpmmArgs args = {.weight = weight.layout(),
+                     .values = weight.values.flat(),
+                     .x = x.view(),
+                     .y = product.view(),
+                     .bias = bias.flat()};
+    if (factors) args.low_rank = {inner.view(), {&thin, 1}};
+    this->backend_.Spmm(args, stream);
+    this->backend_.SwiGlu({product.view().Cols(0, c.out / 2),
+                           product.view().Cols(c.out / 2, c.out / 2), expected.view()},
+                          stream);
+    args.y = y.view();
+    args.epilogue = {.swiglu_output = {hidden.view()}};
+    this->backend_.Spmm(args, stream);
+    const auto &cproduct = product, &cexpected = expected;
+    ExpectNear(
+        y, [&](int64_t t, int64_t j) { return cproduct(t, j); }, 0.0);
+    ExpectNear(
+        hidden, [&](int64_t t, int64_t j) { return cexpected(t, j); }, 0.0);
+  }
+}
+
 TYPED_TEST(CpuSparseTest, SwiGluGradients) {
   using T = TypeParam;
   const Case c = {40, 50, 16, 16, 0.5, 33};

@@ -102,6 +102,43 @@ TEST(SpmmSchedule, EveryTileOnceAndEveryBlockChunkInIt) {
   }
 }
 
+// In pairs: every tile once, as without, and each worker's first, third, ... are followed by the
+// tile half of the features further on.
+TEST(SpmmSchedule, PairsAreMadeInTurn) {
+  for (const Pattern& pattern : Patterns()) {
+    if (pattern.rows % 2 != 0) continue;
+    const int half = pattern.rows / 2 * pattern.block.rows;
+    for (const int64_t tokens : kTokenCounts) {
+      SpmmTiling tiling{.workers = 13, .tile_tokens = 256, .token_group = 2};
+      using Tile = std::tuple<int, int, std::vector<std::tuple<int, int, int>>>;
+      const auto tiles_of = [](const SpmmSchedule& schedule) {
+        std::set<Tile> tiles;
+        for (const SpmmTile& tile : schedule.tiles) {
+          std::vector<std::tuple<int, int, int>> steps;
+          for (int s = tile.step_begin; s < tile.step_begin + tile.step_count; ++s) {
+            const SpmmStep& step = schedule.steps[s];
+            steps.push_back({step.weight_row, step.weight_chunk, step.input_chunk});
+          }
+          EXPECT_TRUE(tiles.insert({tile.token_begin, tile.feature_begin, steps}).second);
+        }
+        return tiles;
+      };
+      const auto apart = tiles_of(BuildSpmmSchedule(pattern.view(), false, tokens, tiling));
+      tiling.pairs = true;
+      const SpmmSchedule pairs = BuildSpmmSchedule(pattern.view(), false, tokens, tiling);
+      EXPECT_EQ(tiles_of(pairs), apart);
+      ASSERT_EQ(pairs.worker_begin.size(), 14u);
+      ASSERT_EQ(pairs.worker_begin.back(), std::ssize(pairs.tiles));
+      for (size_t w = 0; w < 14; ++w) EXPECT_EQ(pairs.worker_begin[w] % 2, 0);
+      for (size_t t = 0; t < pairs.tiles.size(); t += 2) {
+        EXPECT_LT(pairs.tiles[t].feature_begin, half);
+        EXPECT_EQ(pairs.tiles[t + 1].feature_begin, pairs.tiles[t].feature_begin + half);
+        EXPECT_EQ(pairs.tiles[t + 1].token_begin, pairs.tiles[t].token_begin);
+      }
+    }
+  }
+}
+
 // Two parts one under the other, with factors that lie apart: every tile of a part takes its factor
 // (transposed: every tile all of them), and the steps with blocks are those without factors.
 TEST(SpmmSchedule, FactorsAddStepsToTheirOutputs) {

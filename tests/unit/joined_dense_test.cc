@@ -45,7 +45,7 @@ class JoinedDenseTest : public ::testing::Test {
   // Outputs, input gradients and their sums over rows, and parameters' gradients, after two
   // backward passes.
   struct Results {
-    Matrix y, dx, sums;
+    Matrix y, swiglu, dx, sums;
     std::vector<double> grads;  // part by part, weight and bias
     int forward_products = 0, backward_products = 0;
   };
@@ -69,6 +69,7 @@ class JoinedDenseTest : public ::testing::Test {
     const std::vector<BoundParameter> all = Bind(group, test, values, grads, overwrite);
     const int64_t in = specs[0].padded_in();
     Results results = {.y = Matrix(kTokens, group.out(), 2),
+                       .swiglu = Matrix(kTokens, group.out() / 2),
                        .dx = Matrix(kTokens, in),
                        .sums = Matrix::Constant(1, in, 100),
                        .grads = {}};
@@ -81,7 +82,8 @@ class JoinedDenseTest : public ::testing::Test {
       }
     }
     group.Materialize(*stream_);
-    group.Forward(x.view(), results.y.view(), {}, {}, *stream_);
+    group.Forward(x.view(), results.y.view(), {}, {.swiglu_output = {results.swiglu.view()}},
+                  *stream_);
     results.forward_products = backend_.products;
     for (const bool accumulate : {false, true}) {
       group.Backward(x.view(), dy.view(), {},
@@ -158,13 +160,21 @@ TEST_F(JoinedDenseTest, OneProductWhereWeightsAndBiasesLieTogether) {
                    << test.weight_gap << " and " << test.bias_gap << " between, "
                    << (test.bias ? "" : "no ") << "bias, padded to " << test.out_alignment
                    << " and " << test.in_alignment << (overwrite ? ", overwritten" : ", added"));
-      const Results expected = Run(apart_, test, overwrite);
+      Results expected = Run(apart_, test, overwrite);
       backend_.products = 0;
-      const Results found = Run(backend_, test, overwrite);
+      Results found = Run(backend_, test, overwrite);
       EXPECT_EQ(found.forward_products, test.joins() ? 1 : 3);
       EXPECT_EQ(found.backward_products, test.joins() ? 2 * 2 : 2 * 6);
-      ExpectNear(found.y, [&](int64_t i, int64_t j) { return expected.y(i, j); });
-      ExpectNear(found.dx, [&](int64_t i, int64_t j) { return expected.dx(i, j); });
+      ExpectNear(found.y, [&](int64_t i, int64_t j) { return std::as_const(expected).y(i, j); });
+      const int64_t half = expected.y.view().cols() / 2;
+      Matrix swiglu(kTokens, half);
+      apart_.SwiGlu(
+          {expected.y.view().Cols(0, half), expected.y.view().Cols(half, half), swiglu.view()},
+          *stream_);
+      for (Matrix* made : {&found.swiglu, &expected.swiglu}) {
+        ExpectNear(*made, [&](int64_t i, int64_t j) { return std::as_const(swiglu)(i, j); });
+      }
+      ExpectNear(found.dx, [&](int64_t i, int64_t j) { return std::as_const(expected).dx(i, j); });
       ExpectNear(found.sums, [&](int64_t, int64_t j) { return TwiceTheSum(found.dx, j); });
       ASSERT_EQ(found.grads.size(), expected.grads.size());
       for (size_t k = 0; k < found.grads.size(); ++k) {

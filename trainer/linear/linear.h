@@ -270,7 +270,8 @@ class LinearGroup {
     return parts_.size() == 1 ? parts_[0]->ReleaseBiasGrad() : BoundParameter();
   }
   void Materialize(Stream& stream);
-  // As Linear's, over the parts.
+  // As Linear's, over the parts; of two that are gate and up epilogue.swiglu_output too, of their
+  // outputs with padding.
   void Forward(ConstTensorView x, TensorView y, TensorView inner, const ProductEpilogue& epilogue,
                Stream& stream);
   void Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,

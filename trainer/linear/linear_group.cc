@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/swiglu_epilogue.h"
 #include "trainer/linear/dense_product.h"
 #include "trainer/linear/formed_product.h"
 #include "trainer/linear/linear.h"
@@ -135,6 +136,7 @@ void LinearGroup::Forward(ConstTensorView x, TensorView y, TensorView inner,
     PadOutput(y, part, stream);
     PadOutput(epilogue.pre_activation, part, stream);
   }
+  ApplySwiGlu(backend_, y, epilogue, stream);
 }
 
 void LinearGroup::Backward(ConstTensorView x, ConstTensorView dy, const InnerActivations& inner,

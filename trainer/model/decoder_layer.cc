@@ -154,8 +154,8 @@ void DecoderLayer::Forward(ConstTensorView x, TensorView out, const LayerActivat
   mlp_norm_.Forward(a.middle, a.mlp_input, a.mlp_statistics, stream);
   const TensorView inner = InnerOf(gate_up_, a.inner);
   if (traits_.gated) {
-    gate_up_.Forward(a.mlp_input, a.gate_up, inner, {}, stream);
-    Activate(a, stream);
+    const bool linear = spec_.gate_activation == GateActivation::kIdentity;
+    gate_up_.Forward(a.mlp_input, a.gate_up, inner, {.swiglu_output = {a.hidden, linear}}, stream);
   } else {
     gate_up_.Forward(a.mlp_input, a.hidden, inner, {.pre_activation = a.gate_up}, stream);
   }
