@@ -296,6 +296,14 @@ class SparseOps {
   virtual void Sddmm(const SddmmArgs& args, Stream& stream) = 0;
   virtual void ScatterStored(const ScatterStoredArgs& args, Stream& stream) = 0;
   virtual void GatherStored(const GatherStoredArgs& args, Stream& stream) = 0;
+  // The same for several weights, as those of a group, in as few launches as the backend can; all
+  // of one dtype each, and what one writes no other reads or writes.
+  virtual void ScatterGroup(std::span<const ScatterStoredArgs> parts, Stream& stream) {
+    for (const ScatterStoredArgs& part : parts) ScatterStored(part, stream);
+  }
+  virtual void GatherGroup(std::span<const GatherStoredArgs> parts, Stream& stream) {
+    for (const GatherStoredArgs& part : parts) GatherStored(part, stream);
+  }
 };
 
 // ------------------------------------------------------------------------------------ attention

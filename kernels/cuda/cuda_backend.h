@@ -59,8 +59,14 @@ class CudaBackend final : public Backend {
   void Spmm(const SpmmArgs& args, Stream& stream) override;
   void SpmmTransposed(const SpmmTransposedArgs& args, Stream& stream) override;
   void Sddmm(const SddmmArgs& args, Stream& stream) override;
-  void ScatterStored(const ScatterStoredArgs& args, Stream& stream) override;
-  void GatherStored(const GatherStoredArgs& args, Stream& stream) override;
+  void ScatterStored(const ScatterStoredArgs& args, Stream& stream) override {
+    ScatterGroup({&args, 1}, stream);
+  }
+  void GatherStored(const GatherStoredArgs& args, Stream& stream) override {
+    GatherGroup({&args, 1}, stream);
+  }
+  void ScatterGroup(std::span<const ScatterStoredArgs> parts, Stream& stream) override;
+  void GatherGroup(std::span<const GatherStoredArgs> parts, Stream& stream) override;
 
   void Rope(const RopeArgs& args, Stream& stream) override;
   void Attention(const AttentionArgs& args, Stream& stream) override;

@@ -15,20 +15,23 @@ struct Index {
   int64_t out, in;    // of the weight
 };
 
+// Of a layout whose columns have that type.
+template <typename Column>
+Index<Column> IndexOf(const CudaPreparedLayout& prepared) {
+  const SparseLayout& layout = prepared.layout();
+  const DeviceLayout& indices = prepared.indices();
+  return {indices.row_offsets, static_cast<const Column*>(indices.columns),
+          layout.block_out(),  layout.block_in(),
+          layout.out(),        layout.in()};
+}
+
 // Calls fn(Index) with the column type of the layout.
 template <typename Fn>
 void WithIndex(const CudaPreparedLayout& prepared, const Fn& fn) {
-  const SparseLayout& layout = prepared.layout();
-  const DeviceLayout& indices = prepared.indices();
-  const auto make = [&](auto column) {
-    using Column = decltype(column);
-    fn(Index<Column>{indices.row_offsets, static_cast<const Column*>(indices.columns),
-                     layout.block_out(), layout.block_in(), layout.out(), layout.in()});
-  };
-  if (indices.short_columns) {
-    make(uint16_t{});
+  if (prepared.indices().short_columns) {
+    fn(IndexOf<uint16_t>(prepared));
   } else {
-    make(uint32_t{});
+    fn(IndexOf<uint32_t>(prepared));
   }
 }
 

@@ -1,4 +1,5 @@
-filigree_test(linear_test LABEL quick SOURCES linear_test.cc linear_start_test.cc joined_dense_test.cc
+filigree_test(linear_test LABEL quick
+  SOURCES linear_test.cc linear_start_test.cc joined_dense_test.cc joined_formed_test.cc
   DEPS filigree_linear filigree_model filigree_kernels_cpu)
 filigree_test(sltrain_test LABEL quick
   SOURCES sltrain_configs_test.cc sltrain_parity_test.cc sltrain_published_test.cc

@@ -2,7 +2,18 @@
 
 #include <utility>
 
+#include "trainer/linear/linear_parts.h"
+
 namespace filigree {
+namespace {
+
+// Without the weight's padding.
+template <typename View>
+View Cells(View rows, const FormedWeight::Stored& stored) {
+  return Unpadded(rows, stored.layout->layout().out(), stored.layout->layout().in());
+}
+
+}  // namespace
 
 FormedProduct::FormedProduct(std::vector<FormedWeight*> weights, Backend& backend)
     : weights_(std::move(weights)), backend_(backend) {
@@ -40,7 +51,32 @@ void FormedProduct::Materialize(Stream& stream) {
 
 void FormedProduct::Form(Stream& stream) {
   if (factors_) factors_->Form(weight_, stream);
-  ForEachWeight(weight_, [&](FormedWeight& weight, TensorView rows) { weight.Form(rows, stream); });
+  std::vector<ScatterStoredArgs> parts;
+  ForEachWeight(weight_, [&](const FormedWeight::Stored& stored, TensorView rows) {
+    parts.push_back({.weight = stored.layout,
+                     .values = stored.parameter.values,
+                     .dense = Cells(rows, stored),
+                     .accumulate = factors_ != nullptr});
+  });
+  backend_.ScatterGroup(parts, stream);
+  if (factors_) return;  // their product has zero padding
+  ForEachWeight(weight_, [&](const FormedWeight::Stored& stored, TensorView rows) {
+    const SparseLayout& layout = stored.layout->layout();
+    ZeroPadding(backend_.device(), rows, layout.out(), layout.in(), stream);
+  });
+}
+
+void FormedProduct::AddGradients(Stream& stream) {
+  std::vector<GatherStoredArgs> parts;
+  ForEachWeight(ConstTensorView(gradient_),
+                [&](const FormedWeight::Stored& stored, ConstTensorView rows) {
+                  parts.push_back({.weight = stored.layout,
+                                   .dense = Cells(rows, stored),
+                                   .values = stored.parameter.grads,
+                                   .accumulate = stored.parameter.adds()});
+                });
+  backend_.GatherGroup(parts, stream);
+  if (factors_) factors_->AddGradients(gradient_, stream);
 }
 
 void FormedProduct::Forward(ConstTensorView x, TensorView y, ConstTensorView bias,
@@ -54,10 +90,7 @@ void FormedProduct::Forward(ConstTensorView x, TensorView y, ConstTensorView bia
 void FormedProduct::Backward(ConstTensorView x, ConstTensorView dy, const InputGrad& input_grad,
                              Stream& stream) {
   backend_.MatMul({.a = dy, .b = x, .out = gradient_, .transpose_a = true}, stream);
-  ForEachWeight(ConstTensorView(gradient_), [&](FormedWeight& weight, ConstTensorView rows) {
-    weight.AddGradients(rows, stream);
-  });
-  if (factors_) factors_->AddGradients(gradient_, stream);
+  AddGradients(stream);
   if (input_grad.dx.empty()) return;
   if (!kept_) Form(stream);  // over the gradient, which is spent
   backend_.MatMul({.a = dy,

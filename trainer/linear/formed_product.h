@@ -26,10 +26,12 @@ class FormedWeight {
   virtual bool keeps() const = 0;
   // Low-rank factors that are a part of it.
   virtual const LowRankFactors* factors() const { return nullptr; }
-  // The rest: writes the weight, or, where there are factors, adds to their product.
-  virtual void Form(TensorView weight, Stream& stream) = 0;
-  // Adds the gradients of the rest, given the weight's.
-  virtual void AddGradients(ConstTensorView dense_grads, Stream& stream) = 0;
+  // The stored cells: all of it, or, where there are factors, what is added to their product.
+  struct Stored {
+    const PreparedLayout* layout = nullptr;
+    BoundParameter parameter;  // [stored]
+  };
+  virtual Stored stored() const = 0;
 };
 
 class FormedProduct {
@@ -53,12 +55,14 @@ class FormedProduct {
 
  private:
   void Form(Stream& stream);
-  // Calls fn with each weight and its rows of `all`.
+  // Adds the gradients of what is stored, given the weights'.
+  void AddGradients(Stream& stream);
+  // Calls fn with what each weight stores and its rows of `all`.
   template <typename View, typename Fn>
   void ForEachWeight(View all, const Fn& fn) {
     int64_t begin = 0;
-    for (FormedWeight* weight : weights_) {
-      fn(*weight, all.Rows(begin, weight->rows()));
+    for (const FormedWeight* weight : weights_) {
+      fn(weight->stored(), all.Rows(begin, weight->rows()));
       begin += weight->rows();
     }
   }

@@ -16,7 +16,6 @@ class MaskedLinear final : public Linear, private FormedWeight {
  public:
   MaskedLinear(const LinearSpec& spec, SparseLayout layout, Backend& backend)
       : spec_(spec),
-        backend_(backend),
         layout_(backend.PrepareLayout(layout)),
         bias_(spec, backend),
         product_({this}, backend) {}
@@ -65,23 +64,9 @@ class MaskedLinear final : public Linear, private FormedWeight {
   int64_t rows() const override { return spec_.padded_out(); }
   int64_t cols() const override { return spec_.padded_in(); }
   bool keeps() const override { return true; }
-  void Form(TensorView weight, Stream& stream) override {
-    backend_.ScatterStored({.weight = layout_.get(),
-                            .values = weight_.values,
-                            .dense = Unpadded(weight, spec_.out, spec_.in)},
-                           stream);
-    ZeroPadding(backend_.device(), weight, spec_.out, spec_.in, stream);
-  }
-  void AddGradients(ConstTensorView dense_grads, Stream& stream) override {
-    backend_.GatherStored({.weight = layout_.get(),
-                           .dense = Unpadded(dense_grads, spec_.out, spec_.in),
-                           .values = weight_.grads,
-                           .accumulate = weight_.adds()},
-                          stream);
-  }
+  Stored stored() const override { return {layout_.get(), weight_}; }
 
   const LinearSpec spec_;
-  Backend& backend_;
   std::unique_ptr<PreparedLayout> layout_;
   LinearBias bias_;
   BoundParameter weight_;  // [stored]

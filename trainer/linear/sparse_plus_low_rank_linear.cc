@@ -125,20 +125,7 @@ class RebuiltLinear final : public SparsePlusLowRankLinear, private FormedWeight
   int64_t cols() const override { return spec_.padded_in(); }
   bool keeps() const override { return sparsity_.keep_rebuilt; }
   const LowRankFactors* factors() const override { return &factors_; }
-  void Form(TensorView weight, Stream& stream) override {
-    backend_.ScatterStored({.weight = layout_.get(),
-                            .values = sparse_.values,
-                            .dense = Unpadded(weight, spec_.out, spec_.in),
-                            .accumulate = true},
-                           stream);
-  }
-  void AddGradients(ConstTensorView dense_grads, Stream& stream) override {
-    backend_.GatherStored({.weight = layout_.get(),
-                           .dense = Unpadded(dense_grads, spec_.out, spec_.in),
-                           .values = sparse_.grads,
-                           .accumulate = sparse_.adds()},
-                          stream);
-  }
+  Stored stored() const override { return {layout_.get(), sparse_}; }
 
   FormedProduct product_;
 };
