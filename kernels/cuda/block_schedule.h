@@ -153,6 +153,7 @@ struct SddmmSchedule {
   std::vector<int32_t> reductions;  // the units that no segment writes: all divided ones, or none
   int slot_count = 0;
   int worker_steps = 0;  // of the worker with most
+  bool paced = false;    // workers wait for each other in their sweep over the tokens
   // With `column_sums`: of each block row the segments (indices into `segments`) whose sums of its
   // columns, added in this order, are those over all tokens.
   std::vector<int32_t> sum_begin;  // block_row_count + 1 offsets into `sum_segments`, or empty

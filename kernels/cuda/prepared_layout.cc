@@ -181,6 +181,7 @@ const DeviceSddmmSchedule& CudaPreparedLayout::SddmmScheduleFor(int64_t tokens, 
   entry.slot_count = host.slot_count;
   entry.segment_count = static_cast<int>(host.segments.size());
   entry.worker_steps = host.worker_steps;
+  entry.paced = host.paced;
   if (!host.sum_begin.empty()) {
     entry.sum_begin = At<int32_t>(entry.buffer, sum_begin);
     entry.sum_segments = At<int32_t>(entry.buffer, sum_segments);

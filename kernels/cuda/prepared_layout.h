@@ -57,6 +57,7 @@ struct DeviceSddmmSchedule {
   int slot_count = 0;
   int segment_count = 0;
   int worker_steps = 0;
+  bool paced = false;
 };
 
 class CudaPreparedLayout final : public PreparedLayout {

@@ -54,7 +54,7 @@ void Launch(const SddmmDesc& desc, const SddmmConfig& config, const SddmmKernelA
   params.worker_begin = args.worker_begin;
   params.accumulate = args.accumulate;
   params.pace = {};
-  if (config.paced) {
+  if (args.paced) {
     CHECK(args.pace != nullptr && args.worker_steps > 0);
     constexpr int kWindowSteps = 4;
     const int steps =
@@ -83,13 +83,8 @@ bool CanImplementSddmmBsrSm90(const SddmmDesc& desc) {
          (desc.gradient_dtype == DType::kF32 || desc.gradient_dtype == DType::kBF16);
 }
 
-SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& desc, int multiprocessors) {
-  // Measured on an H100: waiting gains a fifth where device memory bounds the time, and costs 3 to
-  // 10 % where products do.
-  const int64_t stored = desc.block_count * desc.block.rows * desc.block.cols;
-  const bool memory_bound = IsSddmmMemoryBound(stored, desc.out_features, desc.in_features);
-  const bool wide = std::max(desc.block.rows, desc.block.cols) == 128;
-  return {.workers = multiprocessors, .paced = memory_bound && wide};
+SddmmConfig ConfigSddmmBsrSm90(const SddmmDesc& /*desc*/, int multiprocessors) {
+  return {.workers = multiprocessors};
 }
 
 void LaunchSddmmBsrSm90(const SddmmDesc& desc, const SddmmConfig& config,

@@ -21,8 +21,7 @@ struct SddmmDesc {
 };
 
 struct SddmmConfig {
-  int workers = 132;   // CTAs; the schedule is built for as many
-  bool paced = false;  // they wait for each other (SddmmKernelArgs::pace)
+  int workers = 132;  // CTAs; the schedule is built for as many
 };
 
 // Device pointers; all arrays are owned by the caller and must outlive the launch.
@@ -41,8 +40,9 @@ struct SddmmKernelArgs {
   const int32_t* reductions = nullptr;
   int reduction_count = 0;
   int worker_steps = 0;  // SddmmSchedule::worker_steps
+  bool paced = false;    // SddmmSchedule::paced
   // [kSddmmPaceWindows + 1] zeros, as which they are left; not of two launches at a time. Read
-  // where the config is paced.
+  // where the schedule is paced.
   uint32_t* pace = nullptr;
   // [kSddmmArrivals] zeros, with the same conditions: which partial sums are there.
   uint32_t* arrivals = nullptr;

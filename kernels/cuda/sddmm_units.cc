@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/base/check.h"
+#include "kernels/cuda/sddmm_lines.h"
 
 namespace filigree {
 namespace {
@@ -14,29 +15,11 @@ struct Chunk {
   int gradient_chunk;
 };
 
-// A stored block: where it lies, and its number in the pattern.
-struct Block {
-  int row, col, index;
-};
-
-// The lines of one direction; a line is the blocks that share an A slice.
-using Lines = std::vector<std::vector<Block>>;
-
-Lines ListLines(const BsrPattern& pattern, bool by_rows) {
-  Lines lines(by_rows ? pattern.block_row_count : pattern.block_col_count);
-  for (int i = 0; i < pattern.block_row_count; ++i) {
-    for (int p = pattern.row_begin[i]; p < pattern.row_begin[i + 1]; ++p) {
-      lines[by_rows ? i : pattern.col[p]].push_back({i, pattern.col[p], p});
-    }
-  }
-  return lines;
-}
-
-std::vector<Chunk> ChunksOf(const BsrPattern& pattern, const std::vector<Block>& line,
+std::vector<Chunk> ChunksOf(const BsrPattern& pattern, const std::vector<SddmmBlock>& line,
                             bool by_rows) {
   const auto [rows, cols] = pattern.block;
   std::vector<Chunk> chunks;
-  for (const Block& block : line) {
+  for (const SddmmBlock& block : line) {
     const auto first = static_cast<int>(pattern.ValueBegin(block.index) / kChunk);
     for (int c = 0; c < (by_rows ? cols : rows) / kChunk; ++c) {
       if (by_rows) {
@@ -77,7 +60,7 @@ void ShareColumnSums(int a_width, std::vector<SddmmUnit>* units) {
 }
 
 // The units of line number `line`; of an empty one, one unit of sums alone or none.
-void AddUnits(const BsrPattern& pattern, const std::vector<Block>& blocks, int line, bool by_rows,
+void AddUnits(const BsrPattern& pattern, const std::vector<SddmmBlock>& blocks, int line, bool by_rows,
               bool column_sums, std::vector<SddmmUnit>* units) {
   const int a_width = by_rows ? pattern.block.rows : pattern.block.cols;
   const int max_chunks = a_width == 128 ? 4 : 8;
@@ -106,7 +89,7 @@ void AddUnits(const BsrPattern& pattern, const std::vector<Block>& blocks, int l
   }
 }
 
-std::vector<SddmmUnit> UnitsOf(const BsrPattern& pattern, const Lines& lines, bool by_rows,
+std::vector<SddmmUnit> UnitsOf(const BsrPattern& pattern, const SddmmLines& lines, bool by_rows,
                                bool column_sums) {
   std::vector<SddmmUnit> units;
   for (size_t i = 0; i < lines.size(); ++i) {
@@ -115,86 +98,49 @@ std::vector<SddmmUnit> UnitsOf(const BsrPattern& pattern, const Lines& lines, bo
   return units;
 }
 
-// Takes one block out of as many odd lines as meet in the other direction's lines by twos. Returns
-// the pairs, grouped by those other lines.
-Lines PairOddOnes(Lines* lines, bool by_rows, int other_lines) {
-  const auto is_odd = [](const std::vector<Block>& line) { return line.size() % 2 == 1; };
-  Lines pairs(other_lines);
-  // Other lines with few odd ones first: those with many have others to pair with.
-  std::vector<std::vector<int>> odd(other_lines);
-  for (size_t i = 0; i < lines->size(); ++i) {
-    if (!is_odd((*lines)[i])) continue;
-    for (const Block& block : (*lines)[i]) {
-      odd[by_rows ? block.col : block.row].push_back(static_cast<int>(i));
-    }
+// Lines by rows or by columns, and units across them of what would leave others partly filled.
+std::vector<SddmmUnit> MixedUnits(const BsrPattern& pattern, bool by_rows) {
+  SddmmLines lines = ListSddmmLines(pattern, by_rows);
+  const SddmmLines across =
+      MoveRemainders(&lines, by_rows, by_rows ? pattern.block_col_count : pattern.block_row_count,
+                     pattern.block.rows == 128 ? 2 : 8);
+  std::vector<SddmmUnit> units = UnitsOf(pattern, lines, by_rows, false);
+  for (const std::vector<SddmmBlock>& line : across) {
+    AddUnits(pattern, line, by_rows ? line[0].col : line[0].row, !by_rows, false, &units);
   }
-  std::vector<int> order(other_lines);
-  for (int k = 0; k < other_lines; ++k) order[k] = k;
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int a, int b) { return odd[a].size() < odd[b].size(); });
-  for (const int other : order) {
-    std::vector<int> free;
-    for (const int line : odd[other]) {
-      if (is_odd((*lines)[line])) free.push_back(line);
-    }
-    for (size_t k = 0; k + 1 < free.size(); k += 2) {
-      for (const int line : {free[k], free[k + 1]}) {
-        auto& blocks = (*lines)[line];
-        const auto found = std::find_if(blocks.begin(), blocks.end(), [&](const Block& block) {
-          return (by_rows ? block.col : block.row) == other;
-        });
-        pairs[other].push_back(*found);
-        blocks.erase(found);
-      }
-    }
-  }
-  return pairs;
+  return units;
 }
 
-// The slices are the wider operand's, which few units share and which is read once if they go
-// together; the chunks the narrower one's, which all units share and which stays in the L2.
-// Measured on an H100: the other way round takes a quarter to a third more time.
-std::vector<SddmmUnit> MakeMixedUnits(const BsrPattern& pattern) {
-  const bool by_rows = pattern.out_features() >= pattern.in_features();
-  Lines lines = ListLines(pattern, by_rows);
-  const Lines pairs =
-      PairOddOnes(&lines, by_rows, by_rows ? pattern.block_col_count : pattern.block_row_count);
-  std::vector<SddmmUnit> units = UnitsOf(pattern, lines, by_rows, false);
-  const std::vector<SddmmUnit> across = UnitsOf(pattern, pairs, !by_rows, false);
-  units.insert(units.end(), across.begin(), across.end());
-  return units;
+// Units of the direction that shares the wider side of a block; of square ones, of that which
+// leaves fewer.
+std::vector<SddmmUnit> PlainUnits(const BsrPattern& pattern, bool column_sums) {
+  const auto [rows, cols] = pattern.block;
+  std::vector<SddmmUnit> best;
+  for (const bool by_rows : {true, false}) {
+    if (by_rows ? rows < cols : cols < rows) continue;
+    // Sums on the way are worth more than a unit less.
+    if (column_sums && !by_rows) continue;
+    std::vector<SddmmUnit> units =
+        UnitsOf(pattern, ListSddmmLines(pattern, by_rows), by_rows, column_sums);
+    if (best.empty() || units.size() < best.size()) best = std::move(units);
+  }
+  if (column_sums) ShareColumnSums(rows, &best);
+  return best;
 }
 
 }  // namespace
 
-std::vector<SddmmUnit> MakeSddmmUnits(const BsrPattern& pattern, const SddmmForm& form) {
+std::vector<std::vector<SddmmUnit>> MakeSddmmUnits(const BsrPattern& pattern,
+                                                   const SddmmForm& form) {
   const auto [rows, cols] = pattern.block;
-  if (rows == 128 && cols == 128 && !form.column_sums) return MakeMixedUnits(pattern);
-  std::vector<SddmmUnit> best;
-  bool found = false;
-  for (const bool by_rows : {true, false}) {
-    // The wider side is the one to share.
-    if (by_rows ? rows < cols : cols < rows) continue;
-    // Sums on the way are worth more than a unit less.
-    if (form.column_sums && !by_rows) continue;
-    std::vector<SddmmUnit> units =
-        UnitsOf(pattern, ListLines(pattern, by_rows), by_rows, form.column_sums);
-    if (found && units.size() >= best.size()) continue;
-    best = std::move(units);
-    found = true;
-  }
-  if (form.column_sums) ShareColumnSums(rows, &best);
-  return best;
-}
-
-double SddmmUnitCost(const SddmmUnit& unit, const BsrPattern& pattern) {
-  // Measured on an H100: a step of one chunk or two takes 0.65 of a full one's time.
-  constexpr double kLeast = 0.65;
-  const int chunks = unit.chunk_count[0] + unit.chunk_count[1];
-  if (std::max(pattern.block.rows, pattern.block.cols) == 64) return (1 + chunks) / 9.0;
-  return IsSddmmMemoryBound(pattern.stored_count(), pattern.out_features(), pattern.in_features())
-             ? 1
-             : std::max(kLeast, (2 + chunks) / 6.0);
+  if (rows != cols || form.column_sums) return {PlainUnits(pattern, form.column_sums)};
+  // The slices are the wider operand's, which few units share and which is read once if they go
+  // together; the chunks the narrower one's, which all units share and which stays in the L2.
+  // Measured on an H100 the other way round takes a quarter to a third more time with blocks of 128,
+  // and up to a quarter with blocks of 64.
+  const bool by_rows = pattern.out_features() >= pattern.in_features();
+  if (rows == 128) return {MixedUnits(pattern, by_rows)};
+  return {PlainUnits(pattern, false), MixedUnits(pattern, by_rows), MixedUnits(pattern, !by_rows)};
 }
 
 }  // namespace filigree

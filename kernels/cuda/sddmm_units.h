@@ -7,14 +7,15 @@
 
 namespace filigree {
 
-// Every 64-column chunk of the gradient in one unit. Square blocks of 128 share the slices of the
-// wider operand, and those that stay alone at the end of their row are paired along columns (or the
-// other way round), so that few units are half filled. Other blocks go by rows or by columns, as
-// leaves fewer units. With `column_sums`, all go by rows.
-std::vector<SddmmUnit> MakeSddmmUnits(const BsrPattern& pattern, const SddmmForm& form);
-
-// A unit's cost per token relative to a full one: the bytes that its operands take, or what was
-// measured where that is more; the same for all where device memory bounds the time.
-double SddmmUnitCost(const SddmmUnit& unit, const BsrPattern& pattern);
+// Every 64-column chunk of the gradient in one unit; where there are several ways to choose from, all
+// of them, the best of equally many steps first.
+//
+// Square blocks of 128 share the slices of the wider operand, and what would leave a line's last
+// unit partly filled moves to units of the other direction. Square blocks of 64 may do so in either
+// direction, or go all by rows or all by columns, in equal parts of a line: those are fewer a line
+// and narrower, and faster where they fit into as many steps. Other blocks share their wider side.
+// With `column_sums`, all go by rows.
+std::vector<std::vector<SddmmUnit>> MakeSddmmUnits(const BsrPattern& pattern,
+                                                   const SddmmForm& form);
 
 }  // namespace filigree

@@ -265,6 +265,7 @@ void SampleSm90(CudaBackend& backend, const SddmmArgs& args, Stream& stream) {
                             .reductions = schedule.reductions,
                             .reduction_count = schedule.reduction_count,
                             .worker_steps = schedule.worker_steps,
+                            .paced = schedule.paced,
                             .pace = backend.sddmm_pace(),
                             .arrivals = backend.sddmm_arrivals()};
   if (sums) {
