@@ -19,6 +19,7 @@
 #include "trainer/peak_flops.h"
 #include "trainer/phase_data.h"
 #include "trainer/pruner.h"
+#include "trainer/pruning/validate.h"
 #include "trainer/resume.h"
 #include "trainer/run_directory.h"
 #include "trainer/run_inputs.h"
@@ -27,6 +28,7 @@
 #include "trainer/state_succession.h"
 #include "trainer/stop_signal.h"
 #include "trainer/teacher.h"
+#include "trainer/topology/plan.h"
 #include "trainer/topology_updater.h"
 #include "trainer/train_log.h"
 #include "trainer/train_step.h"
@@ -56,6 +58,7 @@ class Trainer {
   Status Start(const TrainOptions& options);
   void TellStart(const CheckpointReader& start) const;
   Status Reload();
+  Status CheckSizes(int phase) const;
   Status EnterPhase(int phase);
   Status TakeTeacher();
   Status StartTopology();
@@ -132,6 +135,7 @@ Status Trainer::Start(const TrainOptions& options) {
     phase_ =
         info.has_moments ? std::min<int>(info.phase, static_cast<int>(run_.phases.size()) - 1) : 0;
   }
+  if (start && step_ < run_.total_steps()) RETURN_IF_ERROR(CheckSizes(run_.PhaseIndexOf(step_)));
   RETURN_IF_ERROR(AgreeOnStatus(
       start ? CheckLayouts(start->info(), run_, phase_, start->directory()) : OkStatus(),
       communicator_));
@@ -264,8 +268,19 @@ Status Trainer::TakeTeacher() {
   return OkStatus();
 }
 
+// What phases from this one on ask of a model whose size earlier ones have decided by now.
+Status Trainer::CheckSizes(int phase) const {
+  Status status = ValidateSizesFrom(run_, phase, pruner_.progress());
+  for (size_t i = static_cast<size_t>(phase); status.ok() && i < run_.phases.size(); ++i) {
+    status = ValidateParameterisations(LinearSpecs(run_.model), run_.phases[i]);
+    if (run_.phases[i].pruning) break;  // which leaves other sizes
+  }
+  return AgreeOnStatus(status, communicator_);
+}
+
 Status Trainer::EnterPhase(int phase) {
   ReportActivity("entering a phase");
+  RETURN_IF_ERROR(CheckSizes(phase));
   const bool first_entry = !prefetcher_;
   phase_ = phase;
   auto data = OpenPhaseData(run_.phases[phase], run_.model, run_.seed);

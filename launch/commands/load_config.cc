@@ -4,29 +4,14 @@
 
 #include "trainer/linear/linear.h"
 #include "trainer/model/model.h"
-#include "trainer/pruning/ramp.h"
 #include "trainer/pruning/saliency.h"
+#include "trainer/pruning/validate.h"
 #include "trainer/topology/criterion.h"
 #include "trainer/topology/distribution.h"
 #include "trainer/topology/plan.h"
 
 namespace filigree {
 namespace {
-
-// Weight by weight, what the registry has to say about a phase's sparsity.
-void CheckPhase(const ModelSpec& model, const PhaseSpec& phase, std::ostringstream& problems) {
-  const std::vector<LinearSpec> linears = LinearSpecs(model);
-  const std::vector<SparsitySpec> initial = InitialSparsity(linears, phase);
-  for (const LinearSpec& linear : linears) {
-    const SparsitySpec sparsity = MatchSparsity(linear.name + ".weight", initial);
-    const Parameterisation* row = FindParameterisation(sparsity.parameterisation);
-    CHECK(row != nullptr) << sparsity.parameterisation;  // the parser knows the names
-    if (const Status status = row->validate(linear, sparsity); !status.ok()) {
-      problems << (problems.tellp() > 0 ? "\n" : "") << "phase " << phase.name << ": "
-               << status.message();
-    }
-  }
-}
 
 // Factors go on as they are, or are merged to a weight; a weight has no factors to go on with.
 void CheckTransition(const ModelSpec& model, const PhaseSpec& from, const PhaseSpec& to,
@@ -72,10 +57,12 @@ StatusOr<LoadedConfig> LoadCheckedConfig(const std::string& path,
   }
   ASSIGN_OR_RETURN(LoadedConfig config, LoadRunConfig(path, overrides, known));
   std::ostringstream problems;
+  const std::vector<LinearSpec> linears = LinearSpecs(config.spec.model);
   for (const PhaseSpec& phase : config.spec.phases) {
-    CheckPhase(config.spec.model, phase, problems);
+    const Status weights = ValidateParameterisations(linears, phase);
+    if (!weights.ok()) problems << (problems.tellp() > 0 ? "\n" : "") << weights.message();
   }
-  const Status topology = ValidateTopology(config.spec, LinearSpecs(config.spec.model));
+  const Status topology = ValidateTopology(config.spec, linears);
   if (!topology.ok()) problems << (problems.tellp() > 0 ? "\n" : "") << topology.message();
   const Status pruning = ValidatePruning(config.spec);
   if (!pruning.ok()) problems << (problems.tellp() > 0 ? "\n" : "") << pruning.message();

@@ -78,6 +78,21 @@ std::vector<SparsitySpec> InitialSparsity(std::span<const LinearSpec> linears,
   return expanded;
 }
 
+Status ValidateParameterisations(std::span<const LinearSpec> linears, const PhaseSpec& phase) {
+  const std::vector<SparsitySpec> initial = InitialSparsity(linears, phase);
+  std::ostringstream problems;
+  for (const LinearSpec& linear : linears) {
+    const SparsitySpec sparsity = MatchSparsity(WeightName(linear), initial);
+    const Parameterisation* row = FindParameterisation(sparsity.parameterisation);
+    CHECK(row != nullptr) << sparsity.parameterisation;  // the parser knows the names
+    const Status status = row->validate(linear, sparsity);
+    if (status.ok()) continue;
+    problems << (problems.tellp() > 0 ? "\n" : "") << "phase " << phase.name << ": "
+             << status.message();
+  }
+  return problems.tellp() > 0 ? InvalidInput(problems.str()) : OkStatus();
+}
+
 bool SameKind(const SparseLayout& layout, const SparsitySpec& spec) {
   if (!StoresBlocks(spec)) return layout.kind() == LayoutKind::kUnstructured;
   return layout.kind() == LayoutKind::kBlocked && layout.block_out() == spec.block_out &&
