@@ -210,7 +210,7 @@ class PreparedLayout {
   struct StepUse {
     int64_t held_bytes = 0, scratch_bytes = 0;
   };
-  virtual StepUse step_use(int64_t tokens, DType grad_dtype, bool bias_sums) const { return {}; }
+  virtual StepUse step_use(int64_t tokens, bool bias_sums) const { return {}; }
 
  private:
   SparseLayout layout_;

@@ -10,8 +10,8 @@
 #include "trainer/optimizer.h"
 #include "trainer/pruner.h"
 #include "trainer/sample_tree.h"
-#include "trainer/topology/plan.h"
 #include "trainer/state_layout.h"
+#include "trainer/topology/plan.h"
 
 namespace filigree {
 namespace {
@@ -63,7 +63,7 @@ StepMemory PlanStepMemory(const Model& model, const FlatLayout& layout, const Ru
                         SlotsOf(run, index, ranks), TracksAges(run, index));
   const LinearMemory linears = model.linear_memory(layout);
   const PreparedLayout::StepUse products =
-      model.linear_step_use(batch.micro_batch_sequences * batch.seq_len, run.grad_dtype, layout);
+      model.linear_step_use(batch.micro_batch_sequences * batch.seq_len, layout);
   StepMemory memory;
   std::map<std::string, int64_t>& bytes = memory.bytes_by_kind;
   AddExchanged(state, layout, run, ranks, device, &bytes);

@@ -67,9 +67,7 @@ SparsifiedMemory PlanSparsifiedMemory(const Model& model, const RunSpec& run, in
   const LinearMemory linears = model.linear_memory(layout);
   const BatchSpec& batch = run.phases[phase].batch;
   const int64_t work_lists =
-      model
-          .linear_step_use(batch.micro_batch_sequences * batch.seq_len, run.grad_dtype, layout)
-          .held_bytes;
+      model.linear_step_use(batch.micro_batch_sequences * batch.seq_len, layout).held_bytes;
   return {.state = state(SegmentCounts(parameters)),
           .dense_state = state(logical),
           .compute_copies = linears.compute_copy_bytes,
@@ -79,8 +77,7 @@ SparsifiedMemory PlanSparsifiedMemory(const Model& model, const RunSpec& run, in
 
 SparsifiedMemory CountSparsifiedMemory(TrainingState& state, const RunSpec& run, int ranks,
                                        const Device& device) {
-  SparsifiedMemory memory =
-      PlanSparsifiedMemory(state.model(), run, state.phase(), ranks, device);
+  SparsifiedMemory memory = PlanSparsifiedMemory(state.model(), run, state.phase(), ranks, device);
   memory.state = 0;
   for (size_t i = 0; i < state.parameters().size(); ++i) {
     if (!IsSparsified(state.parameters()[i])) continue;

@@ -75,7 +75,7 @@ class CudaPreparedLayout final : public PreparedLayout {
   // device. The parts must outlive it.
   CudaPreparedLayout(SparseLayout layout, std::vector<Part> parts, CudaDevice& device);
   size_t bytes() const override;
-  StepUse step_use(int64_t tokens, DType /*grad_dtype*/, bool bias_sums) const override {
+  StepUse step_use(int64_t tokens, bool bias_sums) const override {
     return BlockedStepUse(layout(), tokens, bias_sums, device_.card());
   }
 

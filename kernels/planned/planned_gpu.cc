@@ -12,7 +12,7 @@ class PlannedLayout final : public PreparedLayout {
   PlannedLayout(SparseLayout layout, int64_t index_bytes, const GpuCard& card)
       : PreparedLayout(std::move(layout)), index_bytes_(index_bytes), card_(card) {}
   size_t bytes() const override { return static_cast<size_t>(index_bytes_); }
-  StepUse step_use(int64_t tokens, DType /*grad_dtype*/, bool bias_sums) const override {
+  StepUse step_use(int64_t tokens, bool bias_sums) const override {
     return BlockedStepUse(layout(), tokens, bias_sums, card_);
   }
 

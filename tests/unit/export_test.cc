@@ -2,9 +2,7 @@
 
 #include <cmath>
 
-#include "data/tokenizer.h"
-#include "tests/unit/export_testing.h"
-#include "trainer/export/huggingface_export.h"
+#include "tests/unit/export_fixture.h"
 
 namespace filigree {
 namespace {
@@ -13,35 +11,6 @@ namespace fs = std::filesystem;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::UnorderedElementsAreArray;
-
-class ExportTest : public DirectoryTest {
- protected:
-  // Writes a checkpoint of the model and exports it to out/.
-  Status Export(ModelFamily family, bool tied_head, const ExportOptions& options = {},
-                const std::string& tokenizer_dir = "") {
-    info_ = SmallInfo(family, tied_head, /*sparse=*/true);
-    if (!fs::exists(Path("c"))) RETURN_IF_ERROR(WriteSmall(Path("c"), info_, tokenizer_dir));
-    ASSIGN_OR_RETURN(const auto reader, CheckpointReader::Open(Path("c")));
-    return ExportHuggingFace(*reader, Path("out"), options);
-  }
-  void ExportOk(ModelFamily family, bool tied_head, const ExportOptions& options = {},
-                const std::string& tokenizer_dir = "") {
-    const Status status = Export(family, tied_head, options, tokenizer_dir);
-    ASSERT_TRUE(status.ok()) << status.message();
-  }
-  const Parameter& Find(const std::string& name) const {
-    for (const Parameter& parameter : info_.parameters) {
-      if (parameter.name == name) return parameter;
-    }
-    ADD_FAILURE() << "no parameter " << name;
-    return info_.parameters[0];
-  }
-  std::vector<float> Dense(const std::string& name) const { return DenseOf(Find(name)); }
-
-  CheckpointInfo info_;
-};
-
-constexpr ExportOptions kF32 = {.dtype = DType::kF32};
 
 template <typename Map>
 std::vector<std::string> KeysOf(const Map& map) {
@@ -293,113 +262,6 @@ TEST_F(ExportTest, LargeModelsAreSharded) {
   EXPECT_EQ(all.size(), 20u);
   EXPECT_EQ(all.at("model.layers.1.mlp.down_proj.weight").As<float>(),
             Dense("layers.1.mlp.down.weight"));
-}
-
-TEST_F(ExportTest, ByteTokenizerComesAlong) {
-  Write("tokenizer/tokenizer.json", MakeByteTokenizer()->file_bytes());
-  ExportOk(ModelFamily::kLlama, /*tied_head=*/false, kF32, Path("tokenizer"));
-  const auto config = JsonOf(Path("out/tokenizer_config.json"));
-  EXPECT_EQ(config["tokenizer_class"], "PreTrainedTokenizerFast");
-  EXPECT_EQ(config["eos_token"], "<|endoftext|>");
-  EXPECT_EQ(config["model_max_length"], 32);
-  EXPECT_EQ(JsonOf(Path("out/config.json"))["eos_token_id"], 256);
-  EXPECT_EQ(JsonOf(Path("out/generation_config.json"))["bos_token_id"], 256);
-  EXPECT_EQ((*LoadTokenizer(Path("out")))->name(), "byte");
-}
-
-// Encodes as a reader of tokenizer.json does: normalise, cut into characters, merge the pair of
-// lowest rank until none is left, spell the rest in bytes.
-std::vector<int32_t> EncodeByJson(const nlohmann::json& json, const std::string& text) {
-  std::map<std::string, size_t> ranks;
-  for (const std::string merge : json["model"]["merges"]) ranks.emplace(merge, ranks.size());
-  std::string normal = json["normalizer"]["normalizers"][0]["prepend"];
-  for (char c : text) normal += c == ' ' ? "\u2581" : std::string(1, c);
-  std::vector<std::string> symbols;
-  for (char c : normal) {
-    if ((c & 0xc0) != 0x80) symbols.emplace_back();
-    symbols.back() += c;
-  }
-  for (;;) {
-    size_t best = SIZE_MAX, place = 0;
-    for (size_t i = 0; i + 1 < symbols.size(); ++i) {
-      const auto found = ranks.find(symbols[i] + " " + symbols[i + 1]);
-      if (found != ranks.end() && found->second < best) best = found->second, place = i;
-    }
-    if (best == SIZE_MAX) break;
-    symbols[place] += symbols[place + 1];
-    symbols.erase(symbols.begin() + static_cast<std::ptrdiff_t>(place) + 1);
-  }
-  std::vector<int32_t> ids;
-  const auto& vocabulary = json["model"]["vocab"];
-  for (const std::string& symbol : symbols) {
-    if (vocabulary.contains(symbol)) {
-      ids.push_back(vocabulary[symbol]);
-      continue;
-    }
-    for (char c : symbol) {
-      char name[8];
-      std::snprintf(name, sizeof(name), "<0x%02X>", static_cast<unsigned char>(c));
-      ids.push_back(vocabulary[name]);
-    }
-  }
-  return ids;
-}
-
-TEST_F(ExportTest, SentencePieceBecomesATokenizerJsonThatEncodesAlike) {
-  std::vector<std::string> pieces;
-  for (int i = 0; i < 200; ++i) {
-    pieces.push_back("the thinner thing " + std::to_string(i * 7919) +
-                     "  then sang, \n\tstanding " + std::string(static_cast<size_t>(i % 5), ' ') +
-                     "nothing caf\u00e9");
-  }
-  const auto model = TrainSentencePieceModel(pieces, 330);
-  ASSERT_TRUE(model.ok()) << model.status().message();
-  Write("tokenizer/tokenizer.model", *model);
-  ExportOk(ModelFamily::kLlama, /*tied_head=*/false, kF32, Path("tokenizer"));
-  EXPECT_EQ(FileText(Path("out/tokenizer.model")), *model);
-  const auto config = JsonOf(Path("out/tokenizer_config.json"));
-  EXPECT_EQ(config["bos_token"], "<s>");
-  EXPECT_EQ(config["eos_token"], "</s>");
-  EXPECT_EQ(config["unk_token"], "<unk>");
-  EXPECT_EQ(JsonOf(Path("out/config.json"))["bos_token_id"], 1);
-  EXPECT_EQ(JsonOf(Path("out/config.json"))["eos_token_id"], 2);
-  const auto json = JsonOf(Path("out/tokenizer.json"));
-  ASSERT_GT(json["model"]["merges"].size(), 30u);
-  EXPECT_EQ(json["added_tokens"].size(), 3u);
-  EXPECT_EQ(json["post_processor"]["single"][0]["SpecialToken"]["id"], "<s>");
-  const auto tokenizer = LoadTokenizer(Path("out"));
-  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
-  for (const std::string text : {"the thing", "  two spaces", "nothing then 123\n\tsang   ", " ",
-                                 "caf\u00e9 \u4e2d x<0x41>", "standing"}) {
-    EXPECT_EQ(EncodeByJson(json, text), (*tokenizer)->Encode(text)) << text;
-  }
-}
-
-TEST_F(ExportTest, ForeignDirectoriesAreLeftAlone) {
-  Write("out/thesis.tex", "years of work");
-  const Status status = Export(ModelFamily::kLlama, /*tied_head=*/false);
-  EXPECT_EQ(status.exit_code(), 2);
-  EXPECT_THAT(status.message(), HasSubstr("thesis.tex"));
-  EXPECT_EQ(FilesBelow(Path("out")).size(), 1u);
-  EXPECT_FALSE(fs::exists(Path(".out.partial")));
-}
-
-TEST_F(ExportTest, AnEarlierExportIsReplacedUnlessSomebodyAddedToIt) {
-  ExportOk(ModelFamily::kLlama, /*tied_head=*/false, kF32);
-  const auto first = FilesBelow(Path("out"));
-  ExportOk(ModelFamily::kLlama, /*tied_head=*/false,
-           {.dtype = DType::kF32, .max_shard_bytes = 12000});
-  EXPECT_FALSE(fs::exists(Path("out/model.safetensors")));
-  ExportOk(ModelFamily::kLlama, /*tied_head=*/false, kF32);
-  EXPECT_EQ(FilesBelow(Path("out")), first);
-  Write("out/optimizer.pt", "fine-tuned");
-  const auto before = FilesBelow(Path("out"));
-  EXPECT_THAT(Export(ModelFamily::kLlama, false).message(), HasSubstr("optimizer.pt"));
-  EXPECT_EQ(FilesBelow(Path("out")), before);
-  fs::remove(Path("out/optimizer.pt"));
-  // Weights that another program saved here.
-  Write("out/model.safetensors", Packed<uint64_t>({8}) + "{}      ");
-  EXPECT_THAT(Export(ModelFamily::kLlama, false).message(), HasSubstr("model.safetensors"));
 }
 
 TEST_F(ExportTest, WhatTransformersCannotExpressIsRefused) {

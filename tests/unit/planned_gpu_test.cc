@@ -128,8 +128,8 @@ TEST(PlannedGpuTest, CardsHaveNamesAndTheirOwnKernels) {
   // 5 offsets of 4 bytes and 8 columns of 2, each from a multiple of 256 bytes.
   EXPECT_EQ(a->bytes(), 512u);
   // Too few tokens for Hopper's kernels: both directions' indices, five arrays.
-  EXPECT_EQ(a->step_use(64, DType::kF32, false).held_bytes, 5 * 256);
-  EXPECT_EQ(on_ampere.PrepareLayout(layout)->step_use(4096, DType::kF32, false).held_bytes, 5 * 256);
+  EXPECT_EQ(a->step_use(64, false).held_bytes, 5 * 256);
+  EXPECT_EQ(on_ampere.PrepareLayout(layout)->step_use(4096, false).held_bytes, 5 * 256);
 }
 
 // The work lists as the CUDA backend uploads them, each array from a multiple of 256 bytes.
@@ -161,13 +161,12 @@ TEST(PlannedGpuTest, WorkListsAreCountedAsTheyAreBuilt) {
       products += UploadedBytes(product.steps, product.tiles, product.worker_begin);
     }
     for (const bool sums : {false, true}) {
-      const SddmmSchedule grads =
-          BuildSddmmSchedule(pattern, kTokens, 132, {.column_sums = sums});
+      const SddmmSchedule grads = BuildSddmmSchedule(pattern, kTokens, 132, {.column_sums = sums});
       EXPECT_EQ(grads.sum_segments.empty(), !sums || block_in > block_out);
       const int64_t held =
           products + UploadedBytes(grads.units, grads.segments, grads.worker_begin,
                                    grads.reductions, grads.sum_begin, grads.sum_segments);
-      const auto use = backend.PrepareLayout(layout)->step_use(kTokens, DType::kF32, sums);
+      const auto use = backend.PrepareLayout(layout)->step_use(kTokens, sums);
       EXPECT_EQ(use.held_bytes, held) << block_out << "x" << block_in;
       // A CTA's accumulators for each slot; for each segment a part of the sums, of 128 columns.
       const int64_t parts = grads.sum_segments.empty() ? 0 : std::ssize(grads.segments);
@@ -205,8 +204,8 @@ TEST(PlannedGpuTest, BiasesOfJoinedWeightsAreSummedByTheirProduct) {
       owned.push_back(backend.PrepareLayout(part));
       prepared.push_back(owned.back().get());
     }
-    if (parts.size() == 1) return owned[0]->step_use(kTokens, DType::kF32, sums);
-    return backend.PrepareGroup(prepared, begins)->step_use(kTokens, DType::kF32, sums);
+    if (parts.size() == 1) return owned[0]->step_use(kTokens, sums);
+    return backend.PrepareGroup(prepared, begins)->step_use(kTokens, sums);
   };
   std::map<std::string, SparseLayout> layouts;
   for (const Parameter& p : model->parameters()) layouts.emplace(p.name, p.layout);
@@ -223,9 +222,8 @@ TEST(PlannedGpuTest, BiasesOfJoinedWeightsAreSummedByTheirProduct) {
         use_of({layer("attention.q"), layer("attention.k"), layer("attention.v")}, bucket > 1)
             .held_bytes +
         use_of({layer("attention.o")}, false).held_bytes +
-        use_of({layer("mlp.up")}, false).held_bytes +
-        use_of({layer("mlp.down")}, false).held_bytes;
-    EXPECT_EQ(model->linear_step_use(kTokens, DType::kF32, layout).held_bytes, held) << bucket;
+        use_of({layer("mlp.up")}, false).held_bytes + use_of({layer("mlp.down")}, false).held_bytes;
+    EXPECT_EQ(model->linear_step_use(kTokens, layout).held_bytes, held) << bucket;
   }
 }
 

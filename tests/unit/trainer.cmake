@@ -2,7 +2,7 @@ filigree_test(checkpoint_test LABEL quick
   SOURCES checkpoint_safetensors_test.cc checkpoint_test.cc
   DEPS filigree_export)
 filigree_test(export_test LABEL quick
-  SOURCES export_test.cc export_import_test.cc
+  SOURCES export_test.cc export_import_test.cc export_directory_test.cc
   DEPS filigree_export nlohmann_json::nlohmann_json)
 filigree_test(export_uneven_test LABEL quick SOURCES export_uneven_test.cc
   DEPS filigree_trainer filigree_export filigree_kernels_cpu nlohmann_json::nlohmann_json)

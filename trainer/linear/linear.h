@@ -261,7 +261,7 @@ class LinearGroup {
   // buffer has the parts' biases one after the other, as bias_begin says.
   LinearMemory memory(DType compute_dtype, bool biases_adjacent) const;
   // Of the products with the parts' blocked weights: what they hold together, the scratch of one.
-  PreparedLayout::StepUse step_use(int64_t tokens, DType grad_dtype, bool biases_adjacent) const;
+  PreparedLayout::StepUse step_use(int64_t tokens, bool biases_adjacent) const;
 
   // Call once the parts are bound. `scratch` is what they were given.
   void JoinParts(TensorView scratch);

@@ -79,10 +79,9 @@ LinearMemory LinearGroup::memory(DType compute_dtype, bool biases_adjacent) cons
   return sum;
 }
 
-PreparedLayout::StepUse LinearGroup::step_use(int64_t tokens, DType grad_dtype,
-                                              bool biases_adjacent) const {
+PreparedLayout::StepUse LinearGroup::step_use(int64_t tokens, bool biases_adjacent) const {
   if (const auto joined = JoinedBlocks()) {
-    return joined->step_use(tokens, grad_dtype, has_bias() && biases_adjacent);
+    return joined->step_use(tokens, has_bias() && biases_adjacent);
   }
   // Whoever has one part takes its bias's gradient away (ReleaseBiasGrad).
   const bool bias_sums = has_bias() && parts_.size() > 1;
@@ -90,7 +89,7 @@ PreparedLayout::StepUse LinearGroup::step_use(int64_t tokens, DType grad_dtype,
   for (const auto& part : parts_) {
     const std::optional<BlockedProduct> product = part->blocked_product();
     if (!product) continue;
-    const PreparedLayout::StepUse use = product->weight->step_use(tokens, grad_dtype, bias_sums);
+    const PreparedLayout::StepUse use = product->weight->step_use(tokens, bias_sums);
     all.held_bytes += use.held_bytes;
     all.scratch_bytes = std::max(all.scratch_bytes, use.scratch_bytes);
   }

@@ -40,8 +40,7 @@ class Decoder final : public Model {
   std::vector<const Linear*> linears() const override;
   void Bind(FlatBuffer& buffer) override;
   LinearMemory linear_memory(const FlatLayout& layout) const override;
-  PreparedLayout::StepUse linear_step_use(int64_t tokens, DType grad_dtype,
-                                          const FlatLayout& layout) const override;
+  PreparedLayout::StepUse linear_step_use(int64_t tokens, const FlatLayout& layout) const override;
   size_t ActivationBytes(int64_t sequences, int64_t seq_len, bool training) const override;
   void ReserveActivations(int64_t sequences, int64_t seq_len, bool training) override;
   void set_hooks(ParameterHooks hooks) override { table_.set_hooks(std::move(hooks)); }
@@ -142,12 +141,11 @@ LinearMemory Decoder::linear_memory(const FlatLayout& layout) const {
   return all;
 }
 
-PreparedLayout::StepUse Decoder::linear_step_use(int64_t tokens, DType grad_dtype,
-                                                 const FlatLayout& layout) const {
+PreparedLayout::StepUse Decoder::linear_step_use(int64_t tokens, const FlatLayout& layout) const {
   PreparedLayout::StepUse all;
   for (const auto& layer : layers_) {
     for (const TableLinear* linear : layer->linears()) {
-      const PreparedLayout::StepUse use = linear->step_use(tokens, grad_dtype, layout);
+      const PreparedLayout::StepUse use = linear->step_use(tokens, layout);
       all.held_bytes += use.held_bytes;
       all.scratch_bytes = std::max(all.scratch_bytes, use.scratch_bytes);
     }

@@ -90,7 +90,7 @@ class Model {
   virtual LinearMemory linear_memory(const FlatLayout& layout) const = 0;
   // Of a training step over `tokens` tokens (LinearGroup::step_use): what their products come to
   // hold, summed, and the most scratch of one.
-  virtual PreparedLayout::StepUse linear_step_use(int64_t tokens, DType grad_dtype,
+  virtual PreparedLayout::StepUse linear_step_use(int64_t tokens,
                                                   const FlatLayout& layout) const = 0;
   // Device bytes of activations for micro-batches of at most B x S, without allocating; training
   // also counts what backward needs.

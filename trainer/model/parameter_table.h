@@ -70,9 +70,8 @@ class TableLinear {
   LinearMemory memory(DType compute_dtype, const FlatLayout& layout) const {
     return group_.memory(compute_dtype, BiasesAdjacent(layout));
   }
-  PreparedLayout::StepUse step_use(int64_t tokens, DType grad_dtype,
-                                   const FlatLayout& layout) const {
-    return group_.step_use(tokens, grad_dtype, BiasesAdjacent(layout));
+  PreparedLayout::StepUse step_use(int64_t tokens, const FlatLayout& layout) const {
+    return group_.step_use(tokens, BiasesAdjacent(layout));
   }
   void Bind(TensorView scratch);
   // As LinearGroup's.
