@@ -14,11 +14,13 @@
 #include "trainer/generator.h"
 #include "trainer/micro_batches.h"
 #include "trainer/phase_steps.h"
+#include "trainer/pruning/validate.h"
 #include "trainer/resume.h"
 #include "trainer/run_directory.h"
 #include "trainer/run_inputs.h"
 #include "trainer/state_succession.h"
 #include "trainer/structure_events.h"
+#include "trainer/topology/plan.h"
 #include "trainer/train_log.h"
 
 namespace filigree {
@@ -46,6 +48,7 @@ class Trainer {
   Status Start(const TrainOptions& options);
   void TellStart(const CheckpointReader& start) const;
   Status Reload();
+  Status CheckSizes(int phase);
   Status EnterPhase(int phase);
   Status StartStructure();
   Status RunPhase();
@@ -93,6 +96,7 @@ Status Trainer::Start(const TrainOptions& options) {
     phase_ =
         info.has_moments ? std::min<int>(info.phase, static_cast<int>(run_.phases.size()) - 1) : 0;
   }
+  if (start && step_ < run_.total_steps()) RETURN_IF_ERROR(CheckSizes(run_.PhaseIndexOf(step_)));
   RETURN_IF_ERROR(AgreeOnStatus(
       start ? CheckLayouts(start->info(), run_, phase_, start->directory()) : OkStatus(),
       communicator_));
@@ -149,8 +153,19 @@ Status Trainer::StartStructure() {
   return phase().rewind_step < 0 ? OkStatus() : state_.Rewind(options_.run_dir);
 }
 
+// What phases from this one on ask of a model whose size earlier ones have decided by now.
+Status Trainer::CheckSizes(int phase) {
+  Status status = ValidateSizesFrom(run_, phase, structure_.pruner().progress());
+  for (size_t i = static_cast<size_t>(phase); status.ok() && i < run_.phases.size(); ++i) {
+    status = ValidateParameterisations(LinearSpecs(run_.model), run_.phases[i]);
+    if (run_.phases[i].pruning) break;  // which leaves other sizes
+  }
+  return AgreeOnStatus(status, communicator_);
+}
+
 Status Trainer::EnterPhase(int phase) {
   ReportActivity("entering a phase");
+  RETURN_IF_ERROR(CheckSizes(phase));
   const bool first_entry = !steps_.batches().open();
   phase_ = phase;
   RETURN_IF_ERROR(steps_.OpenData(phase));

@@ -1,49 +1,17 @@
 #include "launch/commands/load_config.h"
 
-#include <algorithm>
-#include <cctype>
 #include <sstream>
-#include <utility>
 
 #include "trainer/linear/linear.h"
 #include "trainer/model/model.h"
-#include "trainer/pruning/ramp.h"
 #include "trainer/pruning/saliency.h"
+#include "trainer/pruning/validate.h"
 #include "trainer/topology/criterion.h"
 #include "trainer/topology/distribution.h"
 #include "trainer/topology/plan.h"
 
 namespace filigree {
 namespace {
-
-// What a message says beside the weight's name and the numbers in it.
-std::string KindOf(const std::string& message) {
-  std::string kind = message.substr(std::min(message.find(": "), message.size()));
-  std::erase_if(kind, [](unsigned char c) { return std::isdigit(c) != 0; });
-  return kind;
-}
-
-// Weight by weight, what the registry has to say about a phase's sparsity: each kind of problem
-// once, with the first weight that has it.
-void CheckPhase(const ModelSpec& model, const PhaseSpec& phase, std::ostringstream& problems) {
-  std::vector<std::pair<std::string, int>> kinds;  // first messages, and how many more there are
-  const std::vector<LinearSpec> linears = LinearSpecs(model);
-  const std::vector<SparsitySpec> initial = InitialSparsity(linears, phase);
-  for (const LinearSpec& linear : linears) {
-    const SparsitySpec sparsity = MatchSparsity(linear.name + ".weight", initial);
-    const Parameterisation* row = FindParameterisation(sparsity.parameterisation);
-    CHECK(row != nullptr) << sparsity.parameterisation;  // the parser knows the names
-    const Status status = row->validate(linear, sparsity);
-    if (status.ok()) continue;
-    const auto known = std::ranges::find_if(
-        kinds, [&](const auto& kind) { return KindOf(kind.first) == KindOf(status.message()); });
-    known == kinds.end() ? void(kinds.emplace_back(status.message(), 0)) : void(++known->second);
-  }
-  for (const auto& [message, more] : kinds) {
-    problems << (problems.tellp() > 0 ? "\n" : "") << "phase " << phase.name << ": " << message;
-    if (more > 0) problems << " (and so for " << more << " more weights)";
-  }
-}
 
 // Factors go on as they are, or are merged to a weight; a weight has no factors to go on with.
 void CheckTransition(const ModelSpec& model, const PhaseSpec& from, const PhaseSpec& to,
@@ -89,10 +57,12 @@ StatusOr<LoadedConfig> LoadCheckedConfig(const std::string& path,
   }
   ASSIGN_OR_RETURN(LoadedConfig config, LoadRunConfig(path, overrides, known));
   std::ostringstream problems;
+  const std::vector<LinearSpec> linears = LinearSpecs(config.spec.model);
   for (const PhaseSpec& phase : config.spec.phases) {
-    CheckPhase(config.spec.model, phase, problems);
+    const Status weights = ValidateParameterisations(linears, phase);
+    if (!weights.ok()) problems << (problems.tellp() > 0 ? "\n" : "") << weights.message();
   }
-  const Status topology = ValidateTopology(config.spec, LinearSpecs(config.spec.model));
+  const Status topology = ValidateTopology(config.spec, linears);
   if (!topology.ok()) problems << (problems.tellp() > 0 ? "\n" : "") << topology.message();
   const Status pruning = ValidatePruning(config.spec);
   if (!pruning.ok()) problems << (problems.tellp() > 0 ? "\n" : "") << pruning.message();

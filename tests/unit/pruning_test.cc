@@ -16,6 +16,7 @@
 #include "trainer/pruning/ramp.h"
 #include "trainer/pruning/saliency.h"
 #include "trainer/pruning/second_order.h"
+#include "trainer/pruning/validate.h"
 
 namespace filigree {
 namespace {

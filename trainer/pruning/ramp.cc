@@ -204,15 +204,4 @@ std::vector<int64_t> ChooseUnits(const ModelSpec& model, const UnitTable& table,
   return chosen;
 }
 
-int64_t FloorParameters(const ModelSpec& model, const PruningSpec& spec) {
-  const UnitTable table(model);
-  std::vector<int64_t> counts;
-  for (const UnitSet& set : table.sets()) {
-    const PruningSpec::Kind& kind = spec.of(set.kind);
-    const int64_t floor = std::min(set.count, AlignUp(kind.minimum, kind.alignment));
-    counts.push_back(kind.enabled ? floor : set.count);
-  }
-  return CountParameters(ModelOf(model, table, counts));
-}
-
 }  // namespace filigree

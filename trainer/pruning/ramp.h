@@ -8,7 +8,6 @@
 #include <span>
 #include <vector>
 
-#include "kernels/base/status.h"
 #include "trainer/pruning/groups.h"
 #include "trainer/topology/timeline.h"
 
@@ -58,12 +57,5 @@ class Ramp {
 std::vector<int64_t> ChooseUnits(const ModelSpec& model, const UnitTable& table,
                                  std::span<const double> scores, const std::vector<bool>& stays,
                                  const PruningSpec& spec, int64_t allowed, bool finishing);
-
-// The smallest model that the floors leave, in parameters.
-int64_t FloorParameters(const ModelSpec& model, const PruningSpec& spec);
-
-// What is wrong with the run's pruning, one problem a line, or OK: floors, sizes that do not come
-// out, what cannot be pruned.
-Status ValidatePruning(const RunSpec& run);
 
 }  // namespace filigree

@@ -1,5 +1,12 @@
 // What a configuration may not ask of pruning.
+#include "trainer/pruning/validate.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
 #include <sstream>
+#include <string>
+#include <utility>
 
 #include "kernels/base/math.h"
 #include "trainer/linear/linear.h"
@@ -7,31 +14,45 @@
 #include "trainer/model/model.h"
 #include "trainer/pruning/planned_size.h"
 #include "trainer/pruning/ramp.h"
+#include "trainer/pruning/size_bounds.h"
 
 namespace filigree {
 namespace {
 
 class Validator {
  public:
-  explicit Validator(const RunSpec& run) : run_(run), model_(run.model) {}
+  // `begun`: the phase whose ramp is on its way, -1: none.
+  Validator(const RunSpec& run, SizeBounds sizes, bool pruned, int begun)
+      : run_(run), sizes_(std::move(sizes)), estimate_(run.model), pruned_(pruned), begun_(begun) {}
 
-  void CheckPhase(const PhaseSpec& phase) {
-    if (pruned_ && phase.rewind_step >= 0) {
-      place_ = "phase " + phase.name + ": ";
+  // All that a configuration says of a phase.
+  void CheckPhase(int phase) {
+    const PhaseSpec& spec = run_.phases[phase];
+    if (pruned_ && spec.rewind_step >= 0) {
+      place_ = "phase " + spec.name + ": ";
       Add("rewind_step goes back to weights of before an earlier phase's pruning, which this model "
           "has no place for; leave it out");
     }
-    if (!phase.pruning) return;
-    place_ = "phase " + phase.name + ": pruning ";
-    CheckParameterisations(phase);
-    CheckOptimizer(phase);
-    if (before_) model_ = PrunedInProportion(model_, *before_);
-    before_ = nullptr;
-    if (CheckKinds(*phase.pruning) && CheckTarget(*phase.pruning)) {
-      before_ = &*phase.pruning;
-      CheckTimes(phase);
-    }
+    if (!spec.pruning) return;
+    place_ = "phase " + spec.name + ": pruning ";
+    CheckParameterisations(spec);
+    CheckOptimizer(spec);
+    if (CheckSizes(phase)) CheckTimes(spec);
     pruned_ = true;
+  }
+
+  // What it says of sizes. Returns whether there is a ramp to look at.
+  bool CheckSizes(int phase) {
+    const PhaseSpec& spec = run_.phases[phase];
+    place_ = "phase " + spec.name + ": pruning ";
+    if (before_) estimate_ = PrunedInProportion(estimate_, *before_);
+    before_ = nullptr;
+    if (CheckKinds(*spec.pruning) && CheckTarget(*spec.pruning, phase == begun_)) {
+      before_ = &*spec.pruning;
+      sizes_ = BoundsAfter(sizes_, spec);
+    }
+    sizes_.known = false;
+    return before_ != nullptr;
   }
 
   Status ToStatus() const { return problems_ == 0 ? OkStatus() : InvalidInput(text_.str()); }
@@ -43,27 +64,54 @@ class Validator {
     (text_ << ... << parts);
   }
 
+  // "the 12 there are", of the kind's smallest set.
+  std::string There(const UnitSet& set, int64_t most) const {
+    std::string text = "the " + std::to_string(most);
+    text += sizes_.known ? " there are" : " that the phases before can leave";
+    const UnitTable table(sizes_.model);
+    bool alike = true;
+    for (size_t i = 0; i < sizes_.most.size(); ++i) {
+      alike &= table.sets()[i].kind != set.kind || sizes_.most[i] == most;
+    }
+    return alike ? text : text + " in layer " + std::to_string(set.layer);
+  }
+
+  // Of all sets of a kind, the one that leaves the least room.
+  void CheckKind(const UnitSet& set, size_t index, const PruningSpec::Kind& kind) {
+    const int64_t most = sizes_.most[index], floor = AlignUp(kind.minimum, kind.alignment);
+    const int64_t live = sizes_.known ? sizes_.least[index] : most;
+    const char* name = NameOf(set.kind);
+    if (kind.alignment > most) {
+      Add(name, ".alignment = ", kind.alignment, " is more than ", There(set, most),
+          "; lower it or set enabled: false");
+    } else if (kind.minimum > live) {
+      Add(name, ".minimum = ", kind.minimum, " is more than ", There(set, live),
+          "; lower it or set enabled: false");
+    } else if (floor > most) {
+      Add(name, ".minimum = ", kind.minimum, " is ", floor,
+          " when rounded up to alignment = ", kind.alignment, ", more than ", There(set, most),
+          "; lower either or set enabled: false");
+    }
+  }
+
   // Whether the kinds are such that a ramp can be looked at.
   bool CheckKinds(const PruningSpec& pruning) {
     const size_t before = problems_;
     bool any = false;
-    const UnitTable table(run_.model);
-    for (const UnitSet& set : table.sets()) {
+    const UnitTable table(sizes_.model);
+    std::array<int, kUnitKinds> smallest;  // sets
+    smallest.fill(-1);
+    for (size_t i = 0; i < table.sets().size(); ++i) {
+      int& found = smallest[static_cast<size_t>(table.sets()[i].kind)];
+      const auto room = [&](size_t set) { return std::pair(sizes_.most[set], sizes_.least[set]); };
+      if (found < 0 || room(i) < room(static_cast<size_t>(found))) found = static_cast<int>(i);
+    }
+    for (const int index : smallest) {
+      if (index < 0) continue;
+      const UnitSet& set = table.sets()[static_cast<size_t>(index)];
       const PruningSpec::Kind& kind = pruning.of(set.kind);
       any |= kind.enabled;
-      if (set.layer > 0 || !kind.enabled) continue;  // one layer is news enough
-      const int64_t floor = AlignUp(kind.minimum, kind.alignment);
-      if (kind.alignment > set.count) {
-        Add(NameOf(set.kind), ".alignment = ", kind.alignment, " is more than the ", set.count,
-            " there are; lower it or set enabled: false");
-      } else if (kind.minimum > set.count) {
-        Add(NameOf(set.kind), ".minimum = ", kind.minimum, " is more than the ", set.count,
-            " there are; lower it or set enabled: false");
-      } else if (floor > set.count) {
-        Add(NameOf(set.kind), ".minimum = ", kind.minimum, " is ", floor, " when rounded up to ",
-            "alignment = ", kind.alignment, ", more than the ", set.count,
-            " there are; lower either or set enabled: false");
-      }
+      if (kind.enabled) CheckKind(set, static_cast<size_t>(index), kind);
     }
     if (!any) Add("has no kind of unit that it may remove; enable one");
     const bool stem = pruning.of(UnitKind::kStem).enabled;
@@ -74,20 +122,22 @@ class Validator {
     return problems_ == before;
   }
 
-  // Whether there is a way to the target.
-  bool CheckTarget(const PruningSpec& pruning) {
-    const int64_t parameters = CountParameters(model_);
-    const int64_t target = pruning.target_parameters, floor = FloorParameters(model_, pruning);
-    if (target >= parameters) {
-      Add("target_parameters = ", target, " is not below the ", parameters,
-          pruned_ ? " that the phases before leave; lower it" : " that the model has; lower it");
-    } else if (target < floor) {
+  // Whether there is a way to the target. A ramp that is on its way may be there.
+  bool CheckTarget(const PruningSpec& pruning, bool begun) {
+    const int64_t target = pruning.target_parameters, floor = FloorParameters(sizes_, pruning);
+    if (target >= sizes_.parameters && !begun) {
+      Add("target_parameters = ", target, " is not below the ", sizes_.parameters,
+          sizes_.known ? " that the model has" : " that the phases before leave at most",
+          "; lower it");
+      return false;
+    }
+    if (target < floor) {
       Add("target_parameters = ", target,
           " is below the floors: with the minima of attention, "
           "feed_forward and stem the model keeps ",
-          floor, "; raise target_parameters or lower a minimum");
+          sizes_.known ? "" : "at least ", floor, "; raise target_parameters or lower a minimum");
     }
-    return floor <= target && target < parameters;
+    return floor <= target;
   }
 
   // The ramp must fit, also one unit of the largest kind at a time.
@@ -110,7 +160,7 @@ class Validator {
     }
     const Timeline timeline = {.steps = phase.steps,
                                .tokens_per_step = phase.batch.tokens_per_step};
-    const Ramp ramp(pruning, timeline, CountParameters(model_));
+    const Ramp ramp(pruning, timeline, CountParameters(estimate_));
     // What alignment left to do, what still shrinks and the last compaction need an event after it.
     const int64_t last = ramp.EventFrom(ramp.last_step());
     if (last + ramp.interval() > phase.steps) {
@@ -119,7 +169,7 @@ class Validator {
       return;
     }
     if (pruning.units_per_event == 0) return;
-    const RampReach reach = ReachOf(model_, pruning, timeline, UnitOrder::kInProportion);
+    const RampReach reach = ReachOf(estimate_, pruning, timeline, UnitOrder::kInProportion);
     if (reach.reached()) return;
     Add("units_per_event = ", pruning.units_per_event, " removes ", reach.removed,
         " units in the phase's ", reach.events, " events, which leaves ", reach.parameters,
@@ -151,19 +201,39 @@ class Validator {
   }
 
   const RunSpec& run_;
-  ModelSpec model_;  // what earlier phases' ramps leave, but for
-  const PruningSpec* before_ = nullptr;
-  bool pruned_ = false;  // some phase before
+  SizeBounds sizes_;                     // that the phase may begin with
+  ModelSpec estimate_;                   // the same if all kinds had shrunk alike, but for
+  const PruningSpec* before_ = nullptr;  // the last phase that pruned
+  bool pruned_;                          // some phase before
+  int begun_;
   std::string place_;
   std::ostringstream text_;
   size_t problems_ = 0;  // in it
 };
 
+// What the run's progress says of its model now.
+SizeBounds SizesOf(const ModelSpec& model, const std::optional<PruningProgress>& progress) {
+  if (!progress) return KnownSizes(model);
+  return KnownSizes(model, LiveCounts(UnitTable(model), progress->zero_at));
+}
+
 }  // namespace
 
 Status ValidatePruning(const RunSpec& run) {
-  Validator validator(run);
-  for (const PhaseSpec& phase : run.phases) validator.CheckPhase(phase);
+  Validator validator(run, KnownSizes(run.model), /*pruned=*/false, /*begun=*/-1);
+  for (size_t phase = 0; phase < run.phases.size(); ++phase) {
+    validator.CheckPhase(static_cast<int>(phase));
+  }
+  return validator.ToStatus();
+}
+
+Status ValidateSizesFrom(const RunSpec& run, int first,
+                         const std::optional<PruningProgress>& progress) {
+  const int begun = progress ? static_cast<int>(progress->phase) : -1;
+  Validator validator(run, SizesOf(run.model, progress), progress.has_value(), begun);
+  for (size_t phase = static_cast<size_t>(first); phase < run.phases.size(); ++phase) {
+    if (run.phases[phase].pruning) validator.CheckSizes(static_cast<int>(phase));
+  }
   return validator.ToStatus();
 }
 

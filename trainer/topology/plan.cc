@@ -1,7 +1,9 @@
 #include "trainer/topology/plan.h"
 
 #include <algorithm>
+#include <cctype>
 #include <sstream>
+#include <utility>
 
 #include "trainer/topology/criterion.h"
 
@@ -9,6 +11,13 @@ namespace filigree {
 namespace {
 
 std::string WeightName(const LinearSpec& linear) { return linear.name + ".weight"; }
+
+// What a message says beside the weight's name and the numbers in it.
+std::string KindOf(const std::string& message) {
+  std::string kind = message.substr(std::min(message.find(": "), message.size()));
+  std::erase_if(kind, [](unsigned char c) { return std::isdigit(c) != 0; });
+  return kind;
+}
 
 }  // namespace
 
@@ -76,6 +85,27 @@ std::vector<SparsitySpec> InitialSparsity(std::span<const LinearSpec> linears,
     }
   }
   return expanded;
+}
+
+Status ValidateParameterisations(std::span<const LinearSpec> linears, const PhaseSpec& phase) {
+  std::vector<std::pair<std::string, int>> kinds;  // first messages, and how many more there are
+  const std::vector<SparsitySpec> initial = InitialSparsity(linears, phase);
+  for (const LinearSpec& linear : linears) {
+    const SparsitySpec sparsity = MatchSparsity(WeightName(linear), initial);
+    const Parameterisation* row = FindParameterisation(sparsity.parameterisation);
+    CHECK(row != nullptr) << sparsity.parameterisation;  // the parser knows the names
+    const Status status = row->validate(linear, sparsity);
+    if (status.ok()) continue;
+    const auto known = std::ranges::find_if(
+        kinds, [&](const auto& kind) { return KindOf(kind.first) == KindOf(status.message()); });
+    known == kinds.end() ? void(kinds.emplace_back(status.message(), 0)) : void(++known->second);
+  }
+  std::ostringstream problems;
+  for (const auto& [message, more] : kinds) {
+    problems << (problems.tellp() > 0 ? "\n" : "") << "phase " << phase.name << ": " << message;
+    if (more > 0) problems << " (and so for " << more << " more weights)";
+  }
+  return problems.tellp() > 0 ? InvalidInput(problems.str()) : OkStatus();
 }
 
 bool SameKind(const SparseLayout& layout, const SparsitySpec& spec) {

@@ -32,6 +32,10 @@ Timeline TimelineOf(const PhaseSpec& phase);
 std::vector<SparsitySpec> InitialSparsity(std::span<const LinearSpec> linears,
                                           const PhaseSpec& phase);
 
+// Weight by weight, what the registry has to say about the phase's sparsity: each kind of problem
+// once, a line, with the first weight that has it; or OK.
+Status ValidateParameterisations(std::span<const LinearSpec> linears, const PhaseSpec& phase);
+
 // The layouts with which a phase goes on from `previous` (by parameter name): the weights whose
 // rule inherits, and whose layout is of the kind that the phase asks for. The others are drawn.
 std::map<std::string, SparseLayout> InheritedLayouts(
