@@ -6,3 +6,5 @@ filigree_test(saliency_test LABEL full SOURCES saliency_test.cc
 set_tests_properties(saliency_test PROPERTIES ENVIRONMENT "OMP_NUM_THREADS=1;OPENBLAS_NUM_THREADS=1")
 filigree_test(pruning_test LABEL quick SOURCES pruning_test.cc
   DEPS filigree_trainer filigree_kernels_cpu)
+filigree_test(pruning_limits_test LABEL quick SOURCES pruning_limits_test.cc
+  DEPS filigree_trainer filigree_kernels_cpu)

@@ -1,4 +1,4 @@
-// Pruning's pure parts: units, the ramp, the choice, the second-order update, smoothing, refusals.
+// Pruning's pure parts: units, the ramp, the choice, the second-order update, smoothing.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -9,6 +9,7 @@
 #include "kernels/base/rng.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_device.h"
+#include "tests/unit/pruning_ramp_testing.h"
 #include "tests/unit/pruning_testing.h"
 #include "trainer/model/model.h"
 #include "trainer/pruning/compaction.h"
@@ -16,27 +17,9 @@
 #include "trainer/pruning/ramp.h"
 #include "trainer/pruning/saliency.h"
 #include "trainer/pruning/second_order.h"
-#include "trainer/pruning/validate.h"
 
 namespace filigree {
 namespace {
-
-using ::testing::HasSubstr;
-using ::testing::Not;
-
-ModelSpec SmallModel(ModelFamily family = ModelFamily::kLlama) {
-  return {.family = family,
-          .layers = 3,
-          .width = 32,
-          .heads = family == ModelFamily::kLlama ? 8 : 4,
-          .kv_heads = 4,
-          .head_size = family == ModelFamily::kLlama ? 4 : 8,
-          .feed_forward = 48,
-          .vocab_size = 37,
-          .padded_vocab_size = 64,
-          .max_positions = 16,
-          .tied_head = family == ModelFamily::kGpt2};
-}
 
 int64_t ParametersOf(const ModelSpec& model) {
   CpuDevice device;
@@ -45,14 +28,6 @@ int64_t ParametersOf(const ModelSpec& model) {
   int64_t count = 0;
   for (const Parameter& p : built->parameters()) count += p.logical_count();
   return count;
-}
-
-PruningSpec SpecOf(int64_t target) {
-  PruningSpec spec;
-  spec.target_parameters = target;
-  spec.kinds[static_cast<size_t>(UnitKind::kFeedForward)].alignment = 8;
-  spec.kinds[static_cast<size_t>(UnitKind::kStem)].alignment = 8;
-  return spec;
 }
 
 TEST(UnitTableTest, CountsParametersAsTheModelHasThem) {
@@ -105,27 +80,6 @@ TEST(RampTest, ParametersFallAlongTheCurve) {
   EXPECT_EQ(ramp.EventFrom(3), 10);
   EXPECT_EQ(ramp.EventFrom(15), 15);
   EXPECT_EQ(ramp.AllowedAt(19), 600);
-}
-
-// Removes units step by step, as a run of so many steps does, and returns the model that is left.
-ModelSpec RunRamp(const ModelSpec& model, const PruningSpec& spec,
-                  const std::vector<double>& scores, int64_t steps) {
-  const UnitTable table(model);
-  std::vector<bool> stays(scores.size(), true);
-  const Ramp ramp(spec, {.steps = 40, .tokens_per_step = 1}, CountParameters(model));
-  for (int64_t step = 2; step <= steps; ++step) {
-    if (!ramp.IsEvent(step)) continue;
-    const bool finishing = step >= ramp.last_step();
-    const auto chosen =
-        ChooseUnits(model, table, scores, stays, spec, ramp.AllowedAt(step), finishing);
-    for (const int64_t unit : chosen) {
-      EXPECT_TRUE(stays[static_cast<size_t>(unit)]);
-      stays[static_cast<size_t>(unit)] = false;
-    }
-    if (finishing && chosen.empty()) break;
-  }
-  stays.flip();
-  return PlanCompaction(model, table, stays, spec).model;
 }
 
 TEST(ChooseUnitsTest, EndsAtAlignedSizesBelowTheTarget) {
@@ -333,82 +287,6 @@ TEST(SaliencyScoresTest, AreTheSameBeforeAndAfterCompaction) {
       EXPECT_EQ(found[i], larger[static_cast<size_t>(kept[i])]) << criterion.name << " unit " << i;
     }
   }
-}
-
-std::string ProblemsOf(const ModelSpec& model, const PruningSpec& spec, DType wire = DType::kF32) {
-  RunSpec run;
-  run.model = model;
-  PhaseSpec phase;
-  phase.name = "shrink";
-  phase.steps = 100;
-  phase.batch = {.seq_len = 8, .tokens_per_step = 8, .micro_batch_sequences = 1};
-  phase.pruning = spec;
-  run.phases = {phase};
-  run.wire_dtype = wire;
-  const Status status = ValidatePruning(run);
-  return status.ok() ? "" : status.message();
-}
-
-TEST(ValidatePruningTest, WhatCannotComeOutIsRefused) {
-  const ModelSpec model = SmallModel();
-  const int64_t parameters = CountParameters(model);
-  EXPECT_EQ(ProblemsOf(model, SpecOf(parameters / 2)), "");
-  EXPECT_THAT(ProblemsOf(model, SpecOf(parameters)), HasSubstr("is not below the"));
-
-  PruningSpec floors = SpecOf(parameters / 2);
-  floors.kinds[static_cast<size_t>(UnitKind::kFeedForward)].minimum = 41;
-  floors.kinds[static_cast<size_t>(UnitKind::kStem)].minimum = 30;
-  EXPECT_THAT(ProblemsOf(model, floors), HasSubstr("below the floors"));
-
-  PruningSpec slow = SpecOf(parameters / 2);
-  slow.units_per_event = 1;
-  slow.interval = 10;
-  const std::string told = ProblemsOf(model, slow);
-  EXPECT_THAT(told, HasSubstr("units_per_event = 1 removes 9 units in the phase's 10 events"));
-  const size_t mend = told.find("raise units_per_event to ");
-  ASSERT_NE(mend, std::string::npos) << told;
-  slow.units_per_event = std::stoll(told.substr(mend + sizeof("raise units_per_event to")));
-  EXPECT_EQ(ProblemsOf(model, slow), "");
-
-  for (const UnitKind kind : {UnitKind::kAttention, UnitKind::kFeedForward, UnitKind::kStem}) {
-    PruningSpec keeps = SpecOf(parameters / 2);
-    PruningSpec::Kind& units = keeps.kinds[static_cast<size_t>(kind)];
-    units.minimum = 1000;
-    EXPECT_THAT(ProblemsOf(model, keeps),
-                HasSubstr(std::string(NameOf(kind)) + ".minimum = 1000 is more than the"));
-    units.enabled = false;
-    EXPECT_THAT(ProblemsOf(model, keeps), Not(HasSubstr("minimum")));
-  }
-  PruningSpec rounded = SpecOf(parameters / 2);
-  rounded.kinds[static_cast<size_t>(UnitKind::kFeedForward)] = {.minimum = 33, .alignment = 32};
-  EXPECT_THAT(ProblemsOf(model, rounded),
-              HasSubstr("feed_forward.minimum = 33 is 64 when rounded up to alignment = 32"));
-
-  PruningSpec late = SpecOf(parameters / 2);
-  late.clock = Clock::kSteps;
-  late.begin = 50;
-  late.end = 150;
-  EXPECT_THAT(ProblemsOf(model, late),
-              HasSubstr("ends at step 150 and needs 1 more to finish, of a phase of 100"));
-  late.end = 100;  // no event is left in which to finish
-  EXPECT_THAT(ProblemsOf(model, late), HasSubstr("ends at step 100 and needs 1 more"));
-  late.end = 99;
-  EXPECT_EQ(ProblemsOf(model, late), "");
-
-  // The phase's first event finds no scores and its second is its last.
-  PruningSpec early = SpecOf(parameters / 2);
-  early.clock = Clock::kSteps;
-  early.begin = early.end = 0;
-  early.interval = 100;
-  EXPECT_THAT(ProblemsOf(model, early), HasSubstr("ends at step 100 and needs 100 more"));
-  early.interval = 50;
-  EXPECT_EQ(ProblemsOf(model, early), "");
-
-  // The sums over ranks lie in the wire's buffer then, and scores are read from the gradients'.
-  EXPECT_THAT(ProblemsOf(model, SpecOf(parameters / 2), DType::kBF16), HasSubstr("wire_dtype"));
-
-  EXPECT_THAT(ProblemsOf(SmallModel(ModelFamily::kGpt2), SpecOf(10000)),
-              HasSubstr("cannot remove stem channels"));
 }
 
 }  // namespace

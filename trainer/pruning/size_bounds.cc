@@ -10,6 +10,10 @@
 namespace filigree {
 namespace {
 
+int64_t Aligned(int64_t count, const PruningSpec::Kind& kind) {
+  return count / kind.alignment * kind.alignment;
+}
+
 class Outcome {
  public:
   Outcome(const SizeBounds& before, const PhaseSpec& phase)
@@ -43,8 +47,20 @@ class Outcome {
     return CountParameters(ModelOf(before_.model, table_, counts)) <= pruning_.target_parameters;
   }
 
+  // Whether sets that come down together may begin with different sizes.
+  bool MayDiffer(size_t set) const {
+    for (size_t i = 0; i < before_.least.size(); ++i) {
+      if (!Joined(set, i)) continue;
+      if (before_.least[i] != before_.most[set] || before_.most[i] != before_.least[set]) {
+        return true;
+      }
+    }
+    return false;
+  }
+
   // A set goes below an aligned size only while the model with that size, and with all that there
-  // ever was of the rest, is too large; or to be even with the smallest of its kind.
+  // ever was of the rest, is too large; or to be even with a smaller one of its kind, at
+  // an aligned size.
   int64_t Least(size_t set) const {
     if (!kind(set).enabled) return before_.least[set];
     const auto fits = [&](int64_t level) {
@@ -64,8 +80,10 @@ class Outcome {
       }
       level = fitting * kind(set).alignment;
     }
-    for (size_t i = 0; i < before_.least.size(); ++i) {
-      if (Joined(set, i)) level = std::min(level, before_.least[i]);
+    if (MayDiffer(set)) {
+      for (size_t i = 0; i < before_.least.size(); ++i) {
+        if (Joined(set, i)) level = std::min(level, Aligned(before_.least[i], kind(set)));
+      }
     }
     const int64_t floor = AlignUp(kind(set).minimum, kind(set).alignment);
     return std::min(before_.least[set], std::max(floor, level));
@@ -90,7 +108,7 @@ class Outcome {
     }
     // What has lost units has an aligned size.
     if (fitting >= before_.least[set]) return fitting;
-    return std::max(least[set], fitting / kind(set).alignment * kind(set).alignment);
+    return std::max(least[set], Aligned(fitting, kind(set)));
   }
 
   const SizeBounds& before_;
