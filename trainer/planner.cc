@@ -7,13 +7,14 @@
 #include <utility>
 
 #include "trainer/batch_feeder.h"
-#include "trainer/micro_batches.h"
 #include "trainer/checkpoint/merged_weight.h"
+#include "trainer/micro_batches.h"
 #include "trainer/model/model.h"
 #include "trainer/plan_course.h"
 #include "trainer/plan_memory.h"
 #include "trainer/plan_move.h"
 #include "trainer/pruning/planned_size.h"
+#include "trainer/pruning/ramp.h"
 #include "trainer/state_layout.h"
 #include "trainer/teacher.h"
 #include "trainer/topology/plan.h"
@@ -122,9 +123,8 @@ PhasePlan PlanPhase(const RunSpec& run, int index, int ranks, Backend& backend,
   plan.update_bytes = traffic.updates;
   const int64_t move =
       PlanUpdateMoveMemory(model->parameters(), run, index, ranks, backend.device());
-  plan.memory_bytes["topology"] =
-      std::max(UpdateMemory(traffic, plan, move),
-               PlanRemovalMemory(model->parameters(), run, index, ranks));
+  plan.memory_bytes["topology"] = std::max(
+      UpdateMemory(traffic, plan, move), PlanRemovalMemory(model->parameters(), run, index, ranks));
   *parameters = model->parameters();
   return plan;
 }
@@ -175,6 +175,21 @@ const PhasePlan& RunPlan::largest() const {
       [](const PhasePlan& a, const PhasePlan& b) { return a.memory_total() < b.memory_total(); });
 }
 
+Status CheckPlannedSizes(const RunSpec& run) {
+  ModelSpec model = run.model;
+  for (const PhaseSpec& phase : run.phases) {
+    const Status status = ValidateParameterisations(LinearSpecs(model), phase);
+    if (!status.ok()) {
+      return InvalidInput(status.message() + "\n(a phase before prunes; it is planned to leave " +
+                          std::to_string(CountParameters(model)) +
+                          " parameters, all sizes shrunk alike: set its alignments so that the "
+                          "weights come out fitting)");
+    }
+    if (phase.pruning) model = PrunedInProportion(model, *phase.pruning);
+  }
+  return OkStatus();
+}
+
 RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend,
                 const std::map<std::string, CheckpointInfo>& teachers) {
   RunPlan plan;
@@ -197,8 +212,7 @@ RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend,
       const bool pruned = run.phases[i - 1].pruning.has_value();
       const int64_t move = PlanEntryMoveMemory(pruned ? parameters : before, parameters, now, index,
                                                ranks, backend.device());
-      previous =
-          std::max(previous, (pruned ? PrunedStateBytes(last) : last.state_bytes) + move);
+      previous = std::max(previous, (pruned ? PrunedStateBytes(last) : last.state_bytes) + move);
     }
     if (phase.pruning) now.model = PrunedInProportion(now.model, *phase.pruning);
     planned.memory_bytes["transition"] =

@@ -14,6 +14,7 @@
 
 #include "comm/gradient_exchange.h"
 #include "kernels/backend.h"
+#include "kernels/base/status.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/linear/linear.h"
 #include "trainer/pruning_traffic.h"
@@ -82,7 +83,11 @@ struct RunPlan {
   const PhasePlan& largest() const;
 };
 
-// `teachers` are the run's (OpenTeachers); the memory of a phase's is its kind "teacher", its
+// OK where every phase's sparsity fits the size that phases before it are planned to leave; else the
+// phase and the weight. A run may choose another size: it is then for the phase's start to say.
+Status CheckPlannedSizes(const RunSpec& run);
+
+// CheckPlannedSizes is OK. `teachers` are the run's (OpenTeachers); the memory of a phase's is its kind "teacher", its
 // forward passes count as executed operations.
 RunPlan PlanRun(const RunSpec& run, int ranks, Backend& backend,
                 const std::map<std::string, CheckpointInfo>& teachers = {});

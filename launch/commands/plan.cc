@@ -37,6 +37,9 @@ Status PlanCommand::Run() const {
   if (const Status status = CheckDevice(run, *session.device); !status.ok()) {
     return ForThisRank(status, session);
   }
+  if (const Status sizes = CheckPlannedSizes(run); !sizes.ok()) {
+    return ForThisRank(InvalidInput(config + ": " + sizes.message()), session);
+  }
   const auto teachers = OpenTeachers(run);
   if (!teachers.ok()) return ForThisRank(teachers.status(), session);
   RunPlan plan = PlanRun(run, ranks, *session.backend, *teachers);
