@@ -1,6 +1,7 @@
 #include "trainer/pruning/ramp.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -36,6 +37,7 @@ class Chooser {
       std::make_heap(units.begin(), units.end(), later_);
       heaps_.push_back(std::move(units));
     }
+    for (int kind = 0; kind < kUnitKinds; ++kind) Measure(static_cast<UnitKind>(kind));
   }
 
   // Parameters of what lives, or of what would be stored of it.
@@ -68,16 +70,24 @@ class Chooser {
     const int64_t unit = heap.back();
     heap.pop_back();
     --live_[static_cast<size_t>(best)];
+    Measure(table_.sets()[best].kind);
     return unit;
   }
 
  private:
-  int64_t Largest(UnitKind kind) const {
-    int64_t largest = 0;
+  // Of the sets of one kind.
+  struct Extent {
+    int64_t smallest = 0, largest = 0;
+  };
+  const Extent& ExtentOf(UnitKind kind) const { return extents_[static_cast<size_t>(kind)]; }
+  void Measure(UnitKind kind) {
+    Extent extent = {.smallest = std::numeric_limits<int64_t>::max()};
     for (size_t i = 0; i < live_.size(); ++i) {
-      if (table_.sets()[i].kind == kind) largest = std::max(largest, live_[i]);
+      if (table_.sets()[i].kind != kind) continue;
+      extent.smallest = std::min(extent.smallest, live_[i]);
+      extent.largest = std::max(extent.largest, live_[i]);
     }
-    return largest;
+    extents_[static_cast<size_t>(kind)] = extent;
   }
   // What a set may come down to at this point of the ramp.
   int64_t Level(size_t set) const {
@@ -85,7 +95,7 @@ class Chooser {
     const int64_t alignment = spec_.of(kind).alignment;
     const int64_t floor = AlignUp(spec_.of(kind).minimum, alignment);
     if (!spec_.even_layers) return floor;
-    return std::max(floor, (Largest(kind) - 1) / alignment * alignment);
+    return std::max(floor, (ExtentOf(kind).largest - 1) / alignment * alignment);
   }
   bool Eligible(size_t set) const {
     return spec_.of(table_.sets()[set].kind).enabled && live_[set] > Level(set);
@@ -95,12 +105,8 @@ class Chooser {
     if (live_[set] % spec_.of(kind).alignment != 0 && live_[set] < table_.sets()[set].count) {
       return true;
     }
-    if (!spec_.even_layers) return false;
     // Others of the kind are below the largest: the level has been opened.
-    for (size_t i = 0; i < live_.size(); ++i) {
-      if (table_.sets()[i].kind == kind && live_[i] < Largest(kind)) return true;
-    }
-    return false;
+    return spec_.even_layers && ExtentOf(kind).smallest < ExtentOf(kind).largest;
   }
 
   const ModelSpec& model_;
@@ -109,6 +115,7 @@ class Chooser {
   const PruningSpec& spec_;
   std::vector<int64_t> live_;
   std::vector<std::vector<int64_t>> heaps_;
+  std::array<Extent, kUnitKinds> extents_;
 };
 
 }  // namespace

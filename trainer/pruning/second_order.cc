@@ -7,52 +7,64 @@
 namespace filigree {
 namespace {
 
-// A square matrix, row-major.
-class SquareMatrix {
+// Row-major.
+class Matrix {
  public:
-  explicit SquareMatrix(int64_t size) : size_(size), cells_(static_cast<size_t>(size * size)) {}
-  int64_t size() const { return size_; }
-  double& at(int64_t row, int64_t column) { return cells_[row * size_ + column]; }
-  double at(int64_t row, int64_t column) const { return cells_[row * size_ + column]; }
+  Matrix(int64_t rows, int64_t columns)
+      : rows_(rows), columns_(columns), cells_(static_cast<size_t>(rows * columns)) {}
+  int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
+  double* row(int64_t row) { return cells_.data() + row * columns_; }
+  const double* row(int64_t row) const { return cells_.data() + row * columns_; }
 
  private:
-  int64_t size_;
+  int64_t rows_, columns_;
   std::vector<double> cells_;
 };
 
-// The lower factor of a symmetric positive matrix, in place.
-void Cholesky(SquareMatrix* a) {
-  for (int64_t j = 0; j < a->size(); ++j) {
-    for (int64_t i = j; i < a->size(); ++i) {
-      double sum = a->at(i, j);
-      for (int64_t k = 0; k < j; ++k) sum -= a->at(i, k) * a->at(j, k);
-      if (i == j) {
-        CHECK(sum > 0) << "damping left H singular at column " << j;
-        a->at(j, j) = std::sqrt(sum);
-      } else {
-        a->at(i, j) = sum / a->at(j, j);
-      }
+void SubtractMultiple(double* from, const double* row, double factor, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) from[i] -= factor * row[i];
+}
+
+// The upper factor R of a symmetric positive matrix R^T R, in place; only its upper triangle is
+// read. By rows, so that the inner loops are over neighbours.
+void Cholesky(Matrix* a) {
+  const int64_t n = a->rows();
+  for (int64_t k = 0; k < n; ++k) {
+    double* pivot = a->row(k);
+    CHECK(pivot[k] > 0) << "damping left H singular at column " << k;
+    const double root = std::sqrt(pivot[k]);
+    for (int64_t j = k; j < n; ++j) pivot[j] /= root;
+    for (int64_t i = k + 1; i < n; ++i) {
+      SubtractMultiple(a->row(i) + i, pivot + i, pivot[i], n - i);
     }
   }
 }
 
-// Solves L L^T z = b in place.
-void Solve(const SquareMatrix& lower, std::vector<double>* b) {
-  const int64_t n = lower.size();
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t k = 0; k < i; ++k) (*b)[i] -= lower.at(i, k) * (*b)[k];
-    (*b)[i] /= lower.at(i, i);
+// Solves R^T R Z = B in place, all columns at once.
+void Solve(const Matrix& upper, Matrix* b) {
+  const int64_t n = upper.rows(), columns = b->columns();
+  for (int64_t k = 0; k < n; ++k) {
+    double* row = b->row(k);
+    for (int64_t c = 0; c < columns; ++c) row[c] /= upper.row(k)[k];
+    for (int64_t i = k + 1; i < n; ++i) {
+      SubtractMultiple(b->row(i), row, upper.row(k)[i], columns);
+    }
   }
   for (int64_t i = n - 1; i >= 0; --i) {
-    for (int64_t k = i + 1; k < n; ++k) (*b)[i] -= lower.at(k, i) * (*b)[k];
-    (*b)[i] /= lower.at(i, i);
+    double* row = b->row(i);
+    for (int64_t k = i + 1; k < n; ++k) {
+      SubtractMultiple(row, b->row(k), upper.row(i)[k], columns);
+    }
+    for (int64_t c = 0; c < columns; ++c) row[c] /= upper.row(i)[i];
   }
 }
 
 }  // namespace
 
-ColumnUpdate SolveColumns(std::span<const float> gram, int64_t block,
-                          std::span<const int64_t> gone, double damping) {
+ColumnUpdate SolveColumns(std::span<const float> gram, int64_t block, std::span<const int64_t> gone,
+                          double damping) {
   CHECK_EQ(static_cast<int64_t>(gram.size()), block * block);
   std::vector<int64_t> rest;
   double trace = 0;
@@ -68,18 +80,22 @@ ColumnUpdate SolveColumns(std::span<const float> gram, int64_t block,
   }
   if (rest.empty() || trace <= 0) return {};
   const auto size = static_cast<int64_t>(rest.size());
-  SquareMatrix h(size);
+  Matrix h(size, size);
   for (int64_t i = 0; i < size; ++i) {
-    for (int64_t j = 0; j < size; ++j) h.at(i, j) = gram[rest[i] * block + rest[j]];
-    h.at(i, i) += damping * trace / static_cast<double>(read);
+    for (int64_t j = i; j < size; ++j) h.row(i)[j] = gram[rest[i] * block + rest[j]];
+    h.row(i)[i] += damping * trace / static_cast<double>(read);
   }
   Cholesky(&h);
+  Matrix factors(size, std::ssize(gone));
+  for (int64_t i = 0; i < size; ++i) {
+    for (int64_t k = 0; k < std::ssize(gone); ++k) {
+      factors.row(i)[k] = gram[rest[i] * block + gone[k]];
+    }
+  }
+  Solve(h, &factors);
   ColumnUpdate update = {.rest = rest, .factors = {}};
-  for (const int64_t column : gone) {
-    std::vector<double> z(rest.size());
-    for (int64_t i = 0; i < size; ++i) z[i] = gram[rest[i] * block + column];
-    Solve(h, &z);
-    update.factors.insert(update.factors.end(), z.begin(), z.end());
+  for (int64_t k = 0; k < std::ssize(gone); ++k) {
+    for (int64_t i = 0; i < size; ++i) update.factors.push_back(factors.row(i)[k]);
   }
   return update;
 }
