@@ -21,6 +21,19 @@ int64_t UnitsInBlock(const PruningSpec& spec, int64_t extent) {
   return std::max<int64_t>(spec.update_block / extent, 2);
 }
 
+// Inner products are of columns from one multiple of this to another: products are fast where bf16
+// rows begin at multiples of 16 bytes, and the fewer sizes there are the fewer need an algorithm.
+constexpr int64_t kReadAlignment = 8;
+
+struct Columns {
+  int64_t begin = 0, count = 0;
+};
+// Of `columns` ones, what is read for [begin, end).
+Columns ReadFor(int64_t begin, int64_t end, int64_t columns) {
+  const int64_t first = begin / kReadAlignment * kReadAlignment;
+  return {first, std::min(AlignUp(end, kReadAlignment), columns) - first};
+}
+
 // What two matrices share that multiply the same activations: a layer's attention or feed-forward
 // block, and the set of units that its columns are.
 std::pair<std::string, int> InputOf(const std::string& weight, const ParameterUnits& units) {
@@ -41,8 +54,11 @@ int64_t CollectedBytes(const ModelSpec& model, const PruningSpec& spec) {
     if (found == table.parameters().end() || found->second.columns.set < 0) continue;
     if (!inputs.insert(InputOf(weight, found->second)).second) continue;
     const int64_t extent = found->second.columns.extent;
-    const int64_t block = UnitsInBlock(spec, extent) * extent, rest = linear.in % block;
-    cells += linear.in / block * block * block + rest * rest;
+    const int64_t block = UnitsInBlock(spec, extent) * extent;
+    for (int64_t begin = 0; begin < linear.in; begin += block) {
+      const int64_t width = ReadFor(begin, std::min(begin + block, linear.in), linear.in).count;
+      cells += width * width;
+    }
   }
   return cells * static_cast<int64_t>(sizeof(float));
 }
@@ -153,11 +169,14 @@ void Pruner::AddBlocks(const std::string& weight, const ParameterUnits& units) {
     std::sort(columns.begin(), columns.end());
     const auto next = std::upper_bound(starts.begin(), starts.end(), start);
     const int64_t end = next == starts.end() ? set.count : *next;
+    const Columns read = ReadFor(begin, end * extent, set.count * extent);
     blocks_.push_back({.input = input,
                        .weights = {weight},
                        .begin = begin,
                        .size = (end - start) * extent,
-                       .gone = std::move(columns)});
+                       .gone = std::move(columns),
+                       .read = read.begin,
+                       .width = read.count});
   }
 }
 
@@ -174,16 +193,16 @@ void Pruner::Collect(TrainingState& state, bool inputs, Stream& stream) {
   int64_t cells = 0;
   for (Block& block : blocks_) {
     block.gram = cells;
-    cells += block.size * block.size;
+    cells += block.width * block.width;
   }
   if (cells > 0) {
     grams_ = backend_.device().Allocate(static_cast<size_t>(cells) * sizeof(float), "scratch");
     const TensorView grams = grams_.View(DType::kF32, cells);
     backend_.device().ZeroAsync(grams, stream);
     for (const Block& block : blocks_) {
-      const TensorView gram = grams.Range(block.gram, block.size * block.size);
+      const TensorView gram = grams.Range(block.gram, block.width * block.width);
       requests[block.weights.front()].input_grams.push_back(
-          {.begin = block.begin, .gram = gram.Reshape({block.size, block.size})});
+          {.begin = block.read, .gram = gram.Reshape({block.width, block.width})});
     }
   }
   if (inputs) {
@@ -259,8 +278,12 @@ void Pruner::Compensate(TrainingState& state, Stream& stream) {
 #pragma omp parallel for schedule(dynamic)
   for (size_t b = 0; b < blocks_.size(); ++b) {
     const Block& block = blocks_[b];
-    const std::span<const float> gram = std::span(grams).subspan(
-        static_cast<size_t>(block.gram), static_cast<size_t>(block.size * block.size));
+    std::vector<float> gram;  // of the block's own columns
+    const int64_t lead = block.begin - block.read;
+    for (int64_t i = 0; i < block.size; ++i) {
+      const auto row = grams.begin() + block.gram + (lead + i) * block.width + lead;
+      gram.insert(gram.end(), row, row + block.size);
+    }
     updates[b] = SolveColumns(gram, block.size, block.gone, spec().update_damping);
   }
   MasterColumns columns(state, communicator_, backend_, stream, &bytes_);

@@ -70,7 +70,10 @@ class Pruner {
     std::vector<std::string> weights;
     int64_t begin = 0, size = 0;
     std::vector<int64_t> gone;  // offsets in the block, ascending
-    int64_t gram = 0;           // where its [size, size] inner products begin in grams_
+    // The columns [read, read + width), those of the block among them, whose [width, width] inner
+    // products begin at `gram` of grams_.
+    int64_t read = 0, width = 0;
+    int64_t gram = 0;
   };
 
   const PruningSpec& spec() const { return *run_.phases[phase_].pruning; }

@@ -4,6 +4,7 @@
 #include "kernels/swiglu_epilogue.h"
 #include "trainer/linear/dense_product.h"
 #include "trainer/linear/formed_product.h"
+#include "trainer/linear/input_grams.h"
 #include "trainer/linear/linear.h"
 #include "trainer/linear/linear_parts.h"
 #include "trainer/linear/low_rank_group.h"
@@ -194,12 +195,7 @@ void LinearGroup::AddStatistics(ConstTensorView x, ConstTensorView dy, Stream& s
                        .accumulate = true},
                       stream);
     }
-    for (const InputGram& gram : statistics.input_grams) {
-      const ConstTensorView columns = x.Cols(gram.begin, gram.gram.rows());
-      backend_.MatMul(
-          {.a = columns, .b = columns, .out = gram.gram, .transpose_a = true, .accumulate = true},
-          stream);
-    }
+    AddInputGrams(x, statistics.input_grams, backend_, stream);
     if (!statistics.input_squares) continue;
     if (host.empty()) host.resize(x.size() * SizeOf(x.dtype()));
     const TensorView copy(host.data(), x.dtype(), {x.rows(), x.cols()});

@@ -24,16 +24,18 @@ std::vector<int64_t> CellsOf(const AxisUnits& axis, const Compaction& compaction
   return cells;
 }
 
-// The live units, and as many removed ones, from the front, as fill `count` up.
+// The live units, and as many removed ones, from the back, as fill `count` up: blocks of live units
+// are then mostly neighbours (Pruner::AddBlocks).
 std::vector<int64_t> Keep(const UnitSet& set, const std::vector<bool>& removed, int64_t live,
                           int64_t count) {
   int64_t spare = count - live;
   std::vector<int64_t> kept;
-  for (int64_t i = 0; i < set.count; ++i) {
+  for (int64_t i = set.count - 1; i >= 0; --i) {
     const bool gone = removed[static_cast<size_t>(set.first + i)];
     if (gone && spare-- <= 0) continue;
     kept.push_back(i);
   }
+  std::ranges::reverse(kept);
   return kept;
 }
 
