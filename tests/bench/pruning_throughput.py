@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """A llama of 350 million shrunk to half during a run: tokens a second and memory at each size.
 
-    python3 tests/bench/pruning_throughput.py --device "NVIDIA H100"      # about four minutes there
+    python3 tests/bench/pruning_throughput.py --device "NVIDIA H100"      # about two minutes there
 
 Trains on the quickstart's text (bash launch/quickstart.sh first, or --data); what a step costs does
 not depend on what it learns. Reports, between one compaction and the next, the median tokens a
 second beside the parameters stored, the operations a token and the peak memory (what a step of the
-ramp does for pruning is in its time), the step with and without the measurement of saliency
-(`filigree bench step`), and dense models of the first and the last size: their steps, and the time
-that the same number of steps takes end to end.
+ramp does for pruning is in its time), runs of dense models of the first and the last size, as many
+steps: their steps and the time end to end, and what the measurement of saliency adds to a step
+(`filigree bench step`).
 
 Writes pruning_throughput.json and pruning_throughput.md into --results.
 """
@@ -61,13 +61,17 @@ def call(*words):
     return result.stdout
 
 
-def bench(arguments, name, text):
-    """`bench step` of one rank, and `plan`'s operations a token, forward and backward."""
-    path = write(arguments, name, text)
-    result = json.loads(call(arguments.binary, "bench", "step", path, "--steps", "10", "--json"))
-    planned = json.loads(call(arguments.binary, "plan", path, "--json"))
-    result["flops_token"] = planned["flops_method"] / planned["tokens"]
-    return result
+def saliency_of(arguments, text):
+    """`bench step` of one rank: a step's time, and what saliency adds."""
+    path = write(arguments, "saliency", text)
+    return json.loads(call(arguments.binary, "bench", "step", path, "--steps", "10", "--json"))
+
+
+def flops_token(arguments, name):
+    """`plan`'s operations a token, forward and backward."""
+    planned = json.loads(call(arguments.binary, "plan",
+                              os.path.join(arguments.out, name + ".textproto"), "--json"))
+    return planned["flops_method"] / planned["tokens"], planned["parameters_logical"]
 
 
 def train(arguments, name, text):
@@ -84,6 +88,26 @@ def train(arguments, name, text):
         seconds = float(file.read())
     with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as file:
         return seconds, [json.loads(line) for line in file]
+
+
+def steps_of(lines):
+    """The training lines but the first ones, which try algorithms."""
+    return [line for line in lines if "loss" in line and line["step"] > 3]
+
+
+def dense_run(arguments, name, model):
+    """Of a run of that model from its start to its end."""
+    seconds, lines = train(arguments, name, config(arguments, model, arguments.steps))
+    steps = steps_of(lines)
+    rate, _ = flops_token(arguments, name)
+    return {"flops_token": rate, "step_ms": statistics.median(line["step_ms"] for line in steps),
+            "tokens_per_second": statistics.median(line["tokens_per_second"] for line in steps),
+            "memory_bytes": max(line["memory_bytes"] for line in steps),
+            "end_to_end_s": seconds, "in_steps_s": in_steps(lines)}
+
+
+def in_steps(lines):
+    return 1e-3 * sum(line["step_ms"] for line in lines if "loss" in line)
 
 
 def compaction_seconds(folder):
@@ -106,10 +130,11 @@ def stages(lines, stored, flops_token):
         return {"stored": size, "rates": [], "removal_ms": [], "memory": 0, "work": None}
     found = [new(stored)]
     removed = {line["step"] for line in lines if line.get("topology") == "pruning"}
+    steps = steps_of(lines)
     for line in lines:
         if line.get("topology") == "compaction":
             found.append(new(line["stored_values"]))
-        elif "loss" in line and line["step"] > 3:  # the first ones try algorithms
+        elif line in steps:
             stage = found[-1]
             if line["step"] in removed:
                 stage["removal_ms"].append(line["step_ms"])
@@ -134,14 +159,13 @@ def records_of(arguments, name, ms, settings):
                        f"--target {arguments.target} --interval {arguments.interval}"}
 
 
-def table(found, large, small, saliency, seconds, arguments):
+def table(found, shrink, dense, saliency, arguments):
     """Generated from what was measured alone."""
-    per_step = 1e-3 * large["tokens_per_step"]
     first = found[0]
     lines = [
         "# A llama of 350M shrunk to half during a run", "",
         f"{arguments.device}, one card, {datetime.date.today().isoformat()}, commit "
-        f"{arguments.commit}; {large['tokens_per_step']:,} tokens a step, {arguments.steps} steps, "
+        f"{arguments.commit}; {shrink['tokens_per_step']:,} tokens a step, {arguments.steps} steps, "
         f"removals every {arguments.interval} steps from 15 to 85 % of them, sizes multiples of 128. "
         f"`python3 tests/bench/pruning_throughput.py --steps {arguments.steps} --target "
         f"{arguments.target} --interval {arguments.interval}` writes this file.", "",
@@ -157,16 +181,18 @@ def table(found, large, small, saliency, seconds, arguments):
             f"| {stage['steps']} | {rate and round(rate) or '-'} "
             f"| {rate and format(rate / first['tokens_per_second'], '.2f') or '-'} "
             f"| {removal and format(removal, '.1f') or '-'} | {stage['memory_bytes'] / 1e9:.2f} |")
-    lines += ["", "| dense, `bench step` | FLOPs a token | step, ms | tokens/s | memory, GB "
-              "| the run end to end, s |", "|---|---|---|---|---|---|"]
-    for name, result in (("first size", large), ("last size", small)):
-        lines.append(f"| {name} | {result['flops_token']:.4g} | {result['step_ms']:.1f} "
-                     f"| {1e3 * per_step / result['step_ms'] * 1e3:.0f} "
-                     f"| {result['memory_peak_bytes'] / 1e9:.2f} | {seconds[name]:.1f} |")
+    lines += ["", "| run of as many steps | FLOPs a token | step, ms | tokens/s | memory, GB "
+              "| in steps, s | end to end, s |", "|---|---|---|---|---|---|---|"]
+    for name, run in dense.items():
+        lines.append(f"| dense, {name} size | {run['flops_token']:.4g} | {run['step_ms']:.1f} "
+                     f"| {run['tokens_per_second']:.0f} | {run['memory_bytes'] / 1e9:.2f} "
+                     f"| {run['in_steps_s']:.1f} | {run['end_to_end_s']:.1f} |")
+    lines.append(f"| shrinking | | | | | {shrink['in_steps_s']:.1f} "
+                 f"| {shrink['end_to_end_s']:.1f} |")
     share = saliency["saliency_ms"] / saliency["step_ms"]
-    lines += ["", f"The shrinking run took {seconds['shrinking']:.1f} s end to end (start, data, "
-              "evaluation and checkpoint included in all three); of that its "
-              f"{len(seconds['compactions'])} compactions took {sum(seconds['compactions']):.1f} s.", "",
+    lines += ["", "End to end is the whole command: start, data, evaluation and checkpoint are in it. "
+              f"The shrinking run's {len(shrink['compactions_s'])} compactions took "
+              f"{sum(shrink['compactions_s']):.1f} s of it.", "",
               f"Measuring saliency (every step of the ramp): the step takes "
               f"{saliency['step_ms']:.2f} ms without and "
               f"{saliency['step_ms'] + saliency['saliency_ms']:.2f} ms with it, {share:.2%} more."]
@@ -185,8 +211,8 @@ def parse():
                         help="the records' name of what the runs ran on")
     parser.add_argument("--commit", default="", help="the records' (default: git says it)")
     parser.add_argument("--size", choices=sorted(SIZES), default="350m")
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--interval", type=int, default=4, help="steps between removals")
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--interval", type=int, default=10, help="steps between removals")
     parser.add_argument("--target", type=int, default=184000000, help="parameters at the end")
     arguments = parser.parse_args()
     for field in ("data", "binary", "out", "results"):
@@ -205,42 +231,31 @@ def main():
                f"interval: {arguments.interval} smoothing: 0.7 compact_share: 0.1 feed_forward {{ alignment: "
                f"{alignment} }} stem {{ alignment: {alignment} }} }}")
     shape = SIZES[arguments.size]
-    saliency = bench(arguments, "saliency", config(arguments, shape, arguments.steps, pruning))
-    print(f"step {saliency['step_ms']:.2f} ms, saliency {saliency['saliency_ms']:.2f} ms more: "
-          f"{saliency['saliency_ms'] / saliency['step_ms']:.2%}", flush=True)
-    large = bench(arguments, "bench_large", config(arguments, shape, arguments.steps))
-    seconds = {}
-    seconds["shrinking"], lines = train(arguments, "shrink",
-                                        config(arguments, shape, arguments.steps, pruning))
-    seconds["compactions"] = compaction_seconds(os.path.join(arguments.out, "shrink"))
-    planned = json.loads(call(arguments.binary, "plan",
-                              os.path.join(arguments.out, "bench_large.textproto"), "--json"))
-    found = stages(lines, planned["parameters_logical"], large["flops_token"])
-    for stage in found:
-        print(json.dumps(stage), flush=True)
-    model = final_model(os.path.join(arguments.out, "shrink"))
-    last = " ".join(f"{field}: {model[field]}" for field in (
+    text = config(arguments, shape, arguments.steps, pruning)
+    seconds, lines = train(arguments, "shrink", text)
+    shrink = {"end_to_end_s": seconds, "in_steps_s": in_steps(lines),
+              "compactions_s": compaction_seconds(os.path.join(arguments.out, "shrink")),
+              "final_model": final_model(os.path.join(arguments.out, "shrink"))}
+    last = " ".join(f"{field}: {shrink['final_model'][field]}" for field in (
         "layers", "head_size", "vocab_size", "width", "heads", "kv_heads", "feed_forward"))
-    small = bench(arguments, "bench_small", config(arguments, last, arguments.steps))
-    for name, dense in (("first size", shape), ("last size", last)):
-        seconds[name], _ = train(arguments, "dense_" + name.split()[0],
-                                 config(arguments, dense, arguments.steps))
-    print(json.dumps(seconds), flush=True)
+    dense = {name: dense_run(arguments, f"dense_{name}", model)
+             for name, model in (("first", shape), ("last", last))}
+    flops, stored = flops_token(arguments, "dense_first")
+    found = stages(lines, stored, flops)
+    for result in (*found, shrink, dense):
+        print(json.dumps(result), flush=True)
+    saliency = saliency_of(arguments, text)
+    shrink["tokens_per_step"] = saliency["tokens_per_step"]
     records = [records_of(arguments, "saliency", saliency["saliency_ms"],
-                          {"step_ms": saliency["step_ms"]})]
-    for name, result in (("first", large), ("last", small)):
-        records.append(records_of(
-            arguments, f"dense_{name}_size", result["step_ms"],
-            {"flops_token": result["flops_token"], "memory_bytes": result["memory_peak_bytes"],
-             "end_to_end_s": seconds[name + " size"]}))
+                          {"step_ms": saliency["step_ms"]}),
+               records_of(arguments, "shrinking_run", 1e3 * seconds, shrink)]
+    for name, run in dense.items():
+        records.append(records_of(arguments, f"dense_{name}_size", run["step_ms"], run))
     for number, stage in enumerate(found):
         rate = stage["tokens_per_second"]
         records.append(records_of(arguments, f"stage_{number}",
-                                  rate and 1e3 * large["tokens_per_step"] / rate, stage))
-    records.append(records_of(arguments, "shrinking_run", 1e3 * seconds["shrinking"],
-                              {"final_model": model,
-                               "compactions_s": seconds["compactions"]}))
-    text = table(found, large, small, saliency, seconds, arguments)
+                                  rate and 1e3 * shrink["tokens_per_step"] / rate, stage))
+    text = table(found, shrink, dense, saliency, arguments)
     for name, content in (("json", json.dumps(records, indent=1) + "\n"), ("md", text)):
         with open(os.path.join(arguments.results, "pruning_throughput." + name), "w",
                   encoding="utf-8") as file:
