@@ -227,14 +227,8 @@ StatusOr<std::unique_ptr<CheckpointReader>> FindStart(const RunSpec& run,
 StatusOr<std::unique_ptr<CheckpointReader>> OpenInitialModel(const RunSpec& run) {
   ASSIGN_OR_RETURN(auto reader, OpenModel(run.init_from));
   const std::string& path = reader->directory();
-  const ModelSpec& model = reader->info().model;
-  if (!model.layer_shapes.empty() || model.norm_divisor() != model.width) {
-    return InvalidInput(path +
-                        ": was pruned: its layers or norms have sizes that model { } cannot say; "
-                        "`filigree export` it (--padded where layers differ) and start from that");
-  }
-  RETURN_IF_ERROR(
-      CheckSameModel(model, run.model, path, "make model { } say the same, or change init_from"));
+  RETURN_IF_ERROR(CheckSameModel(reader->info().model, run.model, path,
+                                 "make model { } say the same, or change init_from"));
   RETURN_IF_ERROR(CheckFactors(reader->info(), run, run.phases.front(), path, /*merges=*/true));
   for (const PhaseSpec& phase : run.phases) {
     RETURN_IF_ERROR(CheckTokenizerOfData(*reader, phase.data.prepared));

@@ -95,8 +95,8 @@ class PruningStartTest(SystemTest):
         self.assertEqual(losses[0], losses[1])
         self.assertEqual(model_of(newest(first)), model_of(newest(second)))
 
-    def test_an_exported_pruned_model_is_a_source_again(self):
-        """The run itself divides by the old width, which a configuration cannot say."""
+    def test_a_pruned_model_is_a_source_again(self):
+        """The run, whose norms divide by the old width, and its export, where that is folded."""
         source, _ = self.pretrained()
         run = self.pruned("run", source)
         hf = self.path("again-hf")
@@ -106,20 +106,55 @@ class PruningStartTest(SystemTest):
         model = model_of(newest(run))
         less = PRUNING.replace("minimum: 20", "minimum: 4").replace("minimum: 24",
                                                                    "minimum: 12") % 30000
-        shape = f"{text_of(model)} norm_epsilon: {epsilon}"
 
-        def text(what):
-            return f'init_from: "{what}"\n' + config(self.data, phase(STEPS, less), model=shape)
-        path = self.write("refused.textproto", text(run))
+        def text(what, extra):
+            return f'init_from: "{what}"\n' + config(self.data, phase(STEPS, less),
+                                                    model=f"{text_of(model)} {extra}")
+        path = self.write("refused.textproto", text(run, ""))
         result = self.filigree("train", path, "--out", self.path("refused"), code=BAD_INPUT)
-        self.assertIn("filigree export", result.stderr)
-        again = self.train("again", text(hf))
+        self.assertIn(f"norm_width {model['norm_width']} (config: {model['width']})",
+                      result.stderr)
         last = metrics(run)[1][-1]["val_loss"]
-        self.assert_close([metrics(again)[1][0]["val_loss"]], [last], 1e-6, "loss")
-        smaller = model_of(newest(again))
-        self.assertLess(smaller["width"] * smaller["feed_forward"],
-                        model["width"] * model["feed_forward"])
-        self.filigree("generate", again, "--prompt", "ab", "--tokens", "4")
+        for name, what, extra in (("again-run", run, f"norm_width: {model['norm_width']}"),
+                                  ("again-hf", hf, f"norm_epsilon: {epsilon}")):
+            with self.subTest(name=name):
+                again = self.train(name, text(what, extra))
+                self.assert_close([metrics(again)[1][0]["val_loss"]], [last], 1e-6, "loss")
+                smaller = model_of(newest(again))
+                self.assertLess(smaller["width"] * smaller["feed_forward"],
+                                model["width"] * model["feed_forward"])
+                self.filigree("generate", again, "--prompt", "ab", "--tokens", "4")
+                self.filigree("export", again, "--out", self.path(name + "-hf"))
+
+    def test_layers_that_differ_are_a_source_too(self):
+        source, _ = self.pretrained()
+        uneven = self.train("uneven", f'init_from: "{source}"\n' + config(
+            self.data, phase(STEPS, "pruning { target_parameters: 56000 begin: 0.2 end: 0.7 "
+                             "even_layers: false feed_forward { alignment: 1 minimum: 8 } "
+                             "attention { enabled: false } stem { enabled: false } }")))
+        model = model_of(newest(uneven))
+        shapes = model["layer_shapes"]
+        self.assertEqual(len(shapes), 2)
+        shape = text_of(model) + "".join(
+            f" layer_shape {{ heads: {s['heads']} kv_heads: {s['kv_heads']} feed_forward: "
+            f"{s['feed_forward']} }}" for s in shapes)
+        least = min(s["feed_forward"] for s in shapes)
+        layer = [s["feed_forward"] for s in shapes].index(least)
+
+        def text(minimum):
+            less = (PRUNING % 30000).replace("minimum: 20", f"minimum: {minimum}").replace(
+                "minimum: 24", "minimum: 12")
+            return f'init_from: "{uneven}"\n' + config(self.data, phase(STEPS, less), model=shape)
+        self.assertNotEqual(*(s["feed_forward"] for s in shapes))
+        path = self.write("layer.textproto", text(least + 1))
+        result = self.filigree("train", path, "--out", self.path("layer"), code=BAD_INPUT)
+        self.assertIn(f"feed_forward.minimum = {least + 1} is more than the {least} there are in "
+                      f"layer {layer}", result.stderr)
+        run = self.train("evened", text(4))
+        last = metrics(uneven)[1][-1]["val_loss"]
+        self.assert_close([metrics(run)[1][0]["val_loss"]], [last], 1e-6, "loss")
+        self.assertEqual(model_of(newest(run))["layer_shapes"], [])
+        self.filigree("export", run, "--out", self.path("evened-hf"))
 
     def test_a_target_above_the_sources_size_is_refused(self):
         source, _ = self.pretrained()
