@@ -7,3 +7,5 @@ filigree_test(sltrain_test LABEL quick
 target_compile_definitions(sltrain_test PRIVATE FILIGREE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
 # Small products: threads would wait for each other longer than they work.
 set_tests_properties(sltrain_test PROPERTIES ENVIRONMENT "OMP_NUM_THREADS=1;OPENBLAS_NUM_THREADS=1")
+filigree_test(input_grams_test LABEL quick SOURCES input_grams_test.cc
+  DEPS filigree_linear filigree_kernels_cpu)
