@@ -66,7 +66,6 @@ int64_t CollectedBytes(const ModelSpec& model, const PruningSpec& spec) {
 void Pruner::BeginPhase(int phase) {
   phase_ = phase;
   ramp_.reset();
-  done_ = false;
   const bool prunes = run_.phases[phase].pruning.has_value();
   if (!prunes && !progress_) return;
   table_.emplace(run_.model);
@@ -76,15 +75,26 @@ void Pruner::BeginPhase(int phase) {
     progress_->zero_at.assign(units, kUnitStays);
   }
   CHECK_EQ(progress_->zero_at.size(), units);
+  if (progress_->phase != phase) KeepWhatShrinks(run_.phases[phase].first_step);
   if (!prunes) return;
   if (progress_->phase != phase) {
     WarnOfFewEvents();
     progress_->phase = phase;
     progress_->batches = 0;
+    progress_->done = false;
     progress_->smoothed.assign(units * kSmoothed, 0.0);
     progress_->initial_parameters = LiveParameters();
+  } else if (LiveParameters() > spec().target_parameters) {
+    progress_->done = false;  // the target or the phase's length may have changed since
   }
   ramp_.emplace(spec(), TimelineOf(run_.phases[phase]), progress_->initial_parameters);
+}
+
+// A phase that did not last until units were zero leaves them.
+void Pruner::KeepWhatShrinks(int64_t step) {
+  for (int64_t& zero_at : progress_->zero_at) {
+    if (zero_at > step) zero_at = kUnitStays;
+  }
 }
 
 // A run whose kinds shrink alike reaches the target (ValidatePruning); others need more units.
@@ -122,6 +132,12 @@ int64_t Pruner::LiveParameters() const {
 }
 
 void Pruner::Choose(const TrainingState& state, int64_t step, Stream& stream) {
+  // What begins to shrink now is gone when it has shrunk, which the phase must last for.
+  const int64_t effect = progressive() ? step + spec().shrink_steps : step;
+  if (effect > run_.phases[phase_].steps) {
+    progress_->done = true;
+    return;
+  }
   std::vector<double> w_squares(static_cast<size_t>(table_->unit_count()), 0.0);
   if (criterion().needs_weights) {
     const std::vector<UnitSums> sums =
@@ -130,12 +146,10 @@ void Pruner::Choose(const TrainingState& state, int64_t step, Stream& stream) {
   }
   const std::vector<double> scores =
       SaliencyScores(criterion(), *table_, *progress_, w_squares, tokens_per_step());
-  // What begins to shrink now is gone when it has shrunk.
-  const int64_t effect = progressive() ? step + spec().shrink_steps : step;
   const bool finishing = step >= ramp_->last_step();
   chosen_ = ChooseUnits(run_.model, *table_, scores, UnitsThatStay(), spec(),
                         ramp_->AllowedAt(effect), finishing);
-  done_ = finishing && chosen_.empty();
+  progress_->done = finishing && chosen_.empty();
 }
 
 // The blocks of one matrix's columns that chosen units are in. They are counted in units that stay
@@ -323,7 +337,7 @@ int64_t Pruner::AfterStep(TrainingState& state, int64_t step, bool skipped, Stre
   if (!ramp_) return removed;
   if (collecting_) state.model().CollectStatistics({});
   collecting_ = false;
-  if (!skipped && !done_ && ramp_->Gathers(InPhase(step))) GatherSaliency(state, stream);
+  if (!skipped && !progress_->done && ramp_->Gathers(InPhase(step))) GatherSaliency(state, stream);
   input_squares_.clear();
   if (skipped) chosen_.clear();  // the next event catches up
   if (!chosen_.empty() || AnyShrinks(step)) {
@@ -352,7 +366,7 @@ std::optional<Compaction> Pruner::DueCompaction(int64_t step) const {
   const int64_t stored = CountParameters(run_.model);
   const int64_t saved = stored - CountParameters(compaction.model);
   // At the end of the ramp whatever is gone goes.
-  const bool last = done_ && !shrinking && saved > 0;
+  const bool last = progress_->done && !shrinking && saved > 0;
   const bool enough =
       static_cast<double>(saved) >= spec().compact_share * static_cast<double>(stored);
   if (saved > 0 && (enough || last)) return compaction;

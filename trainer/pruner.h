@@ -38,7 +38,7 @@ class Pruner {
   void Restore(std::optional<PruningProgress> progress) { progress_ = std::move(progress); }
   // The phase begins, or goes on after a restart.
   void BeginPhase(int phase);
-  bool active() const { return ramp_.has_value() && !done_; }
+  bool active() const { return ramp_.has_value() && !progress_->done; }
   // Nothing where no phase so far prunes.
   const std::optional<PruningProgress>& progress() const { return progress_; }
 
@@ -83,6 +83,7 @@ class Pruner {
   }
   int64_t InPhase(int64_t step) const { return step - run_.phases[phase_].first_step; }
   bool progressive() const { return spec().removal == PruningSpec::Removal::kProgressive; }
+  void KeepWhatShrinks(int64_t step);
   void WarnOfFewEvents() const;
   std::vector<bool> UnitsThatStay() const;
   void Choose(const TrainingState& state, int64_t step, Stream& stream);
@@ -103,7 +104,6 @@ class Pruner {
   std::optional<PruningProgress> progress_;
   std::optional<UnitTable> table_;
   std::optional<Ramp> ramp_;
-  bool done_ = false;              // the ramp is over and sizes came out
   std::vector<int64_t> chosen_;    // to go after the coming step
   bool collecting_ = false;        // the coming step's backward passes do
   std::vector<Block> blocks_;      // whose inputs the coming step collects

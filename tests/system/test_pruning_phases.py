@@ -130,6 +130,39 @@ class PruningPhasesTest(SystemTest):
         self.assertLessEqual(lines_of(mended, "compaction")[-1]["stored_values"], SECOND)
         self.assertEqual(len(losses(mended)), 2 * STEPS)
 
+    def test_what_has_no_time_to_shrink_to_zero_stays(self):
+        """A ramp that its events do not finish, and one after it: compacted late or often."""
+        def text(share):
+            slow = pruning(FIRST, extra="removal: PROGRESSIVE shrink_steps: 3 units_per_event: 12")
+            phases = (phase(24, slow), phase(6, "moments: KEEP"),
+                      phase(24, "moments: KEEP", pruning(SECOND - 8000)))
+            return config(self.data, *phases).replace("0.02", share)
+        late, often = (self.train(f"share-{share}", text(share)) for share in ("0.95", "0.001"))
+        self.assertEqual(len(lines_of(late, "compaction")), 1)
+        self.assertGreater(len(lines_of(often, "compaction")), 5)
+        removals = [[line["live_values"] for line in lines_of(run, "pruning")]
+                    for run in (late, often)]
+        self.assertEqual(*removals)
+        self.assert_close(losses(often), losses(late), 1e-5, "loss")
+
+    def test_a_run_cut_after_its_ramp_ends_with_the_same_bits(self):
+        text = config(self.data, phase(24, pruning(FIRST, extra="interval: 3")),
+                      checkpoint="every_steps: 2 keep_last: 0")
+        uncut = self.train("over", text)
+        last = lines_of(uncut, "compaction")[-1]["step"]
+        for step in range((last + 1) // 2 * 2, 24, 2):
+            with self.subTest(step=step):
+                self.cut_copy(f"over-{step}", uncut, step)
+                run = self.train(f"over-{step}", text)
+                for file in ARRAYS:
+                    self.assertEqual(read_bytes(newest(run), file),
+                                     read_bytes(newest(uncut), file), file)
+        # Asked for less, the ramp goes on.
+        self.cut_copy("more", uncut, 22)
+        more = self.train("more", config(self.data, phase(48, pruning(SECOND)),
+                                         checkpoint="every_steps: 2 keep_last: 0"))
+        self.assertLessEqual(lines_of(more, "compaction")[-1]["stored_values"], SECOND)
+
     def test_weights_that_a_smaller_model_cannot_have_are_refused_before_their_phase(self):
         for name, sparsity, says in (
                 ("blocks", 'parameterisation: "block_sparse" block_out: 8 block_in: 48',

@@ -16,7 +16,8 @@ StatusOr<std::vector<T>> Read(const SafetensorsFile& file, const char* name) {
 
 PruningTensors::PruningTensors(const PruningProgress& progress)
     : progress_(progress),
-      counters_{progress.batches, progress.phase, progress.initial_parameters} {}
+      counters_{progress.batches, progress.phase, progress.initial_parameters,
+                static_cast<int64_t>(progress.done)} {}
 
 std::vector<TensorSpec> PruningTensors::specs() const {
   const auto units = static_cast<int64_t>(progress_.zero_at.size());
@@ -38,12 +39,14 @@ StatusOr<PruningProgress> ReadPruning(const SafetensorsFile& file) {
   ASSIGN_OR_RETURN(progress.smoothed, Read<double>(file, "smoothed"));
   ASSIGN_OR_RETURN(const std::vector<int64_t> counters, Read<int64_t>(file, "counters"));
   ASSIGN_OR_RETURN(const std::vector<double> level, Read<double>(file, "level"));
-  if (counters.size() != 3 || level.size() != 1) {
+  // Checkpoints of before may lack the last counter.
+  if (counters.size() < 3 || counters.size() > 4 || level.size() != 1) {
     return InvalidInput(file.path() + ": its tensors do not fit each other");
   }
   progress.batches = counters[0];
   progress.phase = counters[1];
   progress.initial_parameters = counters[2];
+  progress.done = counters.size() == 4 && counters[3] != 0;
   progress.level = level[0];
   return progress;
 }

@@ -24,7 +24,7 @@ class PruningTensors {
 
  private:
   const PruningProgress& progress_;
-  std::array<int64_t, 3> counters_;  // batches, phase, initial_parameters
+  std::array<int64_t, 4> counters_;  // batches, phase, initial_parameters, done
 };
 
 StatusOr<PruningProgress> ReadPruning(const SafetensorsFile& file);

@@ -20,6 +20,7 @@ struct PruningProgress {
   int64_t batches = 0;             // that went into them
   double level = 0;                // the moving average of a batch's size, against outliers
   int64_t phase = -1;              // whose ramp it is
+  bool done = false;               // that ramp is over: nothing goes any more
   int64_t initial_parameters = 0;  // when that ramp began
 
   bool operator==(const PruningProgress&) const = default;
