@@ -105,19 +105,19 @@ TEST(SddmmReads, WorkersFarApartReadAgain) {
 
 // Units left over go in equal parts where those fit, and everything is dealt once.
 TEST(SddmmPlan, WholeUnitsThenEqualParts) {
-  std::vector<SddmmUnit> units(13 + 4);
-  for (int u = 0; u < 17; ++u) {
+  std::vector<SddmmUnit> units(12 + 4);
+  for (int u = 0; u < 16; ++u) {
     units[u].by_rows = 1;
     units[u].a_chunk = 2 * u;
     units[u].chunk_count[0] = u < 4 ? 1 : 4;
   }
-  const SddmmPlan plan = ChooseSddmmPlan(units, 2, 120, 13);
+  const SddmmPlan plan = ChooseSddmmPlan(units, 2, 120, 12);
   EXPECT_TRUE(plan.whole);
   EXPECT_FALSE(plan.rests);
   EXPECT_EQ(plan.steps, 120 + 40);
   EXPECT_TRUE(plan.reduces);
   EXPECT_EQ(plan.slots, 12);
-  std::vector<int> steps(17, 0);
+  std::vector<int> steps(16, 0);
   for (const auto& list : plan.lists) {
     ASSERT_FALSE(list.empty());
     EXPECT_EQ(list[0].steps, 120);
