@@ -36,10 +36,11 @@ class Remainders {
           if (left_[i] > 0 && !Gives(i, k)) takes[k].push_back(static_cast<int>(i));
         }
       }
-      const auto most = std::max_element(
-          takes.begin(), takes.end(), [](auto& a, auto& b) { return a.size() < b.size(); });
+      const auto most = std::max_element(takes.begin(), takes.end(),
+                                         [](auto& a, auto& b) { return a.size() < b.size(); });
       if (most == takes.end() || most->empty()) return;
-      std::stable_sort(most->begin(), most->end(), [&](int a, int b) { return left_[a] < left_[b]; });
+      std::stable_sort(most->begin(), most->end(),
+                       [&](int a, int b) { return left_[a] < left_[b]; });
       most->resize(std::min<size_t>(most->size(), capacity_));
       const auto k = static_cast<int>(most - takes.begin());
       room_[k] += capacity_;
@@ -140,9 +141,8 @@ SddmmLines MoveRemainders(SddmmLines* lines, bool by_rows, int other_lines, int 
     for (size_t g = 0; g < givers.size(); ++g) {
       if (g % capacity == 0) across.emplace_back();
       auto& line = (*lines)[givers[g]];
-      const auto block = std::find_if(line.begin(), line.end(), [&](const SddmmBlock& b) {
-        return LineOf(b, !by_rows) == k;
-      });
+      const auto block = std::find_if(
+          line.begin(), line.end(), [&](const SddmmBlock& b) { return LineOf(b, !by_rows) == k; });
       across.back().push_back(*block);
       line.erase(block);
     }

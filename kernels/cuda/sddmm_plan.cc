@@ -36,11 +36,12 @@ constexpr double kRestWaits = 1.3;
 // Steps that a slice stays in the L2: 12 MB of 1 MB a step, for operands 8,192 wide together.
 constexpr int kKeptSteps = 12;
 
-// Microseconds, with slices of 128 and of 64.
+// Microseconds, with slices of 128 and of 64; where workers take rests they are out of step, which
+// those of 64 pay for (IsPaced in sddmm_schedule.cc).
 struct Rates {
-  double step, gigabyte, slot;
+  double step, step_beside_rests, gigabyte, slot;
 };
-constexpr Rates kWide = {0.42, 210, 0.087}, kNarrow = {0.64, 244, 0.124};
+constexpr Rates kWide = {0.42, 0.42, 210, 0.087}, kNarrow = {0.64, 0.74, 244, 0.124};
 
 void Estimate(const std::vector<SddmmUnit>& units, int a_chunks, Plan* plan) {
   const Rates& rates = a_chunks == 2 ? kWide : kNarrow;
@@ -51,8 +52,8 @@ void Estimate(const std::vector<SddmmUnit>& units, int a_chunks, Plan* plan) {
     plan->steps = std::max(plan->steps, steps);
   }
   const auto bytes = static_cast<double>(SddmmReadBytes(*plan, units, a_chunks, kKeptSteps));
-  plan->microseconds =
-      rates.step * plan->steps + rates.gigabyte * bytes * 1e-9 + rates.slot * plan->slots;
+  plan->microseconds = (plan->rests ? rates.step_beside_rests : rates.step) * plan->steps +
+                       rates.gigabyte * bytes * 1e-9 + rates.slot * plan->slots;
 }
 
 // Bytes that a step takes, in boxes of 64 x 64.
@@ -72,8 +73,8 @@ std::vector<int> DearestFirst(const std::vector<SddmmUnit>& units) {
 Plan WholeUnits(const std::vector<SddmmUnit>& units, int a_chunks, int total_steps, int workers) {
   std::vector<Slice> slices;
   for (const int unit : DearestFirst(units)) slices.push_back({unit, 0, total_steps});
-  const auto [items, begin] = Deal<Slice>(
-      slices, workers, [&](const Slice& s) { return Width(units[s.unit], a_chunks); });
+  const auto [items, begin] =
+      Deal<Slice>(slices, workers, [&](const Slice& s) { return Width(units[s.unit], a_chunks); });
   Plan plan;
   for (int w = 0; w < workers; ++w) {
     plan.lists.emplace_back(items.begin() + begin[w], items.begin() + begin[w + 1]);
@@ -143,9 +144,7 @@ class Sharing {
   }
 
   // In steps, to compare lengths of parts by.
-  double cost() const {
-    return part_steps_ + kRestWaits * later_rest_steps_ / workers_;
-  }
+  double cost() const { return part_steps_ + kRestWaits * later_rest_steps_ / workers_; }
 
   Plan Result() && {
     const auto by_tokens = [](const Slice& a, const Slice& b) { return a.begin < b.begin; };
@@ -241,8 +240,8 @@ SddmmPlan ChooseSddmmPlan(const std::vector<SddmmUnit>& units, int a_chunks, int
                           int workers) {
   Plan best = WholeUnits(units, a_chunks, total_steps, workers);
   Estimate(units, a_chunks, &best);
-  for (std::optional<Plan> plan : {EqualParts(units, total_steps, workers),
-                                   PartsAndRests(units, total_steps, workers)}) {
+  for (std::optional<Plan> plan :
+       {EqualParts(units, total_steps, workers), PartsAndRests(units, total_steps, workers)}) {
     if (!plan) continue;
     Estimate(units, a_chunks, &*plan);
     if (plan->microseconds < best.microseconds) best = std::move(*plan);

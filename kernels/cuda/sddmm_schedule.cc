@@ -71,9 +71,9 @@ void ListColumnSums(int block_row_count, int a_width, SddmmSchedule* schedule) {
 }
 
 // Waiting pays only where all are at the same tokens. Measured on an H100 then: with slices of 128
-// it gains 1 to 4 % where device memory bounds the time, and costs 3 to 10 % where products do; with
-// slices of 64, which the L2 bounds, it gains 7 to 15 % of a sweep over all tokens, and costs up to
-// 7 % of shorter ones.
+// it gains 1 to 4 % where device memory bounds the time, and costs 3 to 10 % where products do;
+// with slices of 64, which the L2 bounds, it gains 7 to 15 % of a sweep over all tokens, and costs
+// up to 7 % of shorter ones.
 bool IsPaced(const BsrPattern& pattern, const SddmmPlan& plan) {
   if (plan.rests) return false;
   if (std::max(pattern.block.rows, pattern.block.cols) == 64) return plan.whole;

@@ -60,8 +60,8 @@ void ShareColumnSums(int a_width, std::vector<SddmmUnit>* units) {
 }
 
 // The units of line number `line`; of an empty one, one unit of sums alone or none.
-void AddUnits(const BsrPattern& pattern, const std::vector<SddmmBlock>& blocks, int line, bool by_rows,
-              bool column_sums, std::vector<SddmmUnit>* units) {
+void AddUnits(const BsrPattern& pattern, const std::vector<SddmmBlock>& blocks, int line,
+              bool by_rows, bool column_sums, std::vector<SddmmUnit>* units) {
   const int a_width = by_rows ? pattern.block.rows : pattern.block.cols;
   const int max_chunks = a_width == 128 ? 4 : 8;
   const std::vector<Chunk> list = ChunksOf(pattern, blocks, by_rows);
@@ -136,8 +136,8 @@ std::vector<std::vector<SddmmUnit>> MakeSddmmUnits(const BsrPattern& pattern,
   if (rows != cols || form.column_sums) return {PlainUnits(pattern, form.column_sums)};
   // The slices are the wider operand's, which few units share and which is read once if they go
   // together; the chunks the narrower one's, which all units share and which stays in the L2.
-  // Measured on an H100 the other way round takes a quarter to a third more time with blocks of 128,
-  // and up to a quarter with blocks of 64.
+  // Measured on an H100 the other way round takes a quarter to a third more time with blocks of
+  // 128, and up to a quarter with blocks of 64.
   const bool by_rows = pattern.out_features() >= pattern.in_features();
   if (rows == 128) return {MixedUnits(pattern, by_rows)};
   return {PlainUnits(pattern, false), MixedUnits(pattern, by_rows), MixedUnits(pattern, !by_rows)};

@@ -7,8 +7,8 @@
 
 namespace filigree {
 
-// Every 64-column chunk of the gradient in one unit; where there are several ways to choose from, all
-// of them, the best of equally many steps first.
+// Every 64-column chunk of the gradient in one unit; where there are several ways to choose from,
+// all of them, the best of equally many steps first.
 //
 // Square blocks of 128 share the slices of the wider operand, and what would leave a line's last
 // unit partly filled moves to units of the other direction. Square blocks of 64 may do so in either

@@ -1,14 +1,15 @@
 // The work lists of the block-sparse kernels cover every product exactly once, whatever the layout.
-#include "kernels/cuda/block_schedule.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <random>
 #include <set>
 #include <tuple>
 #include <vector>
+
+#include "kernels/cuda/block_schedule.h"
 
 namespace filigree {
 namespace {
@@ -69,8 +70,7 @@ TEST(SpmmSchedule, EveryTileOnceAndEveryBlockChunkInIt) {
         // Groups of one tile for the even counts, of two for the odd ones.
         const int group = 1 + static_cast<int>(tokens % 2);
         const SpmmTiling tiling{.workers = 13, .tile_tokens = 256, .token_group = group};
-        const SpmmSchedule schedule =
-            BuildSpmmSchedule(pattern.view(), transposed, tokens, tiling);
+        const SpmmSchedule schedule = BuildSpmmSchedule(pattern.view(), transposed, tokens, tiling);
         ASSERT_EQ(schedule.worker_begin.size(), 14u);
         ASSERT_EQ(schedule.worker_begin.back(), static_cast<int>(schedule.tiles.size()));
         const int width = transposed ? pattern.block.cols : pattern.block.rows;
@@ -87,8 +87,8 @@ TEST(SpmmSchedule, EveryTileOnceAndEveryBlockChunkInIt) {
           for (int s = tile.step_begin; s < tile.step_begin + tile.step_count; ++s) {
             const SpmmStep& step = schedule.steps[s];
             const int block = step.weight_row / pattern.block.rows;
-            const int chunk = transposed ? step.weight_row % pattern.block.rows / kChunk
-                                         : step.weight_chunk;
+            const int chunk =
+                transposed ? step.weight_row % pattern.block.rows / kChunk : step.weight_chunk;
             found.insert({block, chunk});
             const int other = transposed ? positions[block].first : positions[block].second;
             EXPECT_EQ(step.input_chunk, other * (depth / kChunk) + chunk);
@@ -281,8 +281,11 @@ void CheckUnits(const Pattern& pattern, const SddmmSchedule& schedule) {
       const int width = cols / kChunk, down = row / kChunk, across = col / kChunk;
       for (int square = 0; square < (by_rows ? rows : cols) / kChunk; ++square) {
         const int index = by_rows ? square * width + across : down * width + square;
-        EXPECT_TRUE(found.insert(static_cast<int>(element / (rows * cols)) * rows * cols / kChunk /
-                                     kChunk + index).second);
+        EXPECT_TRUE(
+            found
+                .insert(static_cast<int>(element / (rows * cols)) * rows * cols / kChunk / kChunk +
+                        index)
+                .second);
       }
     }
   }
@@ -396,6 +399,69 @@ TEST(BlockSchedule, UnitsLeftOverAreShared) {
   const SddmmSchedule schedule = BuildSddmmSchedule(pattern.view(), 16384, 132);
   EXPECT_EQ(schedule.units.size(), 192u);
   EXPECT_LE(schedule.worker_steps, 256 + 128);  // of 512 without, where 373 is the mean
+}
+
+// `blocks` of a grid, drawn anew for every seed.
+Pattern RandomPattern(int rows, int cols, int block, int blocks, int seed) {
+  std::vector<char> kept(rows * cols, 0);
+  std::fill(kept.begin(), kept.begin() + blocks, 1);
+  std::mt19937 generator(seed);
+  for (int i = rows * cols - 1; i > 0; --i) std::swap(kept[i], kept[generator() % (i + 1)]);
+  Pattern pattern{.block = {block, block}, .rows = rows, .cols = cols, .row_begin = {0}, .col = {}};
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < cols; ++j) {
+      if (kept[i * cols + j]) pattern.col.push_back(j);
+    }
+    pattern.row_begin.push_back(static_cast<int>(pattern.col.size()));
+  }
+  return pattern;
+}
+
+// Random layouts of the benchmarks' shapes: what units and steps the plan promises, for any seed.
+TEST(BlockSchedule, RandomLayoutsFillTheirUnitsAndWorkers) {
+  struct Shape {
+    int rows, cols, block, zeros;  // in blocks; per cent
+    size_t most_units;
+    int most_steps;
+    bool paced;
+  };
+  // Full units: 192, 256 and 77, 102, 102 blocks by twos; 768 and 1024 by eights.
+  const Shape shapes[] = {
+      {48, 16, 128, 75, 98, 256, false},  {64, 16, 128, 75, 130, 256, false},
+      {16, 64, 128, 75, 130, 256, false}, {32, 32, 128, 75, 130, 256, false},
+      {48, 16, 128, 90, 43, 86, true},    {64, 16, 128, 90, 55, 128, true},
+      {32, 32, 128, 90, 56, 128, false},  {16, 16, 128, 75, 33, 64, false},
+      {128, 32, 64, 75, 132, 256, true},  {32, 128, 64, 75, 132, 256, true},
+      {64, 64, 64, 75, 130, 256, true},   {96, 32, 64, 75, 132, 256, true},
+      {96, 32, 64, 90, 60, 128, false},   {43, 16, 128, 75, 88, 256, false},
+  };
+  for (const Shape& shape : shapes) {
+    const int blocks =
+        static_cast<int>(std::lround(shape.rows * shape.cols * (100 - shape.zeros) / 100.0));
+    for (int seed = 1; seed <= 10; ++seed) {
+      SCOPED_TRACE(testing::Message() << shape.rows << "x" << shape.cols << " blocks of "
+                                      << shape.block << ", " << shape.zeros << " %, seed " << seed);
+      const Pattern pattern = RandomPattern(shape.rows, shape.cols, shape.block, blocks, seed);
+      const SddmmSchedule schedule = BuildSddmmSchedule(pattern.view(), 16384, 132);
+      EXPECT_LE(schedule.units.size(), shape.most_units);
+      EXPECT_LE(schedule.worker_steps, shape.most_steps);
+      EXPECT_EQ(schedule.paced, shape.paced);
+      CheckUnits(pattern, schedule);
+      CheckSegments(schedule, 256, 132);
+    }
+  }
+}
+
+// GPT-3 XL's attention output at 75 %: 32 units in four parts, workers of one part side by side.
+TEST(BlockSchedule, NeighboursAreAtTheSameTokens) {
+  const Pattern pattern = RandomPattern(16, 16, 128, 64, 1);
+  const SddmmSchedule schedule = BuildSddmmSchedule(pattern.view(), 16384, 132);
+  EXPECT_EQ(schedule.reductions.size(), schedule.units.size());
+  int before = 0;
+  for (const SddmmSegment& segment : schedule.segments) {
+    EXPECT_GE(segment.token_begin, before);
+    before = segment.token_begin;
+  }
 }
 
 // Two weights as one pattern: the steps and chunks of the second lie where its values do.
