@@ -132,13 +132,17 @@ class PruningPhasesTest(SystemTest):
 
     def test_what_has_no_time_to_shrink_to_zero_stays(self):
         """A ramp that its events do not finish, and one after it: compacted late or often."""
+        def ramp(target, share, extra=""):
+            return (f"pruning {{ target_parameters: {target} begin: 0.1 end: 0.7 compact_share: "
+                    f"{share} feed_forward {{ alignment: 4 minimum: 8 }} stem {{ alignment: 8 "
+                    f"minimum: 16 }} {extra} }}")
+
         def text(share):
-            slow = pruning(FIRST, extra="removal: PROGRESSIVE shrink_steps: 3 units_per_event: 12")
-            phases = (phase(24, slow), phase(6, "moments: KEEP"),
-                      phase(24, "moments: KEEP", pruning(SECOND - 8000)))
-            return config(self.data, *phases).replace("0.02", share)
+            slow = ramp(45000, share, "removal: PROGRESSIVE shrink_steps: 3 units_per_event: 12")
+            return config(self.data, phase(24, slow), phase(6, "moments: KEEP"),
+                          phase(24, "moments: KEEP", ramp(30000, share)))
         late, often = (self.train(f"share-{share}", text(share)) for share in ("0.95", "0.001"))
-        self.assertEqual(len(lines_of(late, "compaction")), 1)
+        self.assertEqual(len(lines_of(late, "compaction")), 2)  # where each ramp is over
         self.assertGreater(len(lines_of(often, "compaction")), 5)
         removals = [[line["live_values"] for line in lines_of(run, "pruning")]
                     for run in (late, often)]
