@@ -11,6 +11,9 @@
 namespace filigree {
 namespace {
 
+// Of both sides of a matrix that cuSPARSELt compresses.
+constexpr int64_t kTwoFourMultiple = 16;
+
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 constexpr int64_t GiB(double count) { return static_cast<int64_t>(count * kGiB); }
 
@@ -107,6 +110,14 @@ PreparedLayout::StepUse BlockedStepUse(const SparseLayout& layout, int64_t token
   if (served) return {.held_bytes = BothDirectionsBytes(layout)};
   // Through the dense weight, of which the gradient is the larger.
   return {.scratch_bytes = layout.logical_count() * static_cast<int64_t>(sizeof(float))};
+}
+
+int64_t CompressedBytes(int64_t out, int64_t in, TwoFourKind kind, const GpuCard& card) {
+  if (kind == TwoFourKind::kNone || card.compute_capability < 80) return 0;
+  if (out % kTwoFourMultiple != 0 || in % kTwoFourMultiple != 0) return 0;
+  const int64_t values = out * in / 2 * static_cast<int64_t>(sizeof(BFloat16));
+  const int64_t one = values + out * in / 2 / 4;
+  return kind == TwoFourKind::kRowsAndColumns ? 2 * one : one;
 }
 
 // Measured on an H100, llama 1B at 16,384 tokens a step, 12.5 % of the blocks beside rank d / 8:
