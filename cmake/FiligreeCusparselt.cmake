@@ -4,7 +4,8 @@
 # Looked for under CUSPARSELT_ROOT, in the CUDA toolkit, in the system, in Python's
 # nvidia-cusparselt-cu13, or in build/_deps, where launch/setup.sh unpacks that.
 #
-# Defines FILIGREE_CUSPARSELT_FOUND and, where it is ON, the target filigree_cusparselt.
+# Defines FILIGREE_CUSPARSELT_FOUND and, where it is ON, FILIGREE_CUSPARSELT_LIBRARY, the library's name,
+# and (in the cache) CUSPARSELT_INCLUDE_DIR.
 set(FILIGREE_CUSPARSELT AUTO CACHE STRING "2:4 products through cuSPARSELt: AUTO, ON or OFF")
 
 function(filigree_find_cusparselt)
@@ -33,14 +34,10 @@ if(FILIGREE_CUSPARSELT)
   if(CUSPARSELT_INCLUDE_DIR)
     set(FILIGREE_CUSPARSELT_FOUND ON)
     # Where programs look after the dynamic loader's own places.
-    set(library libcusparseLt.so.0)
+    set(FILIGREE_CUSPARSELT_LIBRARY libcusparseLt.so.0)
     if(CUSPARSELT_LIBRARY)
-      set(library ${CUSPARSELT_LIBRARY})
+      set(FILIGREE_CUSPARSELT_LIBRARY ${CUSPARSELT_LIBRARY})
     endif()
-    add_library(filigree_cusparselt INTERFACE)
-    target_include_directories(filigree_cusparselt SYSTEM INTERFACE ${CUSPARSELT_INCLUDE_DIR})
-    target_compile_definitions(filigree_cusparselt INTERFACE FILIGREE_CUSPARSELT_LIBRARY="${library}")
-    target_link_libraries(filigree_cusparselt INTERFACE ${CMAKE_DL_LIBS})
   elseif(NOT FILIGREE_CUSPARSELT STREQUAL "AUTO")
     message(FATAL_ERROR "FILIGREE_CUSPARSELT is ${FILIGREE_CUSPARSELT}, but there is no cusparseLt.h; "
       "name its prefix with CUSPARSELT_ROOT, or run launch/setup.sh")
