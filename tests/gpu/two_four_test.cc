@@ -137,6 +137,12 @@ class GpuTwoFourTest : public GpuTest {
     compressed->Compress(weight.gpu().data(), plans_->workspace(), NativeStream(stream()));
     return compressed;
   }
+  // On both sides.
+  static void Replace(Mirror& values, Mirror& by) {
+    device().CopyAsync(values.gpu(), by.gpu(), stream());
+    const ConstTensorView host = by.cpu();
+    std::memcpy(values.cpu().data(), host.data(), host.bytes());
+  }
   // On sparse tensor cores, by one algorithm. False: there is none of that number.
   bool RunSparse(const Case& c, Mirror& weight, int algorithm, bool integers) {
     Operands operands(c, weight, integers, device());
@@ -207,8 +213,13 @@ TEST_F(GpuTwoFourTest, EveryAlgorithmIsExact) {
   Mirror weight = Weight(256, 512, /*transposable=*/true, /*integers=*/true);
   for (const bool transposed : {false, true}) {
     const Case c = {.out = 256, .in = 512, .tokens = 1032, .transposed = transposed};
+    const auto call = TwoFourCallOf(Operands(c, weight, /*integers=*/true, device()).Args(true),
+                                    TwoFourKind::kRowsAndColumns);
+    ASSERT_TRUE(call);
+    const auto product = TwoFourProduct::Make(*call, kDefault, plans_->context());
+    ASSERT_TRUE(product);
     int served = 0;
-    for (int algorithm = 0; algorithm < 256; ++algorithm) {
+    for (int algorithm = 0; algorithm < product->algorithms(); ++algorithm) {
       served += RunSparse(c, weight, algorithm, /*integers=*/true) ? 1 : 0;
     }
     EXPECT_GT(served, 0);
@@ -249,9 +260,7 @@ TEST_F(GpuTwoFourTest, WeightsFollowTheirValues) {
     };
     for (int round = 0; round < 3; ++round) {
       if (round == 2) {
-        device().CopyAsync(weight.gpu(), other.gpu(), stream());
-        const ConstTensorView values = other.cpu();
-        std::memcpy(weight.cpu().data(), values.data(), values.bytes());
+        Replace(weight, other);
         prepared->Update(stream());
       }
       run({.out = kOut, .in = kIn, .tokens = kTokens, .bias = true});
@@ -259,6 +268,33 @@ TEST_F(GpuTwoFourTest, WeightsFollowTheirValues) {
       run({.out = kOut, .in = kIn, .tokens = 77});
     }
   }
+}
+
+// A recorded step compresses and multiplies what the weight holds when it is submitted.
+TEST_F(GpuTwoFourTest, RecordingsReadTheWeightAsItIs) {
+  Mirror weight = Weight(256, 512, /*transposable=*/true, /*integers=*/true);
+  Mirror other = Weight(256, 512, /*transposable=*/true, /*integers=*/false);
+  const Case c = {.out = 256, .in = 512, .tokens = 1024, .bias = true};
+  Operands operands(c, weight, /*integers=*/false, device());
+  const MatMulArgs args = operands.Args(/*gpu=*/true);
+  const auto call = TwoFourCallOf(args, TwoFourKind::kRows);
+  ASSERT_TRUE(call);
+  const auto compressed = Compressed(call->side, weight);
+  const auto product = TwoFourProduct::Make(*call, kDefault, plans_->context());
+  ASSERT_TRUE(compressed && product);
+  ASSERT_TRUE(plans_->Run(*product, *call, args, *compressed, stream()));
+  const auto recording = device().Record(
+      [&] {
+        compressed->Compress(weight.gpu().data(), plans_->workspace(), NativeStream(stream()));
+        EXPECT_TRUE(plans_->Run(*product, *call, args, *compressed, stream()));
+      },
+      stream());
+  ASSERT_TRUE(recording) << "no graph can be made of it";
+  Replace(weight, other);
+  recording->Submit(stream());
+  stream().Synchronize();
+  cpu().MatMul(operands.Args(/*gpu=*/false), cpu_stream());
+  operands.Expect(/*integers=*/false, c.Name() + ", recorded");
 }
 
 TEST_F(GpuTwoFourTest, LeavesToDenseWhatItCannot) {
