@@ -18,6 +18,8 @@ constexpr int kTimedRuns = 5;
 // Fewer are worth neither a compression nor, in generation, which passes through all of them, the
 // time to choose.
 constexpr int64_t kMinTokens = 1024;
+// cuSPARSELt takes no others.
+constexpr int64_t kTokenMultiple = 8;
 
 bool IsAligned(ConstTensorView view) {
   return view.dtype() == DType::kBF16 && reinterpret_cast<uintptr_t>(view.data()) % 16 == 0 &&
@@ -91,7 +93,7 @@ std::optional<TwoFourCall> TwoFourCallOf(const MatMulArgs& args, TwoFourKind kin
   const bool transposed = !args.transpose_b;
   if (kind == TwoFourKind::kNone || (transposed && kind != TwoFourKind::kRowsAndColumns)) return {};
   if (args.transpose_a || args.batch.count != 1 || args.scale != 1) return {};
-  if (args.a.rows() < kMinTokens) return {};
+  if (args.a.rows() < kMinTokens || args.a.rows() % kTokenMultiple != 0) return {};
   const ConstTensorView residual = args.epilogue.residual;
   if (args.accumulate && !residual.empty()) return {};
   const TensorView result = args.epilogue.ResultIn(args.out);
@@ -120,6 +122,23 @@ std::shared_ptr<TwoFourPlans> TwoFourPlans::Make(CudaBackend& backend) {
   std::shared_ptr<TwoFourPlans> plans(new TwoFourPlans(backend));
   plans->context_ = CuSparseLtContext::Make();
   return plans->context_ ? plans : nullptr;
+}
+
+std::unique_ptr<CompressedSide> TwoFourPlans::Compress(const TwoFourSide& side, const void* weight,
+                                                       Stream& stream) {
+  const cudaStream_t native = NativeStream(stream);
+  CudaDevice& device = backend_.cuda_device();
+  std::unique_ptr<CompressedSide> made = CompressedSide::Make(side, *context_, device);
+  if (!made || made->scratch_bytes() > workspace_bytes()) return nullptr;
+  const auto [entry, is_new] = places_.try_emplace({side.out, side.in, side.transposed});
+  if (is_new) {
+    const auto library = [&](const void* coded, void* words) {
+      made->CompressByLibrary(coded, words, workspace(), native);
+    };
+    entry->second = CompressedPlaces::Learn(side, made->bytes(), library, device, native);
+  }
+  made->Begin(weight, entry->second, workspace(), native);
+  return made;
 }
 
 TwoFourPlans::Key TwoFourPlans::KeyOf(const TwoFourCall& call, const MatMulArgs& args) {
@@ -190,7 +209,8 @@ const TwoFourChoice& TwoFourPlans::Choose(const TwoFourCall& call, const MatMulA
   choice = {.sparse = sparse + compression < dense, .algorithm = product->algorithm()};
   std::ostringstream times;
   times << std::fixed << std::setprecision(3) << ": sparse " << sparse << " ms and " << compression
-        << " to compress against dense " << dense << ": " << (choice.sparse ? "sparse" : "dense");
+        << " to compress" << (compressed->has_places() ? "" : " (by the library)")
+        << " against dense " << dense << ": " << (choice.sparse ? "sparse" : "dense");
   LogInfo(what + times.str());
   return choice;
 }

@@ -36,6 +36,11 @@ class TwoFourPlans {
   void* workspace() const { return backend_.matmul_plans().workspace().data(); }
   size_t workspace_bytes() const { return backend_.matmul_plans().workspace().bytes(); }
 
+  // A weight's compressed form for a side, made of it as it is; nullptr where cuSPARSELt does not
+  // take it. Waits for the device.
+  std::unique_ptr<CompressedSide> Compress(const TwoFourSide& side, const void* weight,
+                                           Stream& stream);
+
   // Of `args`, of which `call` is the product. nullptr: not chosen yet.
   const TwoFourChoice* Find(const TwoFourCall& call, const MatMulArgs& args) const;
   // Times both, which waits for the device, and keeps the choice. The sparse one counts with a
@@ -60,6 +65,8 @@ class TwoFourPlans {
   CudaBackend& backend_;
   std::unique_ptr<CuSparseLtContext> context_;
   std::map<Key, TwoFourChoice> choices_;
+  // By out, in and transposed; nullptr where there are none.
+  std::map<std::array<int64_t, 3>, std::shared_ptr<const CompressedPlaces>> places_;
 };
 
 }  // namespace filigree

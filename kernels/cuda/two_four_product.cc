@@ -42,14 +42,14 @@ CuSparseLtContext::~CuSparseLtContext() {
 std::unique_ptr<CompressedSide> CompressedSide::Make(const TwoFourSide& side,
                                                      const CuSparseLtContext& context,
                                                      CudaDevice& device) {
-  std::unique_ptr<CompressedSide> made(new CompressedSide(side, context));
+  std::unique_ptr<CompressedSide> made(new CompressedSide(side, context, device));
   made->described_ = Ok(DescribeWeight(side, context, &made->weight_));
-  size_t bytes = 0;
-  if (!made->described_ || !Ok(context.library().SpMMACompressedSize2(
-                               context.handle(), &made->weight_, &bytes, &made->scratch_bytes_))) {
+  if (!made->described_ ||
+      !Ok(context.library().SpMMACompressedSize2(context.handle(), &made->weight_, &made->bytes_,
+                                                 &made->scratch_bytes_))) {
     return nullptr;
   }
-  made->values_ = device.Allocate(bytes, "compute_copies");
+  made->values_ = device.Allocate(made->bytes_, "compute_copies");
   return made;
 }
 
@@ -57,10 +57,27 @@ CompressedSide::~CompressedSide() {
   if (described_) context_.library().MatDescriptorDestroy(&weight_);
 }
 
-void CompressedSide::Compress(const void* weight, void* scratch, cudaStream_t stream) {
+void CompressedSide::CompressByLibrary(const void* weight, void* words, void* scratch,
+                                       cudaStream_t stream) const {
   CUSPARSELT_CHECK(context_.library(),
                    SpMMACompress2(context_.handle(), &weight_, /*isSparseA=*/1, OperationOf(side_),
-                                  weight, values_.data(), scratch, stream));
+                                  weight, words, scratch, stream));
+}
+
+void CompressedSide::Begin(const void* weight, std::shared_ptr<const CompressedPlaces> places,
+                           void* scratch, cudaStream_t stream) {
+  CompressByLibrary(weight, values_.data(), scratch, stream);
+  if (places == nullptr) return;
+  DeviceBuffer mask = device_.Allocate(MaskBytes(side_), "compute_copies");
+  if (!MakeMask(side_, weight, mask.data(), stream)) return;
+  if (!PutsAsLibrary(*places, weight, mask.data(), values_.data(), bytes_, stream)) return;
+  places_ = std::move(places);
+  mask_ = std::move(mask);
+}
+
+void CompressedSide::Compress(const void* weight, void* scratch, cudaStream_t stream) {
+  if (!places_) return CompressByLibrary(weight, values_.data(), scratch, stream);
+  PutValues(*places_, weight, mask_.data(), values_.data(), stream);
 }
 
 std::unique_ptr<TwoFourProduct> TwoFourProduct::Make(const TwoFourCall& call, int algorithm,

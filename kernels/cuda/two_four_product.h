@@ -9,6 +9,8 @@
 
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cusparselt.h"
+#include "kernels/cuda/two_four_compress.h"
+#include "kernels/cuda/two_four_side.h"
 
 namespace filigree {
 
@@ -31,17 +33,6 @@ class CuSparseLtContext {
   bool initialised_ = false;
 };
 
-// A weight W [out, in], row-major and without gaps, and which side of it a product sums over: the
-// inputs (y = x W^T), or the outputs (dx = dy W).
-struct TwoFourSide {
-  int64_t out = 0, in = 0;
-  bool transposed = false;
-
-  int64_t depth() const { return transposed ? out : in; }
-  int64_t width() const { return transposed ? in : out; }
-  bool operator==(const TwoFourSide&) const = default;
-};
-
 // result [tokens, width] = input [tokens, depth] op(W) + addend + bias, BF16, row-major.
 struct TwoFourCall {
   TwoFourSide side;
@@ -60,7 +51,7 @@ struct TwoFourCall {
   }
 };
 
-// W as the tensor cores read it for one side, which must be 2:4 in that direction.
+// W as the tensor cores read it for one side, which must be 2:4 in that direction, of one mask.
 class CompressedSide {
  public:
   // `context` must outlive it. Allocates what it holds. nullptr where cuSPARSELt does not take it.
@@ -70,21 +61,33 @@ class CompressedSide {
   CompressedSide(const CompressedSide&) = delete;
   CompressedSide& operator=(const CompressedSide&) = delete;
 
-  // `scratch`: at least scratch_bytes().
+  // By the library. `scratch`: at least scratch_bytes().
+  void CompressByLibrary(const void* weight, void* words, void* scratch, cudaStream_t stream) const;
+  // Compresses this weight, and takes the short way, in which only values move, from now on:
+  // `places`, where there are some, if they make of it what the library does. Waits for the device.
+  void Begin(const void* weight, std::shared_ptr<const CompressedPlaces> places, void* scratch,
+             cudaStream_t stream);
+  // Anew, with the same mask.
   void Compress(const void* weight, void* scratch, cudaStream_t stream);
+
   size_t scratch_bytes() const { return scratch_bytes_; }
+  size_t bytes() const { return bytes_; }
   const void* data() const { return values_.data(); }
+  bool has_places() const { return places_ != nullptr; }
 
  private:
-  CompressedSide(const TwoFourSide& side, const CuSparseLtContext& context)
-      : side_(side), context_(context) {}
+  CompressedSide(const TwoFourSide& side, const CuSparseLtContext& context, CudaDevice& device)
+      : side_(side), context_(context), device_(device) {}
 
   const TwoFourSide side_;
   const CuSparseLtContext& context_;
+  CudaDevice& device_;
   cusparseLtMatDescriptor_t weight_;
   bool described_ = false;
-  size_t scratch_bytes_ = 0;
+  size_t scratch_bytes_ = 0, bytes_ = 0;
   DeviceBuffer values_;
+  std::shared_ptr<const CompressedPlaces> places_;
+  DeviceBuffer mask_;  // beside places
 };
 
 class TwoFourProduct {

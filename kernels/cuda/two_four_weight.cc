@@ -41,7 +41,7 @@ bool CudaTwoFourWeight::Multiply(const TwoFourCall& call, const MatMulArgs& args
   if (choice != nullptr && !choice->sparse) return false;
   std::unique_ptr<CompressedSide>& side = sides_[call.side.transposed ? 1 : 0];
   const bool had_side = side != nullptr;
-  if (!had_side) side = NewSide(call.side, stream);
+  if (!had_side) side = plans_->Compress(call.side, weight_.data(), stream);
   if (choice == nullptr) choice = &plans_->Choose(call, args, side.get(), stream);
   if (!choice->sparse) {
     if (!had_side) side.reset();
@@ -51,15 +51,6 @@ bool CudaTwoFourWeight::Multiply(const TwoFourCall& call, const MatMulArgs& args
         plans_->Run(ProductOf(call, choice->algorithm), call, args, *side, stream))
       << "cuSPARSELt refuses a product that it computed before";
   return true;
-}
-
-std::unique_ptr<CompressedSide> CudaTwoFourWeight::NewSide(const TwoFourSide& side,
-                                                           Stream& stream) {
-  std::unique_ptr<CompressedSide> made =
-      CompressedSide::Make(side, plans_->context(), backend_.cuda_device());
-  if (!made || made->scratch_bytes() > plans_->workspace_bytes()) return nullptr;
-  made->Compress(weight_.data(), plans_->workspace(), NativeStream(stream));
-  return made;
 }
 
 TwoFourProduct& CudaTwoFourWeight::ProductOf(const TwoFourCall& call, int algorithm) {

@@ -24,8 +24,6 @@ class CudaTwoFourWeight final : public TwoFourWeight {
  private:
   // False: the product is dense.
   bool Multiply(const TwoFourCall& call, const MatMulArgs& args, Stream& stream);
-  // Of one side, up to date; nullptr where cuSPARSELt does not take it.
-  std::unique_ptr<CompressedSide> NewSide(const TwoFourSide& side, Stream& stream);
   TwoFourProduct& ProductOf(const TwoFourCall& call, int algorithm);
 
   const ConstTensorView weight_;

@@ -13,6 +13,8 @@ namespace {
 
 // Of both sides of a matrix that cuSPARSELt compresses.
 constexpr int64_t kTwoFourMultiple = 16;
+// Forms are as large as for a multiple of this, at most.
+constexpr int64_t kTwoFourTile = 64;
 
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 constexpr int64_t GiB(double count) { return static_cast<int64_t>(count * kGiB); }
@@ -115,8 +117,9 @@ PreparedLayout::StepUse BlockedStepUse(const SparseLayout& layout, int64_t token
 int64_t CompressedBytes(int64_t out, int64_t in, TwoFourKind kind, const GpuCard& card) {
   if (kind == TwoFourKind::kNone || card.compute_capability < 80) return 0;
   if (out % kTwoFourMultiple != 0 || in % kTwoFourMultiple != 0) return 0;
-  const int64_t values = out * in / 2 * static_cast<int64_t>(sizeof(BFloat16));
-  const int64_t one = values + out * in / 2 / 4;
+  // Two of four values, two bits for the place of each; and a mask, a bit a cell.
+  const int64_t cells = AlignUp(out, kTwoFourTile) * AlignUp(in, kTwoFourTile);
+  const int64_t one = cells + cells / 8 + cells / 8;
   return kind == TwoFourKind::kRowsAndColumns ? 2 * one : one;
 }
 

@@ -106,8 +106,8 @@ TEST(PlannedGpuTest, SparseStepsHoldWhatAnH100Held) {
   });
 }
 
-// Beside a dense copy, two bytes a cell, two of four values and their places, nine bits a cell, for
-// each side that sparse tensor cores may sum over.
+// Beside a dense copy, two bytes a cell, two of four values, their places and a mask, ten bits a
+// cell, for each side that sparse tensor cores may sum over.
 TEST(PlannedGpuTest, TwoFourWeightsHaveCompressedForms) {
   constexpr int64_t kCells = int64_t{12} * 12 * 768 * 768;
   const auto copies = [](const std::string& sparsity, bool deterministic) {
@@ -115,8 +115,8 @@ TEST(PlannedGpuTest, TwoFourWeightsHaveCompressedForms) {
                    {"sparsity { parameterisation: 'n_m' " + sparsity + " }"}, 1, deterministic)
         .memory_bytes.at("compute_copies");
   };
-  EXPECT_EQ(copies("n: 2 m: 4", false), kCells * 2 + kCells / 8 * 9);
-  EXPECT_EQ(copies("n: 2 m: 4 transposable: true", false), kCells * 2 + kCells / 4 * 9);
+  EXPECT_EQ(copies("n: 2 m: 4", false), kCells * 2 + kCells / 8 * 10);
+  EXPECT_EQ(copies("n: 2 m: 4 transposable: true", false), kCells * 2 + kCells / 4 * 10);
   EXPECT_EQ(copies("n: 2 m: 4", true), kCells * 2);
   EXPECT_EQ(copies("n: 4 m: 8", false), kCells * 2);
 }
