@@ -52,9 +52,10 @@ class TrialOutputs {
   const MatMulArgs& args() const { return args_; }
 
  private:
-  std::array<TensorView*, 4> Outputs() {
+  std::array<TensorView*, 5> Outputs() {
     ProductEpilogue& epilogue = args_.epilogue;
-    return {&args_.out, &epilogue.pre_activation, &epilogue.swiglu.dup, &epilogue.column_sums};
+    return {&args_.out, &epilogue.pre_activation, &epilogue.swiglu.dup, &epilogue.swiglu_output.y,
+            &epilogue.column_sums};
   }
   static size_t BytesOf(const TensorView& view) {
     if (view.empty()) return 0;
@@ -84,6 +85,7 @@ std::string TextOf(const TwoFourCall& call, const ProductEpilogue& epilogue) {
   if (!epilogue.pre_activation.empty()) text << ", GELU";
   if (!epilogue.gelu_input.empty()) text << ", GELU's gradient";
   if (!epilogue.swiglu.empty()) text << ", SwiGLU's gradient";
+  if (!epilogue.swiglu_output.empty()) text << ", SwiGLU";
   return text.str();
 }
 
@@ -150,12 +152,14 @@ TwoFourPlans::Key TwoFourPlans::KeyOf(const TwoFourCall& call, const MatMulArgs&
                          !epilogue.gelu_input.empty(),
                          epilogue.gelu_input.dtype() == DType::kU8,
                          !epilogue.swiglu.empty(),
+                         epilogue.swiglu.linear,
+                         !epilogue.swiglu_output.empty(),
+                         epilogue.swiglu_output.linear,
                          !epilogue.column_sums.empty()};
   int64_t bits = 0;
   for (const bool pass : passes) bits = 2 * bits + (pass ? 1 : 0);
-  return {call.side.out,         call.side.in,       call.side.transposed, call.tokens,
-          call.input_stride,     call.result_stride, call.addend_stride,   bits,
-          epilogue.swiglu.linear};
+  return {call.side.out,     call.side.in,       call.side.transposed, call.tokens,
+          call.input_stride, call.result_stride, call.addend_stride,   bits};
 }
 
 const TwoFourChoice* TwoFourPlans::Find(const TwoFourCall& call, const MatMulArgs& args) const {

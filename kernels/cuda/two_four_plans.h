@@ -55,7 +55,7 @@ class TwoFourPlans {
            const CompressedSide& compressed, Stream& stream);
 
  private:
-  using Key = std::array<int64_t, 9>;
+  using Key = std::array<int64_t, 8>;
   explicit TwoFourPlans(CudaBackend& backend) : backend_(backend) {}
   static Key KeyOf(const TwoFourCall& call, const MatMulArgs& args);
   // Of its algorithms the fastest; nullptr where there is none.
