@@ -1,5 +1,5 @@
-// Which product with a 2:4 weight is the faster: on sparse tensor cores, by which algorithm, or the
-// dense one. Timed once a shape and epilogue, and logged.
+// Which product with a 2:4 weight to take: on sparse tensor cores, by which algorithm, where that
+// is clearly the faster, or the dense one. Timed once a shape and epilogue, and logged.
 #pragma once
 
 #include <cuda_runtime_api.h>
