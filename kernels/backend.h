@@ -19,7 +19,9 @@
 #include "kernels/base/stochastic_rounding.h"
 #include "kernels/base/tensor_view.h"
 #include "kernels/sparse/layout.h"
+#include "kernels/sparse/two_four.h"
 #include "kernels/state_ops.h"
+#include "kernels/two_four.h"
 
 namespace filigree {
 
@@ -304,6 +306,13 @@ class SparseOps {
   virtual void GatherGroup(std::span<const GatherStoredArgs> parts, Stream& stream) {
     for (const GatherStoredArgs& part : parts) GatherStored(part, stream);
   }
+  // Products with the dense `weight` [out, in], which outlives them and of which `kind` holds.
+  // Returns nullptr where the backend has nothing for it: then multiply with MatMul.
+  virtual std::unique_ptr<TwoFourWeight> PrepareTwoFour(ConstTensorView weight, TwoFourKind kind) {
+    return nullptr;
+  }
+  // Device bytes that they come to hold at most.
+  virtual int64_t TwoFourBytes(int64_t out, int64_t in, TwoFourKind kind) const { return 0; }
 };
 
 // ------------------------------------------------------------------------------------ attention

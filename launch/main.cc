@@ -212,7 +212,8 @@ void AddBenchKernels(CLI::App* bench, BenchKernelsCommand& c, Runner& run) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   sub->add_option("--seed", c.seed, "Of the layouts")->capture_default_str();
-  sub->add_flag("--peers", c.peers, "Also cuSPARSE's products, BSR and CSR (on a GPU; slow)");
+  sub->add_flag("--peers", c.peers,
+                "Also cuSPARSE's products, BSR and CSR, and n_m's of a 2:4 weight (on a GPU; slow)");
   sub->add_flag("--json", c.json, "Print JSON");
   sub->callback([&] { run = [&] { return c.Run(); }; });
 }

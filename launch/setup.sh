@@ -37,7 +37,7 @@ missing_packages() {
   if ! have mpicc || ! have mpirun; then
     if installed libmpich-dev; then echo mpich; else printf '%s\n' libopenmpi-dev openmpi-bin; fi
   fi
-  if cudnn_frontend_is_missing && ! python3 -m pip --version >/dev/null 2>&1; then
+  if { cudnn_frontend_is_missing || cusparselt_is_missing; } && ! python3 -m pip --version >/dev/null 2>&1; then
     echo python3-pip
   fi
   not_installed "${LIBRARIES[@]}"
@@ -64,22 +64,40 @@ cudnn_frontend_is_missing() {
     [ ! -f build/_deps/cudnn_frontend/include/cudnn_frontend.h ]
 }
 
-# Puts the headers of its Python wheel into $1.
-unpack_cudnn_frontend() {
+# 2:4 products on sparse tensor cores, header and library (see cmake/FiligreeCusparselt.cmake).
+# Without it they are dense.
+CUSPARSELT=nvidia-cusparselt-cu13==0.10.0
+
+cusparselt_is_missing() {
+  [ -n "$(find_nvcc)" ] && [ -z "${CUSPARSELT_ROOT:-}" ] &&
+    [ ! -f /usr/include/cusparseLt.h ] &&
+    [ ! -f build/_deps/cusparselt/nvidia/cu13/include/cusparseLt.h ]
+}
+
+# Puts the folder $3 of the Python wheel $2 into $1.
+unpack_wheel() {
   local scratch=$1/scratch
   rm -rf "$scratch" && mkdir -p "$scratch" &&
     python3 -m pip -q --disable-pip-version-check download --retries 1 --timeout 20 --no-deps \
-      --only-binary :all: -d "$scratch" "$CUDNN_FRONTEND" &&
+      --only-binary :all: -d "$scratch" "$2" &&
     python3 -m zipfile -e "$scratch"/*.whl "$scratch" &&
-    mv "$scratch/include" "$1/include" && rm -rf "$scratch"
+    mv "$scratch/$3" "$1/$3" && rm -rf "$scratch"
 }
 
 install_cudnn_frontend() {
   local target=build/_deps/cudnn_frontend
   say "set-up: installing the headers of $CUDNN_FRONTEND into $target"
-  unpack_cudnn_frontend "$target" ||
+  unpack_wheel "$target" "$CUDNN_FRONTEND" include ||
     say "set-up: $CUDNN_FRONTEND could not be installed, so attention on a GPU takes slower kernels;" \
       "CUDNN_FRONTEND_ROOT may name a copy"
+}
+
+install_cusparselt() {
+  local target=build/_deps/cusparselt
+  say "set-up: installing $CUSPARSELT (170 MB) into $target"
+  unpack_wheel "$target" "$CUSPARSELT" nvidia ||
+    say "set-up: $CUSPARSELT could not be installed, so 2:4 weights are multiplied densely;" \
+      "CUSPARSELT_ROOT may name a copy"
 }
 
 # Runs apt-get as root.
@@ -118,6 +136,7 @@ main() {
       "name text files in FILIGREE_TEXT instead"
   fi
   if cudnn_frontend_is_missing; then install_cudnn_frontend; fi
+  if cusparselt_is_missing; then install_cusparselt; fi
   local cmake_version
   cmake_version=$(cmake --version | sed -n '1s/[^0-9]*//p')
   printf '3.25\n%s\n' "$cmake_version" | sort -VC ||

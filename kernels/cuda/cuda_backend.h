@@ -28,6 +28,8 @@ namespace filigree {
 class MatMulPlans;
 // cuDNN's attention graphs, one a shape (attention_plans.h); declines every shape without cuDNN.
 class AttentionPlans;
+// Which product with a 2:4 weight is the faster, one a shape (two_four_plans.h).
+class TwoFourPlans;
 
 class CudaBackend final : public Backend {
  public:
@@ -67,6 +69,9 @@ class CudaBackend final : public Backend {
   }
   void ScatterGroup(std::span<const ScatterStoredArgs> parts, Stream& stream) override;
   void GatherGroup(std::span<const GatherStoredArgs> parts, Stream& stream) override;
+  // Through cuSPARSELt, where it is found; not if deterministic.
+  std::unique_ptr<TwoFourWeight> PrepareTwoFour(ConstTensorView weight, TwoFourKind kind) override;
+  int64_t TwoFourBytes(int64_t out, int64_t in, TwoFourKind kind) const override;
 
   void Rope(const RopeArgs& args, Stream& stream) override;
   void Attention(const AttentionArgs& args, Stream& stream) override;
@@ -107,6 +112,8 @@ class CudaBackend final : public Backend {
   uint32_t* sddmm_pace() { return static_cast<uint32_t*>(sddmm_counters_.data()); }
   uint32_t* sddmm_arrivals();
   CudaDevice& cuda_device() { return device_; }
+  // cuBLASLt's, which any matrix product on the same stream may use.
+  MatMulPlans& matmul_plans() { return *matmul_plans_; }
 
  private:
   std::byte* Reserve(DeviceBuffer* buffer, size_t bytes);
@@ -122,6 +129,7 @@ class CudaBackend final : public Backend {
   DeviceIndices indices_;
   std::unique_ptr<MatMulPlans> matmul_plans_;
   std::unique_ptr<AttentionPlans> attention_plans_;
+  std::shared_ptr<TwoFourPlans> two_four_plans_;  // from the first such weight on
   bool deterministic_ = false;
 };
 

@@ -49,6 +49,8 @@ class MatMulPlans {
   // if `tune`, the algorithms that the heuristics propose are timed, which waits for the device;
   // else the first of them is taken, which is the same in every run.
   bool Run(const MatMulCall& call, bool tune, cudaStream_t stream);
+  // For other products on that stream.
+  const DeviceBuffer& workspace() const { return workspace_; }
 
  private:
   using Key = std::array<int64_t, 19>;

@@ -11,6 +11,11 @@
 namespace filigree {
 namespace {
 
+// Of both sides of a matrix that cuSPARSELt compresses.
+constexpr int64_t kTwoFourMultiple = 16;
+// Forms are as large as for a multiple of this, at most.
+constexpr int64_t kTwoFourTile = 64;
+
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 constexpr int64_t GiB(double count) { return static_cast<int64_t>(count * kGiB); }
 
@@ -107,6 +112,15 @@ PreparedLayout::StepUse BlockedStepUse(const SparseLayout& layout, int64_t token
   if (served) return {.held_bytes = BothDirectionsBytes(layout)};
   // Through the dense weight, of which the gradient is the larger.
   return {.scratch_bytes = layout.logical_count() * static_cast<int64_t>(sizeof(float))};
+}
+
+int64_t CompressedBytes(int64_t out, int64_t in, TwoFourKind kind, const GpuCard& card) {
+  if (kind == TwoFourKind::kNone || card.compute_capability < 80) return 0;
+  if (out % kTwoFourMultiple != 0 || in % kTwoFourMultiple != 0) return 0;
+  // Two of four values, two bits for the place of each; and a mask, a bit a cell.
+  const int64_t cells = AlignUp(out, kTwoFourTile) * AlignUp(in, kTwoFourTile);
+  const int64_t one = cells + cells / 8 + cells / 8;
+  return kind == TwoFourKind::kRowsAndColumns ? 2 * one : one;
 }
 
 // Measured on an H100, llama 1B at 16,384 tokens a step, 12.5 % of the blocks beside rank d / 8:

@@ -59,6 +59,10 @@ bool HopperServes(const SparseLayout& layout, const GpuCard& card);
 PreparedLayout::StepUse BlockedStepUse(const SparseLayout& layout, int64_t tokens, bool bias_sums,
                                        const GpuCard& card);
 
+// Of a 2:4 weight [out, in] (Backend::TwoFourBytes): its form for sparse tensor cores and what it is
+// made by, and its transpose's. 0 where there are none.
+int64_t CompressedBytes(int64_t out, int64_t in, TwoFourKind kind, const GpuCard& card);
+
 // Backend::BlockedFlopCost of the CUDA backend.
 double GpuBlockedFlopCost(const SparseLayout& layout);
 

@@ -52,4 +52,8 @@ double PlannedGpuBackend::BlockedFlopCost(const SparseLayout& layout) const {
   return GpuBlockedFlopCost(layout);
 }
 
+int64_t PlannedGpuBackend::TwoFourBytes(int64_t out, int64_t in, TwoFourKind kind) const {
+  return deterministic_ ? 0 : CompressedBytes(out, in, kind, card_);
+}
+
 }  // namespace filigree

@@ -42,9 +42,13 @@ class PlannedGpuBackend final : public CpuBackend {
   std::unique_ptr<PreparedLayout> PrepareGroup(std::span<const PreparedLayout* const> parts,
                                                std::span<const int64_t> value_begin) override;
   double BlockedFlopCost(const SparseLayout& layout) const override;
+  // As where cuSPARSELt is found.
+  int64_t TwoFourBytes(int64_t out, int64_t in, TwoFourKind kind) const override;
+  void set_deterministic(bool deterministic) override { deterministic_ = deterministic; }
 
  private:
   const GpuCard& card_;
+  bool deterministic_ = false;
 };
 
 }  // namespace filigree

@@ -112,7 +112,7 @@ struct BenchKernelsCommand {
   std::string layout = "random";
   int repeats = 20;
   uint64_t seed = 1;
-  bool peers = false;  // cuSPARSE's too
+  bool peers = false;  // cuSPARSE's and n_m's too
   bool json = false;
   Status Run() const;
 };

@@ -36,6 +36,19 @@ DeviceBuffer NormalMatrix(int64_t count, Device& device, Stream& stream) {
   return buffer;
 }
 
+// A transposable 2:4 weight: squares of four cells, every other one along rows and columns.
+DeviceBuffer TwoFourMatrix(const KernelCase& c, Device& device, Stream& stream) {
+  std::vector<BFloat16> values = NormalValues(c.out * c.in, 0.02);
+  for (int64_t i = 0; i < c.out * c.in; ++i) {
+    if ((i / c.in / 2 + i % c.in / 2) % 2 != 0) values[i] = BFloat16(0.0f);
+  }
+  DeviceBuffer buffer = device.Allocate(values.size() * sizeof(BFloat16), "scratch");
+  device.CopyAsync(buffer.View(DType::kBF16, c.out * c.in),
+                   ConstTensorView(values.data(), DType::kBF16, {c.out * c.in}), stream);
+  stream.Synchronize();
+  return buffer;
+}
+
 // A median after a round of warming up; nothing where `product` says that there is none.
 std::optional<double> MedianMs(const std::function<bool()>& product, Device& device,
                                Stream& stream) {
@@ -50,6 +63,27 @@ std::optional<double> MedianMs(const std::function<bool()>& product, Device& dev
   }
   std::sort(ms.begin(), ms.end());
   return ms[ms.size() / 2];
+}
+
+// As `n_m` trains: on sparse tensor cores, or densely where that was faster, as the log says.
+KernelPeer TimeTwoFour(const KernelCase& c, TensorView x, TensorView dy, TensorView y,
+                       TensorView dx, Backend& backend, Stream& stream) {
+  KernelPeer peer = {.name = "n_m_2to4", .ms = {}};
+  const DeviceBuffer buffer = TwoFourMatrix(c, backend.device(), stream);
+  const TensorView matrix = buffer.View(DType::kBF16, c.out * c.in).Reshape({c.out, c.in});
+  const auto weight = backend.PrepareTwoFour(matrix, TwoFourKind::kRowsAndColumns);
+  if (!weight) return peer;
+  weight->Update(stream);
+  const MatMulArgs products[] = {{.a = x, .b = matrix, .out = y, .transpose_b = true},
+                                 {.a = dy, .b = matrix, .out = dx}};
+  for (int i = 0; i < 2; ++i) {
+    const auto run = [&] {
+      weight->MatMul(products[i], stream);
+      return true;
+    };
+    peer.ms[i] = MedianMs(run, backend.device(), stream);
+  }
+  return peer;
 }
 
 }  // namespace
@@ -86,6 +120,8 @@ std::vector<KernelPeer> TimePeers(const KernelCase& c, Backend& backend, Stream&
     if (whole) peer.ms[3] = total;
     peers.push_back(std::move(peer));
   }
+  peers.push_back(TimeTwoFour(c, view(x, c.in), view(dy, c.out), view(out, c.out), view(out, c.in),
+                              backend, stream));
   return peers;
 }
 #else

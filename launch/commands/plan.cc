@@ -42,6 +42,7 @@ Status PlanCommand::Run() const {
   }
   const auto teachers = OpenTeachers(run);
   if (!teachers.ok()) return ForThisRank(teachers.status(), session);
+  session.backend->set_deterministic(run.deterministic);
   RunPlan plan = PlanRun(run, ranks, *session.backend, *teachers);
   for (PhasePlan& phase : plan.phases) phase.memory_bytes["context"] = target.context_bytes;
   std::vector<ScalingPoint> scaling;

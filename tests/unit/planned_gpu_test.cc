@@ -21,7 +21,7 @@ namespace filigree {
 namespace {
 
 PhasePlan PlanFor(const std::string& config, const std::vector<std::string>& overrides,
-                  int ranks = 1) {
+                  int ranks = 1, bool deterministic = false) {
   KnownNames known;
   for (const Parameterisation& row : Parameterisations()) {
     known.parameterisations.emplace_back(row.name);
@@ -30,6 +30,7 @@ PhasePlan PlanFor(const std::string& config, const std::vector<std::string>& ove
   CHECK(loaded.ok()) << loaded.status().message();
   PlannedGpu gpu(*FindGpuCard("h100"));
   PlannedGpuBackend backend(gpu);
+  backend.set_deterministic(deterministic);
   return PlanRun(loaded->spec, ranks, backend).phases[0];
 }
 
@@ -103,6 +104,21 @@ TEST(PlannedGpuTest, SparseStepsHoldWhatAnH100Held) {
       {"configs/sltrain_7b.textproto", "batch { tokens_per_step: 256 micro_batch_sequences: 1 }",
        15.27 - HiddenGradient(256, 11008), kTwoDecimals},
   });
+}
+
+// Beside a dense copy, two bytes a cell, two of four values, their places and a mask, ten bits a
+// cell, for each side that sparse tensor cores may sum over.
+TEST(PlannedGpuTest, TwoFourWeightsHaveCompressedForms) {
+  constexpr int64_t kCells = int64_t{12} * 12 * 768 * 768;
+  const auto copies = [](const std::string& sparsity, bool deterministic) {
+    return PlanFor(kModels + "gpt2_124m.textproto",
+                   {"sparsity { parameterisation: 'n_m' " + sparsity + " }"}, 1, deterministic)
+        .memory_bytes.at("compute_copies");
+  };
+  EXPECT_EQ(copies("n: 2 m: 4", false), kCells * 2 + kCells / 8 * 10);
+  EXPECT_EQ(copies("n: 2 m: 4 transposable: true", false), kCells * 2 + kCells / 4 * 10);
+  EXPECT_EQ(copies("n: 2 m: 4", true), kCells * 2);
+  EXPECT_EQ(copies("n: 4 m: 8", false), kCells * 2);
 }
 
 // Two GPUs of one host that copy each other's memory.

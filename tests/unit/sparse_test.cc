@@ -10,6 +10,7 @@
 
 #include "kernels/sparse/layout.h"
 #include "kernels/sparse/random_layout.h"
+#include "kernels/sparse/two_four.h"
 
 namespace filigree {
 namespace {
@@ -282,6 +283,32 @@ TEST(RandomNMTest, ChoicesAreUniform) {
       EXPECT_NEAR(count, mean, 5 * std::sqrt(mean) + (transposable ? 0.02 * mean : 0));
     }
   }
+}
+
+// Among any four cells that begin at a multiple of four, counted one by one.
+TEST(TwoFourTest, IsWhatEveryFourCellsHold) {
+  for (const auto& [n, m] :
+       {std::pair{1, 2}, {1, 3}, {2, 4}, {3, 4}, {1, 4}, {2, 6}, {2, 8}, {4, 8}, {1, 64}}) {
+    for (const bool transposable : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << n << ":" << m << " transposable " << transposable);
+      const int64_t out = 4 * m, in = 8 * m;
+      const SparseLayout layout = RandomNM(out, in, n, m, transposable, 5, "w");
+      std::vector<int> of_row(out * in / 4, 0), of_column(out * in / 4, 0);
+      for (int64_t cell : layout.LogicalIndices()) {
+        const int64_t row = cell / in, column = cell % in;
+        ++of_row[row * (in / 4) + column / 4];
+        ++of_column[row / 4 * in + column];
+      }
+      const bool rows = *std::ranges::max_element(of_row) <= 2;
+      const bool columns = *std::ranges::max_element(of_column) <= 2;
+      const TwoFourKind kind = TwoFourOf(layout);
+      EXPECT_EQ(kind != TwoFourKind::kNone, rows);
+      EXPECT_EQ(kind == TwoFourKind::kRowsAndColumns, rows && columns);
+    }
+  }
+  EXPECT_EQ(TwoFourOf(RandomNM(8, 8, 2, 4, true, 5, "w")), TwoFourKind::kRowsAndColumns);
+  EXPECT_EQ(TwoFourOf(RandomNM(64, 64, 2, 4, false, 5, "w")), TwoFourKind::kRows);
+  EXPECT_EQ(TwoFourOf(SparseLayout::Dense(8, 8)), TwoFourKind::kNone);
 }
 
 TEST(RandomUniformBlocksTest, ExactCount) {

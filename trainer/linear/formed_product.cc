@@ -1,5 +1,6 @@
 #include "trainer/linear/formed_product.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "trainer/linear/linear_parts.h"
@@ -45,8 +46,17 @@ void FormedProduct::Materialize(Stream& stream) {
   if (copy_.data() == nullptr) {
     copy_ = backend_.device().Allocate(size() * SizeOf(dtype_), "compute_copies");
     weight_ = copy_.View(dtype_, size()).Reshape({rows_, cols_});
+    TwoFourKind kind = weights_.front()->two_four();
+    for (const FormedWeight* weight : weights_) kind = std::min(kind, weight->two_four());
+    two_four_ = backend_.PrepareTwoFour(weight_, kind);
   }
   Form(stream);
+  if (two_four_) two_four_->Update(stream);
+}
+
+void FormedProduct::Multiply(const MatMulArgs& args, Stream& stream) {
+  if (two_four_) return two_four_->MatMul(args, stream);
+  backend_.MatMul(args, stream);
 }
 
 void FormedProduct::Form(Stream& stream) {
@@ -82,7 +92,7 @@ void FormedProduct::AddGradients(Stream& stream) {
 void FormedProduct::Forward(ConstTensorView x, TensorView y, ConstTensorView bias,
                             const ProductEpilogue& epilogue, Stream& stream) {
   if (!kept_) Form(stream);
-  backend_.MatMul(
+  Multiply(
       {.a = x, .b = weight_, .out = y, .transpose_b = true, .bias = bias, .epilogue = epilogue},
       stream);
 }
@@ -93,12 +103,12 @@ void FormedProduct::Backward(ConstTensorView x, ConstTensorView dy, const InputG
   AddGradients(stream);
   if (input_grad.dx.empty()) return;
   if (!kept_) Form(stream);  // over the gradient, which is spent
-  backend_.MatMul({.a = dy,
-                   .b = weight_,
-                   .out = input_grad.dx,
-                   .accumulate = input_grad.accumulate,
-                   .epilogue = input_grad.epilogue()},
-                  stream);
+  Multiply({.a = dy,
+            .b = weight_,
+            .out = input_grad.dx,
+            .accumulate = input_grad.accumulate,
+            .epilogue = input_grad.epilogue()},
+           stream);
 }
 
 }  // namespace filigree

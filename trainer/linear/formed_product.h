@@ -24,6 +24,8 @@ class FormedWeight {
   virtual int64_t cols() const = 0;
   // Whether it is worth its memory.
   virtual bool keeps() const = 0;
+  // Whether it is 2:4, once formed.
+  virtual TwoFourKind two_four() const { return TwoFourKind::kNone; }
   // Low-rank factors that are a part of it.
   virtual const LowRankFactors* factors() const { return nullptr; }
   // The stored cells: all of it, or, where there are factors, what is added to their product.
@@ -57,6 +59,8 @@ class FormedProduct {
   void Form(Stream& stream);
   // Adds the gradients of what is stored, given the weights'.
   void AddGradients(Stream& stream);
+  // args.b is the weight.
+  void Multiply(const MatMulArgs& args, Stream& stream);
   // Calls fn with what each weight stores and its rows of `all`.
   template <typename View, typename Fn>
   void ForEachWeight(View all, const Fn& fn) {
@@ -75,6 +79,7 @@ class FormedProduct {
   DType dtype_ = DType::kF32;
   DeviceBuffer copy_;    // where the weight is kept, from the first Materialize on
   TensorView weight_;    // [rows, cols]: the copy, or the scratch
+  std::unique_ptr<TwoFourWeight> two_four_;  // of the copy, or none
   TensorView gradient_;  // [rows, cols]: the scratch
 };
 

@@ -17,6 +17,8 @@ class MaskedLinear final : public Linear, private FormedWeight {
   MaskedLinear(const LinearSpec& spec, SparseLayout layout, Backend& backend)
       : spec_(spec),
         layout_(backend.PrepareLayout(layout)),
+        two_four_(TwoFourOf(layout)),
+        compressed_bytes_(backend.TwoFourBytes(spec.padded_out(), spec.padded_in(), two_four_)),
         bias_(spec, backend),
         product_({this}, backend) {}
 
@@ -57,7 +59,7 @@ class MaskedLinear final : public Linear, private FormedWeight {
   LinearMemory memory(DType compute_dtype) const override {
     const int64_t copy =
         spec_.padded_out() * spec_.padded_in() * static_cast<int64_t>(SizeOf(compute_dtype));
-    return {static_cast<int64_t>(layout_->bytes()), copy, copy};
+    return {static_cast<int64_t>(layout_->bytes()), copy + compressed_bytes_, copy};
   }
 
  private:
@@ -65,9 +67,12 @@ class MaskedLinear final : public Linear, private FormedWeight {
   int64_t cols() const override { return spec_.padded_in(); }
   bool keeps() const override { return true; }
   Stored stored() const override { return {layout_.get(), weight_}; }
+  TwoFourKind two_four() const override { return two_four_; }
 
   const LinearSpec spec_;
   std::unique_ptr<PreparedLayout> layout_;
+  const TwoFourKind two_four_;
+  const int64_t compressed_bytes_;
   LinearBias bias_;
   BoundParameter weight_;  // [stored]
   FormedProduct product_;

@@ -3,8 +3,9 @@
 // (transposable).
 //
 // State, gradients, exchange and checkpoints hold n / m of the weights; compute scatters them to a
-// dense copy, as `masked` does: memory and traffic shrink, arithmetic does not. Sparse tensor cores
-// are not used.
+// dense copy, as `masked` does. Where that is 2:4, the backend may multiply it on sparse tensor
+// cores (Backend::PrepareTwoFour): y = x W^T sums along the rows of W, dx = dy W along its columns,
+// which are 2:4 if the mask is transposable. The weight's gradient sums over tokens, and is dense.
 #include <cmath>
 #include <sstream>
 #include <string>
@@ -52,6 +53,6 @@ std::unique_ptr<Linear> Create(const LinearSpec& linear, const SparsitySpec&, Sp
 }  // namespace
 
 const Parameterisation kNMParameterisation = {
-    "n_m", "n of every m weights stored, computed densely", false, &Validate, &DrawLayout, &Create};
+    "n_m", "n of every m weights stored, computed densely, or 2:4 on sparse tensor cores", false, &Validate, &DrawLayout, &Create};
 
 }  // namespace filigree
